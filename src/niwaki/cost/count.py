@@ -1,0 +1,380 @@
+"""Multiply-adds, parameters, bytes and activations of a network, as costs: exact for every architecture of its space at once.
+
+`parts` has one rule per primitive and says what there is to count in it; every count is a fold of that over the placed primitives.
+A size stays a function of the few decisions it depends on, so that a count is a sum of small tables (or, for the peak, a maximum).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, singledispatch
+from math import prod
+
+import numpy as np
+
+from niwaki.factor.factor import Cost, CostError, Factor, factor_of, factors_of
+from niwaki.net.control import Network
+from niwaki.net.layer import (
+    Activation,
+    BatchNorm,
+    Cat,
+    ChannelShuffle,
+    Conv,
+    Dropout,
+    Flatten,
+    GlobalPool,
+    Identity,
+    Interleave,
+    Layer,
+    Linear,
+    Opaque,
+    Pool,
+    SqueezeExcite,
+    Subsample,
+    Sum,
+    Zero,
+)
+from niwaki.net.place import INPUT, Placed, Placement, Shape, fix, place, space_of
+from niwaki.space.choice import Value
+from niwaki.space.size import Expr, Symbol, both, canonical, either, equal, op, opposite, scope
+
+RULES = ("all", "fbnet")
+FLOAT_BYTES = 4
+
+Product = tuple[Expr, ...]  # sizes to be multiplied
+
+
+@dataclass(frozen=True)
+class Map:
+    """A linear map: `weights` of them, applied at every one of `positions`, with `outputs` channels and perhaps as many biases."""
+
+    weights: Product
+    outputs: Expr
+    positions: Product = ()
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What there is to count in one primitive.
+
+    maps: convolutions and linear layers in it. normalised: channels with a learned scale and shift, and a running mean and variance.
+    averaged: elements that enter an average pool. macs, params: stated by the owner of an opaque layer.
+    """
+
+    maps: tuple[Map, ...] = ()
+    normalised: Expr = 0
+    averaged: Product = (0,)
+    macs: int = 0
+    params: int = 0
+
+
+@singledispatch
+def parts(layer: Layer, item: Placed) -> Parts:
+    """What there is to count in `layer`, placed as `item`."""
+    raise TypeError(f"parts() has no rule for {type(layer).__name__}; it belongs in this file")
+
+
+@parts.register
+def _(layer: Conv, item: Placed) -> Parts:
+    given, made = item.input_shapes[0], item.shape
+    entering = _total(given.channels)
+    depthwise = layer.groups != 1 and layer.groups == given.width == layer.out_channels
+    each = 1 if depthwise else entering if layer.groups == 1 else canonical(op("//", given.width, layer.groups))
+    leaving = entering if depthwise else layer.out_channels
+    return Parts((Map((each, leaving, layer.kernel_size, layer.kernel_size), leaving, made.spatial, layer.bias),))
+
+
+@parts.register
+def _(layer: Linear, item: Placed) -> Parts:
+    return Parts((Map((_total(item.input_shapes[0].channels), layer.out_features), layer.out_features, bias=layer.bias),))
+
+
+@parts.register
+def _(layer: SqueezeExcite, item: Placed) -> Parts:
+    channels = _total(item.shape.channels)
+    squeeze = Map((channels, layer.hidden), layer.hidden, bias=True)
+    excite = Map((channels, layer.hidden), channels, bias=True)
+    return Parts((squeeze, excite), averaged=(channels, *item.shape.spatial))
+
+
+@parts.register
+def _(layer: BatchNorm, item: Placed) -> Parts:
+    return Parts(normalised=_total(item.shape.channels))
+
+
+@parts.register
+def _(layer: GlobalPool, item: Placed) -> Parts:
+    return Parts(averaged=_elements(item.input_shapes[0]))
+
+
+@parts.register
+def _(layer: Pool, item: Placed) -> Parts:
+    return Parts(averaged=_elements(item.input_shapes[0])) if layer.kind == "avg" else Parts()
+
+
+@parts.register
+def _(layer: Opaque, item: Placed) -> Parts:
+    return Parts(macs=layer.macs, params=layer.params)
+
+
+@parts.register(Activation)
+@parts.register(Cat)
+@parts.register(ChannelShuffle)
+@parts.register(Dropout)
+@parts.register(Flatten)
+@parts.register(Identity)
+@parts.register(Interleave)
+@parts.register(Subsample)
+@parts.register(Sum)
+@parts.register(Zero)
+def _(layer: Layer, item: Placed) -> Parts:
+    return Parts()
+
+
+def macs_of(part: Parts, rule: str = "all") -> Iterator[Product]:
+    """Products whose sum is the multiply-adds. Rule "fbnet" (the authors' of FBNet) adds one per element that enters an average pool."""
+    yield (part.macs,)
+    yield from ((*each.weights, *each.positions) for each in part.maps)
+    if rule == "fbnet":
+        yield part.averaged
+
+
+def params_of(part: Parts, rule: str = "all") -> Iterator[Product]:
+    """Products whose sum is the learnable numbers. Rule "fbnet" has the weights of convolutions and linear layers only."""
+    yield (part.params,)
+    yield from (each.weights for each in part.maps)
+    if rule != "fbnet":
+        yield from ((each.outputs,) for each in part.maps if each.bias)
+        yield (2, part.normalised)
+
+
+def size_bytes_of(part: Parts) -> Iterator[Product]:
+    """Products whose sum is the bytes of all parameters and of BatchNorm's running means and variances, in float32."""
+    yield from ((FLOAT_BYTES, *product) for product in params_of(part))
+    yield (FLOAT_BYTES, 2, part.normalised)
+
+
+def activations_of(part: Parts) -> Iterator[Product]:
+    """Products whose sum is the elements that convolutions and linear layers give, those within squeeze-excite included."""
+    yield from ((each.outputs, *each.positions) for each in part.maps)
+
+
+@lru_cache(maxsize=32)
+def count_macs(network: Network, rule: str = "all") -> Cost:
+    """Multiply-adds of convolutions and linear layers for one image; rule "fbnet": those, and one per input element of an average pool."""
+    _require_rule(rule)
+    return _count("macs", "", network, lambda part: macs_of(part, rule))
+
+
+@lru_cache(maxsize=32)
+def count_params(network: Network, rule: str = "all") -> Cost:
+    """Learnable parameters; rule "fbnet": weights of convolutions and linear layers, without biases and BatchNorm."""
+    _require_rule(rule)
+    return _count("params", "", network, lambda part: params_of(part, rule))
+
+
+@lru_cache(maxsize=32)
+def count_size_bytes(network: Network) -> Cost:
+    """Bytes of the parameters and of BatchNorm's running means and variances in float32."""
+    return _count("size", "bytes", network, size_bytes_of)
+
+
+@lru_cache(maxsize=32)
+def count_activations(network: Network) -> Cost:
+    """Elements that convolutions and linear layers give for one image, those within squeeze-excite included."""
+    return _count("activations", "elements", network, activations_of)
+
+
+@lru_cache(maxsize=32)
+def count_peak_activation(network: Network) -> Cost:
+    """The most elements that are held at once for one image: a maximum over the primitives of one architecture, run in placed order.
+
+    While a primitive runs, memory holds its output and every tensor that it or a later primitive reads; the network's input and output
+    are such tensors. BatchNorm, activations, dropout and Flatten write over their input, unless it is read again later. The vectors
+    inside squeeze-excite and the weights are not counted.
+    """
+    placement = place(network)
+    factors = list(_Liveness(placement).factors())
+    return Cost("peak_activation", "elements", tuple(factors), space_of(network), kind="max")
+
+
+COSTS: Mapping[str, Callable[[Network], Cost]] = {
+    "macs": count_macs,
+    "params": count_params,
+    "size": count_size_bytes,
+    "activations": count_activations,
+    "peak_activation": count_peak_activation,
+}
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One primitive of one architecture. shape: channels, then height and width if it has them; elements: of its output."""
+
+    path: str
+    kind: str
+    shape: tuple[int, ...]
+    macs: int
+    params: int
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+
+def layer_table(network: Network, arch: Mapping[str, Value] | None = None, rule: str = "all") -> list[LayerRow]:
+    """One row per primitive of the architecture `arch` (None: of a network without choices), in order of execution."""
+    _require_rule(rule)
+    rows = []
+    for item in fix(place(network), space_of(network).architecture(arch or {})).items:
+        part = parts(item.layer, item)
+        macs, params = (sum(prod(product) for product in products) for products in (macs_of(part, rule), params_of(part, rule)))
+        shape = (sum(item.shape.channels), *item.shape.spatial)
+        rows.append(LayerRow(item.path, type(item.layer).__name__, shape, int(macs), int(params)))
+    return rows
+
+
+def _count(name: str, unit: str, network: Network, products: Callable[[Parts], Iterable[Product]]) -> Cost:
+    factors = [
+        factor
+        for item in place(network).items
+        for product in products(parts(item.layer, item))
+        if 0 not in [size for size in product if not isinstance(size, Symbol)]
+        for factor in factors_of(item.path, item.condition, product)
+    ]
+    return Cost(name, unit, tuple(factors), space_of(network))
+
+
+def _total(channels: Sequence[Expr]) -> Expr:
+    """The sum of runs of channels, left as a sum, so that a count over it stays a sum of tables."""
+    total: Expr = 0
+    for run in channels:
+        total = total + run
+    return total
+
+
+def _elements(shape: Shape) -> Product:
+    return (_total(shape.channels), *shape.spatial)
+
+
+def _require_rule(rule: str) -> None:
+    if rule not in RULES:
+        raise CostError(f"there is no counting rule {rule!r}; there are {', '.join(RULES)}")
+
+
+class _Liveness:
+    """Which tensors are held when, as conditions on the decisions.
+
+    What `fix` leaves out of an architecture is no primitive there: a `Sum` of one tensor, or an activation that is the identity, *is*
+    its input, which then is read wherever the other is.
+    """
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+        self.items = placement.items
+        self.readers: dict[int, list[tuple[int, int]]] = {}  # tensor -> (item that has it as an input, at which place)
+        for at, item in enumerate(self.items):
+            for place_, source in enumerate(item.inputs):
+                self.readers.setdefault(source, []).append((at, place_))
+        self.zero: list[Expr] = []  # of each item: where it is only zeros
+        self.kept: list[tuple[Expr, ...]] = []  # of each item: where each of its inputs takes part
+        self.same: list[tuple[Expr, ...]] = []  # of each item: where it is that input itself
+        self.runs: list[Expr] = []  # of each item: where it is a primitive of the architecture
+        for item in self.items:
+            self._add(item)
+        self._read: dict[tuple[int, int], Expr] = {}
+        last = [at for at in range(len(self.items))]
+        for at in reversed(range(len(self.items))):
+            followers = [last[reader] if self.same[reader][place_] is not False else reader for reader, place_ in self.readers.get(at, [])]
+            last[at] = len(self.items) if at == placement.output else max(followers, default=at)
+        self.last = last  # of each item: the last step at which it may still be read
+        self.last_input = max([last[r] if self.same[r][p] is not False else r for r, p in self.readers.get(INPUT, [])], default=-1)
+
+    def factors(self) -> Iterator[Factor]:
+        """For each step that may be the peak: the elements held then, 0 where the step does not run."""
+        for at, item in enumerate(self.items):
+            runs = self.runs[at]
+            if isinstance(item.layer, (BatchNorm, Activation, Dropout, Flatten)):
+                # where it writes over its input, it holds no more than the step before
+                runs = _both(runs, self.read(item.inputs[0], at + 1))
+            elif isinstance(item.layer, Zero):
+                runs = _both(runs, self.read(at, at + 1))  # zeros that nobody reads are left out
+            if runs is False:
+                continue
+            held = [factor_of(item.path, runs, _elements(item.shape))]
+            for tensor in [INPUT, *range(at)]:
+                if (self.last[tensor] if tensor != INPUT else self.last_input) < at:
+                    continue
+                there = _both(runs, self.read(tensor, at), self.runs[tensor] if tensor != INPUT else True)
+                if there is not False:
+                    held.append(factor_of(item.path, there, _elements(self.placement.shape_of(tensor))))
+            yield _added(held)
+
+    def read(self, tensor: int, step: int) -> Expr:
+        """Where `tensor` is still read at `step` or later, or is the network's output."""
+        if tensor == self.placement.output:
+            return True
+        if (tensor, step) not in self._read:
+            found: Expr = False
+            for reader, place_ in self.readers.get(tensor, []):
+                same, kept = self.same[reader][place_], self.kept[reader][place_]
+                if reader >= step:
+                    found = _either(found, _both(self.runs[reader], kept))
+                if same is not False:
+                    found = _either(found, _both(same, self.read(reader, step)))
+            self._read[tensor, step] = found
+        return self._read[tensor, step]
+
+    def _add(self, item: Placed) -> None:
+        """Works out one item from those before it."""
+        zero: Expr = isinstance(item.layer, Zero)
+        kept: tuple[Expr, ...] = (True,) * len(item.inputs)
+        same: tuple[Expr, ...] = (False,) * len(item.inputs)
+        if isinstance(item.layer, Activation):
+            same = (canonical(equal(item.layer.kind, "identity")),)
+        elif isinstance(item.layer, Sum):
+            zeros = [self.zero[source] if source != INPUT else False for source in item.inputs]
+            full = [_both(edge, _not(empty)) for edge, empty in zip(item.edges, zeros, strict=True)]
+            zero = _not(_either(*full))
+            first, chosen = zero, []  # of nothing but zeros, the first stays
+            for edge, some in zip(item.edges, full, strict=True):
+                chosen.append(_either(some, _both(first, edge)))
+                first = _both(first, _not(edge))
+            kept = tuple(chosen)
+            same = tuple(
+                _both(one, *(_not(other) for number, other in enumerate(kept) if number != at)) for at, one in enumerate(kept)
+            )
+        same = tuple(_both(item.condition, one) for one in same)
+        self.zero.append(zero)
+        self.kept.append(kept)
+        self.same.append(same)
+        self.runs.append(_both(item.condition, *(_not(one) for one in same)))
+
+
+def _added(factors: Sequence[Factor]) -> Factor:
+    """The sum of `factors`, as one table over all their decisions."""
+    sizes = {name: length for factor in factors for name, length in zip(factor.scope, factor.table.shape, strict=True)}
+    names = list(sizes)
+    total = np.zeros(list(sizes.values()), dtype=np.int64)
+    for factor in factors:
+        order = sorted(range(len(factor.scope)), key=lambda axis: names.index(factor.scope[axis]))
+        total += factor.table.transpose(order).reshape([sizes[name] if name in factor.scope else 1 for name in names])
+    return Factor(tuple(names), total)
+
+
+@lru_cache(maxsize=10_000)
+def _both(*conditions: Expr) -> Expr:
+    kept = [condition for condition in dict.fromkeys(conditions) if condition is not True]
+    return canonical(both(*kept))
+
+
+@lru_cache(maxsize=10_000)
+def _either(*conditions: Expr) -> Expr:
+    return canonical(either(*dict.fromkeys(conditions)))
+
+
+@lru_cache(maxsize=10_000)
+def _not(condition: Expr) -> Expr:
+    return canonical(opposite(condition))

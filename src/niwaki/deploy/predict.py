@@ -1,0 +1,188 @@
+"""Predictions of an exported model for files: ONNX Runtime and Pillow, no torch. The model's own metadata say all that is needed."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from niwaki.deploy.card import FORMAT, Preprocessing
+from niwaki.task.folder import SUFFIXES, read_image
+from niwaki.task.images import DataError
+
+BATCH = 64
+TOP = 3
+
+
+class PredictError(ValueError):
+    """A file that is not a model of ours, or input that it cannot take."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image. source: the file, with [i] for the i-th image of an array file. truth: its class, where the data tell."""
+
+    source: str
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]  # the three likeliest classes, likeliest first
+    truth: str | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Answers in the order of the files, and for each file that could not be read the reason."""
+
+    rows: tuple[Prediction, ...]
+    failures: dict[str, str]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right answers among the images whose class is known (labels in an `.npz`, or the name of the folder)."""
+        known = [row for row in self.rows if row.truth is not None]
+        return sum(row.label == row.truth for row in known) / len(known) if known else None
+
+
+class ExportedModel:
+    """A `model.onnx` in ONNX Runtime, with its classes and preprocessing. threads: of the runtime, None for all cores."""
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise PredictError(f"{path} is {'a folder' if path.is_dir() else 'missing'}; a model.onnx written by niwaki is needed")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0
+        try:
+            self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own kinds have no common base below Exception
+            raise PredictError(f"{path} cannot be loaded by ONNX Runtime: {str(error).strip().splitlines()[0]}") from error
+        properties = self._session.get_modelmeta().custom_metadata_map
+        if missing := [key for key in ("format", "class_names", "preprocessing") if key not in properties]:
+            raise PredictError(f"{path} has no {', '.join(missing)} in its metadata; was it written by niwaki?")
+        if (found := json.loads(properties["format"])) > FORMAT:
+            raise PredictError(f"{path} has metadata of format {found}; this version of niwaki reads up to {FORMAT}")
+        self.class_names: tuple[str, ...] = tuple(json.loads(properties["class_names"]))
+        self.preprocessing = Preprocessing(**json.loads(properties["preprocessing"]))
+
+    def logits(self, images: NDArray) -> NDArray:
+        """(N, K), of images as stored, (N, H, W[, C])."""
+        return np.concatenate([self._session.run(["logits"], {"images": images[start : start + BATCH]})[0] for start in range(0, len(images), BATCH)])
+
+
+def predict(onnx_path: str | Path, files: Sequence[str | Path], *, threads: int | None = None) -> Predictions:
+    """Predictions for image files, folders of them, `.npy` and `.npz` files of images as stored (the latter with `labels`, if it has any).
+
+    A file that cannot be read costs its own predictions only.
+    """
+    model = ExportedModel(onnx_path, threads=threads)
+    failures: dict[str, str] = {}
+    rows: list[Prediction] = []
+    for batch in _batches(_inputs(files, model, failures), BATCH):
+        logits = model.logits(np.stack([image for _, _, image in batch])).astype(np.float64)
+        probabilities = np.exp(logits - logits.max(1, keepdims=True))
+        probabilities /= probabilities.sum(1, keepdims=True)
+        for (source, truth, _), row in zip(batch, probabilities, strict=True):
+            top = tuple((model.class_names[k], float(row[k])) for k in np.argsort(-row, kind="stable")[:TOP])
+            rows.append(Prediction(source, *top[0], top, truth))
+    return Predictions(tuple(rows), failures)
+
+
+def stored_image(path: str | Path, preprocessing: Preprocessing) -> NDArray:
+    """An image file as the data set would store it: turned upright, grey or colour, resized, on its scale; (H, W) or (H, W, C)."""
+    if preprocessing.channels not in (1, 3) or preprocessing.pixel_range is None:
+        what = f"{preprocessing.channels} channels" if preprocessing.channels not in (1, 3) else "values on a scale of their own"
+        raise DataError(f"the model takes images with {what}, which {path} cannot be brought to; give them as .npy or .npz")
+    height, width = preprocessing.stored_shape[:2]
+    pixels = read_image(path, (height, width), colour=preprocessing.channels == 3)
+    low, high = preprocessing.pixel_range
+    if (low, high) != (0.0, 255.0):
+        pixels = pixels.astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)
+    if preprocessing.stored_dtype == "uint8":
+        pixels = np.rint(pixels).astype(np.uint8)
+    return pixels.astype(preprocessing.stored_dtype).reshape(preprocessing.stored_shape)
+
+
+def _inputs(files: Iterable[str | Path], model: ExportedModel, failures: dict[str, str]) -> Iterator[tuple[str, str | None, NDArray]]:
+    """(source, class if known, image as stored) of every image that can be read; `failures` takes the others."""
+    for file in _expanded(files, failures):
+        try:
+            if file.suffix.lower() in (".npy", ".npz"):
+                yield from _array_file(file, model)
+            else:
+                truth = file.absolute().parent.name
+                yield str(file), truth if truth in model.class_names else None, stored_image(file, model.preprocessing)
+        except DataError as error:
+            failures[str(file)] = str(error)
+
+
+def _expanded(files: Iterable[str | Path], failures: dict[str, str]) -> Iterator[Path]:
+    for file in map(Path, files):
+        if not file.is_dir():
+            yield file
+            continue
+        found = sorted(path for path in file.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+        if not found:
+            failures[str(file)] = f"{file} holds no image file ({', '.join(SUFFIXES)})"
+        yield from found
+
+
+def _array_file(file: Path, model: ExportedModel) -> list[tuple[str, str | None, NDArray]]:
+    """Every image of an array file, or none and the reason."""
+    try:
+        with open(file, "rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                images, labels = loaded, None
+            elif "images" not in loaded.files:
+                raise DataError(f"{file} has no array images; it holds {', '.join(loaded.files) or 'nothing'}")
+            else:
+                images, labels = loaded["images"], loaded["labels"] if "labels" in loaded.files else None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file} cannot be read as an array file: {error}") from error
+    images = _as_stored(images, model.preprocessing, file)
+    truths: list[str | None] = [None] * len(images)
+    if labels is not None:
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or (len(labels) and not 0 <= labels.min() <= labels.max() < len(model.class_names)):
+            raise DataError(
+                f"{file}: labels are {labels.dtype} of shape {labels.shape}; {len(images)} class numbers 0..{len(model.class_names) - 1} are needed"
+            )
+        truths = [model.class_names[label] for label in labels]
+    return [(f"{file}[{i}]", truth, image) for i, (truth, image) in enumerate(zip(truths, images, strict=True))]
+
+
+def _as_stored(images: NDArray, preprocessing: Preprocessing, file: Path) -> NDArray:
+    shape, dtype = preprocessing.stored_shape, np.dtype(preprocessing.stored_dtype)
+    if images.shape == shape:
+        images = images[None]
+    channels_first = len(shape) == 3 and images.shape[1:] == (shape[2], *shape[:2])
+    if channels_first and images.shape[1:] != shape:
+        images = np.moveaxis(images, 1, -1)
+    if images.shape[1:] != shape:
+        raise DataError(f"{file}: images have the shape {images.shape}; the model takes N x {' x '.join(map(str, shape))}")
+    if images.dtype.kind == "f" and dtype.kind == "f":
+        images = images.astype(dtype)
+        if not np.isfinite(images).all():
+            raise DataError(f"{file}: images contain NaN or infinity")
+    if images.dtype != dtype:
+        raise DataError(f"{file}: images are {images.dtype}; the model takes {dtype}, as its data set stores them")
+    return np.ascontiguousarray(images)
+
+
+def _batches(items: Iterable[tuple[str, str | None, NDArray]], size: int) -> Iterator[list[tuple[str, str | None, NDArray]]]:
+    batch: list[tuple[str, str | None, NDArray]] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,63 @@
+"""A distribution over architectures: independent categorical logits, one vector per decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from niwaki.nn.relax import gumbel_softmax
+from niwaki.space.space import Space
+
+
+class Distribution:
+    """p(architecture) = product over its active decisions of softmax(logits)[option].
+
+    logits: (D, O) with O the most options of any decision; a row's entries beyond its own options are never looked at. One tensor
+    for all decisions, so that a draw is a handful of operations however many decisions there are.
+    """
+
+    def __init__(self, space: Space, logits: Tensor | None = None) -> None:
+        self.space = space
+        self.names = [decision.name for decision in space.decisions]
+        self.counts = [len(decision.options) for decision in space.decisions]
+        most = max(self.counts, default=1)
+        self.logits = torch.zeros(len(self.counts), most) if logits is None else logits
+        self._beyond = torch.arange(most) >= torch.tensor(self.counts).view(-1, 1)  # (D, O)
+
+    def probabilities(self) -> dict[str, Tensor]:
+        """(O,) for each decision, by name."""
+        return self._rows(torch.softmax(self._masked(), -1))
+
+    def draw(self, *, temperature: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """One Gumbel-softmax draw: (O,) weights for each decision, by name, differentiable in the logits."""
+        return self._rows(gumbel_softmax(self._masked(), temperature=temperature, generator=generator))
+
+    def log_probability(self, arch: Mapping[str, Any]) -> Tensor:
+        """log p(arch): over its active decisions only."""
+        log_p = torch.log_softmax(self._masked(), -1)
+        rows = [self.space.position(name) for name in arch]
+        options = [self.space.decisions[row].options.index(arch[name]) for row, name in zip(rows, arch, strict=True)]
+        return log_p[rows, options].sum()
+
+    def entropy(self) -> Tensor:
+        """Mean entropy of a decision in nats, each divided by that of the uniform distribution: 1 undecided, 0 decided."""
+        log_p = torch.log_softmax(self._masked(), -1)
+        entropies = -(log_p.exp() * log_p.masked_fill(self._beyond.to(log_p.device), 0.0)).sum(-1)
+        free = [row for row, count in enumerate(self.counts) if count > 1]
+        if not free:
+            return torch.zeros(())
+        return (entropies[free] / torch.tensor([float(self.counts[row]) for row in free], device=entropies.device).log()).mean()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The probabilities as float64 arrays, as the cost algebra takes them."""
+        return {name: p.detach().cpu().double().numpy() for name, p in self.probabilities().items()}
+
+    def _masked(self) -> Tensor:
+        return self.logits.masked_fill(self._beyond.to(self.logits.device), -torch.inf)
+
+    def _rows(self, weights: Tensor) -> dict[str, Tensor]:
+        return {name: row[:count] for name, row, count in zip(self.names, weights.unbind(0), self.counts, strict=True)}

@@ -1,0 +1,266 @@
+"""DMaskingNAS (Wan et al., FBNetV2, CVPR 2020): weights and a distribution over architectures learned together on soft masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import ceil, cos, isfinite, pi
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from niwaki.distribution import Distribution
+from niwaki.factor.expect import expected
+from niwaki.factor.within import Within
+from niwaki.gradient.cost_loss import CostLoss, limit_loss, log_loss, product_loss
+from niwaki.net.control import Network
+from niwaki.nn.supernet import supernet
+from niwaki.task.task import Task, derive_seed
+from niwaki.train.loop import TrainingDiverged, epoch_batches
+
+CHECK_EVERY = 25  # steps between looks at the loss
+
+
+@dataclass(frozen=True)
+class DMasking:
+    """Hyper-parameters. The defaults are the published ones of FBNet, which FBNetV2 builds on; FBNetV2's own were not found.
+
+    Each epoch goes over the weights' share of the training data with SGD on the weights, then, after `warmup_epochs`, over the
+    architecture's share with Adam on the logits; every step draws Gumbel-softmax weights anew, one draw per decision for the whole
+    batch. Then the temperature is multiplied by `temperature_decay`.
+
+    objective: "mul" is FBNet's product, "add" CE + cost_weight log(cost / limit), "limit" (ours) pushes only while above the limit.
+    logit_passes: how many times the architecture's share is gone over per epoch; 1 as published.
+    """
+
+    epochs: int = 90
+    warmup_epochs: int = 10
+    batch_size: int = 192
+    temperature: float = 5.0
+    temperature_decay: float = 0.956
+    weight_lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    logit_lr: float = 0.01
+    logit_weight_decay: float = 5e-4
+    architecture_share: float = 0.2
+    logit_passes: int = 1
+    objective: Literal["mul", "add", "limit"] = "mul"
+    alpha: float = 0.2
+    beta: float = 0.6
+    cost_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name}={getattr(self, name)!r} ({possible})"
+            for name, possible, holds in (
+                ("epochs", "at least 1", self.epochs >= 1),
+                ("warmup_epochs", "from 0 to below epochs", 0 <= self.warmup_epochs < self.epochs),
+                ("batch_size", "at least 2", self.batch_size >= 2),
+                ("temperature", "above 0", self.temperature > 0),
+                ("temperature_decay", "above 0, at most 1", 0 < self.temperature_decay <= 1),
+                ("weight_lr", "above 0", self.weight_lr > 0),
+                ("logit_lr", "above 0", self.logit_lr > 0),
+                ("architecture_share", "between 0 and 1", 0 < self.architecture_share < 1),
+                ("logit_passes", "at least 1", self.logit_passes >= 1),
+                ("objective", "mul, add or limit", self.objective in ("mul", "add", "limit")),
+                ("cost_weight", "at least 0", self.cost_weight >= 0),
+            )
+            if not holds
+        ]
+        if wrong:
+            raise ValueError(f"DMaskingNAS cannot run with {'; '.join(wrong)}")
+
+    def cost_loss(self) -> CostLoss:
+        if self.objective == "mul":
+            return product_loss(alpha=self.alpha, beta=self.beta)
+        return log_loss(weight=self.cost_weight) if self.objective == "add" else limit_loss(weight=self.cost_weight)
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """One epoch of a search. Losses are means over its steps; `ratios` are expected cost / limit by budget, at the epoch's end."""
+
+    epoch: int
+    weight_loss: float
+    logit_loss: float | None
+    temperature: float
+    entropy: float
+    ratios: tuple[float, ...]
+
+
+class DMaskingSearch:
+    """A search under way. Several budgets share the weights; each has logits of its own, and the steps take turns among them.
+
+    spaces: one for each budget, the network's space within it. The same seed gives the same search, also through `state_dict` and `load`
+    after any step, at the same number of threads.
+    """
+
+    def __init__(
+        self, network: Network, task: Task, spaces: Sequence[Within], method: DMasking, *, seed: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
+        self.task, self.spaces, self.method, self.seed, self.device = task, tuple(spaces), method, seed, torch.device(device)
+        self.net = supernet(network, seed=derive_seed(seed, "supernet")).to(self.device)
+        self.distributions = [Distribution(within.space) for within in self.spaces]
+        shape = self.distributions[0].logits.shape
+        self.logits = torch.zeros(len(self.spaces), *shape, device=self.device, requires_grad=True)  # (budgets, D, O)
+        for at, distribution in enumerate(self.distributions):
+            distribution.logits = self.logits[at]
+        decayed = [p for p in self.net.parameters() if p.dim() > 1]
+        spared = [p for p in self.net.parameters() if p.dim() <= 1]
+        self.weight_optimizer = torch.optim.SGD(
+            [{"params": decayed, "weight_decay": method.weight_decay}, {"params": spared, "weight_decay": 0.0}],
+            lr=method.weight_lr, momentum=method.momentum, foreach=True,
+        )  # fmt: skip
+        self.logit_optimizer = torch.optim.Adam([self.logits], lr=method.logit_lr, weight_decay=method.logit_weight_decay)
+        self.weight_part, self.architecture_part = task.search_split(method.architecture_share)
+        self.weight_steps = ceil(len(self.weight_part) / method.batch_size)
+        self.logit_steps = ceil(len(self.architecture_part) / method.batch_size) * method.logit_passes
+        self.step = 0
+        self.history: list[SearchRecord] = []
+        self._sums = [0.0, 0.0]  # of the epoch under way: loss of the weight steps, of the logit steps
+        self._cost_loss = method.cost_loss()
+
+    # --- progress ----------------------------------------------------------------------------------------------------
+
+    def steps_in(self, epoch: int) -> int:
+        return self.weight_steps + (self.logit_steps if epoch >= self.method.warmup_epochs else 0)
+
+    @property
+    def total_steps(self) -> int:
+        return sum(self.steps_in(epoch) for epoch in range(self.method.epochs))
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Epoch, from 0, and step within it, of the next step."""
+        method, short = self.method, self.weight_steps * self.method.warmup_epochs
+        if self.step < short:
+            return divmod(self.step, self.weight_steps)
+        epoch, step = divmod(self.step - short, self.weight_steps + self.logit_steps)
+        return method.warmup_epochs + epoch, step
+
+    @property
+    def finished(self) -> bool:
+        return self.place[0] >= self.method.epochs
+
+    def run(self, max_steps: int | None = None) -> None:
+        """Takes `max_steps` steps, or as many as are left of the epoch under way."""
+        if self.finished:
+            return
+        epoch, first = self.place
+        count = self.steps_in(epoch)
+        last = count if max_steps is None else min(count, first + max_steps)
+        weight_batches = epoch_batches(self.weight_part, self.method.batch_size, seed=derive_seed(self.seed, "weights", epoch))
+        logit_batches: list[Tensor] = []
+        for again in range(self.method.logit_passes if last > self.weight_steps else 0):
+            logit_batches += epoch_batches(self.architecture_part, self.method.batch_size, seed=derive_seed(self.seed, "logits", epoch, again))
+        self.net.train()
+        waiting: list[Tensor] = []
+        for step in range(first, last):
+            on_weights = step < self.weight_steps
+            waiting.append(self._weight_step(weight_batches[step], epoch, step) if on_weights else self._logit_step(logit_batches[step - self.weight_steps], epoch, step))
+            if len(waiting) == CHECK_EVERY or step in (self.weight_steps - 1, last - 1):
+                self._sums[0 if on_weights else 1] += self._checked(waiting, epoch, step)
+                waiting.clear()
+            self.step += 1
+        if last == count:
+            self._close(epoch, count)
+
+    def _close(self, epoch: int, count: int) -> None:
+        with torch.no_grad():
+            ratios = tuple(float(self._ratio(at, distribution.probabilities())) for at, distribution in enumerate(self.distributions))
+            entropy = sum(float(distribution.entropy()) for distribution in self.distributions) / len(self.distributions)
+        logit_steps = count - self.weight_steps
+        logit_loss = self._sums[1] / logit_steps if logit_steps else None
+        self.history.append(SearchRecord(epoch + 1, self._sums[0] / self.weight_steps, logit_loss, self.temperature(epoch), entropy, ratios))
+        self._sums = [0.0, 0.0]
+
+    def _checked(self, losses: list[Tensor], epoch: int, step: int) -> float:
+        total = float(torch.stack(losses).sum())
+        if not isfinite(total):
+            raise TrainingDiverged(f"the search's loss became {total}", epoch + 1, step + 1)
+        return total
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def temperature(self, epoch: int) -> float:
+        return self.method.temperature * self.method.temperature_decay**epoch
+
+    def _decisions(self, epoch: int, step: int, budget: int) -> dict[str, Tensor]:
+        generator = torch.Generator(self.device).manual_seed(derive_seed(self.seed, "gumbel", epoch, step))
+        return self.distributions[budget].draw(temperature=self.temperature(epoch), generator=generator)
+
+    def _batch(self, indices: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))
+        torch.default_generator.manual_seed(derive_seed(self.seed, "dropout", epoch, step))
+        return self.task.augmented_batch(indices, self.device, generator)
+
+    def _weight_step(self, indices: Tensor, epoch: int, step: int) -> Tensor:
+        at = (epoch * self.weight_steps + step) / (self.method.epochs * self.weight_steps)
+        for group in self.weight_optimizer.param_groups:
+            group["lr"] = self.method.weight_lr * (1 + cos(pi * at)) / 2
+        inputs, targets = self._batch(indices, epoch, step)
+        with torch.no_grad():
+            decisions = self._decisions(epoch, step, step % len(self.spaces))
+        self.weight_optimizer.zero_grad(set_to_none=True)
+        loss = self.task.loss(self.net(inputs, decisions), targets)
+        loss.backward()
+        self.weight_optimizer.step()
+        return loss.detach()
+
+    def _logit_step(self, indices: Tensor, epoch: int, step: int) -> Tensor:
+        budget = step % len(self.spaces)
+        inputs, targets = self._batch(indices, epoch, step)
+        for parameter in self.net.parameters():
+            parameter.requires_grad_(False)  # spares the gradients of the weights, not those through the maps
+        decisions = self._decisions(epoch, step, budget)
+        self.logit_optimizer.zero_grad(set_to_none=True)
+        loss = self._cost_loss(self.task.loss(self.net(inputs, decisions), targets), self._ratio(budget, decisions))
+        loss.backward()
+        self.logit_optimizer.step()
+        for parameter in self.net.parameters():
+            parameter.requires_grad_(True)
+        return loss.detach()
+
+    def _ratio(self, budget: int, decisions: dict[str, Tensor]) -> Tensor:
+        """Expected cost / limit, the largest over the budget's limits: effective shape propagation, exact also where a choice is shared."""
+        ratios = [
+            expected(limit.cost, {name: weights.double() for name, weights in decisions.items()}) / max(1, limit.upper)
+            for limit in self.spaces[budget].limits
+            if limit.cost.kind == "sum"
+        ]
+        return torch.stack(ratios).max() if ratios else torch.ones((), dtype=torch.float64, device=self.device)
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that `load` needs to go on with the same bits: named tensors (copies, on the CPU) and JSON."""
+        tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()} | {"logits": self.logits}
+        for name, parameter in self.net.named_parameters():
+            buffer = self.weight_optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+        tensors |= {f"adam.{key}": value for key, value in self.logit_optimizer.state.get(self.logits, {}).items()}
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, {
+            "method": asdict(self.method),
+            "step": self.step,
+            "sums": self._sums,
+            "history": [asdict(record) for record in self.history],
+        }
+
+    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` gave, in a search started alike."""
+        if state["method"] != asdict(self.method):
+            raise ValueError(f"this state is of a search with {state['method']}, not with {asdict(self.method)}")
+        self.net.load_state_dict({name.removeprefix("net."): tensor for name, tensor in tensors.items() if name.startswith("net.")})
+        with torch.no_grad():
+            self.logits.copy_(tensors["logits"])
+        for name, parameter in self.net.named_parameters():
+            if (buffer := tensors.get(f"momentum.{name}")) is not None:
+                self.weight_optimizer.state[parameter]["momentum_buffer"] = buffer.to(self.device, copy=True)
+        adam = {key.removeprefix("adam."): value for key, value in tensors.items() if key.startswith("adam.")}
+        if adam:
+            self.logit_optimizer.state[self.logits] = {key: value.to("cpu" if key == "step" else self.device, copy=True) for key, value in adam.items()}
+        self.step, self._sums = state["step"], list(state["sums"])
+        self.history = [SearchRecord(**{**record, "ratios": tuple(record["ratios"])}) for record in state["history"]]

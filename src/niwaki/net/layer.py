@@ -1,0 +1,158 @@
+"""The primitive layers, as data. Every size is a number, a choice or an expression of choices; input channels are inferred.
+
+A primitive is what every reader (place, count, build, supernet, picture, JSON) has one small rule for;
+`niwaki.testing.PRIMITIVES` lists them, and a test asks every reader about every one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from niwaki.space.size import Expr, in_channels, op, round8
+
+ACTIVATIONS = ("relu", "relu6", "leaky_relu", "hswish", "swish", "hsigmoid", "sigmoid", "tanh", "gelu", "identity")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node of a description. `name` becomes part of its path; a named container is the scope in which choice names tie."""
+
+    name: str | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Conv(Layer):
+    """Convolution over height and width, C x H x W to `out_channels` x H' x W'. padding None keeps the size at stride 1.
+
+    `groups=in_channels, out_channels=in_channels` is depthwise.
+    """
+
+    out_channels: Expr
+    kernel_size: Expr = 3
+    stride: int = 1
+    groups: Expr = 1
+    dilation: int = 1
+    padding: int | None = None
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Linear(Layer):
+    """Linear map of a flat vector of features."""
+
+    out_features: Expr
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class BatchNorm(Layer):
+    """Batch normalisation per channel, with learned scale and shift."""
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+
+
+@dataclass(frozen=True)
+class Activation(Layer):
+    """Elementwise function; `kind` is one of ACTIVATIONS, or a choice of them."""
+
+    kind: Expr = "relu"
+
+
+@dataclass(frozen=True)
+class Pool(Layer):
+    """Maximum or average over windows; the average leaves out the padding, as DARTS does."""
+
+    kind: str = "max"
+    kernel_size: int = 2
+    stride: int = 2
+    padding: int = 0
+
+
+@dataclass(frozen=True)
+class GlobalPool(Layer):
+    """Average over all positions: C x H x W to C x 1 x 1."""
+
+
+@dataclass(frozen=True)
+class SqueezeExcite(Layer):
+    """Channel gate: x * gate(W2 act(W1 mean(x))), W1 and W2 with bias (Hu et al. 2018). `hidden`: the width between."""
+
+    hidden: Expr = round8(op("int", in_channels * 0.25))
+    activation: str = "relu"
+    gate: str = "hsigmoid"
+
+
+@dataclass(frozen=True)
+class Subsample(Layer):
+    """Nearest-neighbour resize to `size` x `size` (for H x W inputs, `size` x floor(size W / H)): row i reads row floor(i H / size).
+
+    FBNetV2's resolution choice; supernet, built module and exported model read the same indices.
+    """
+
+    size: Expr
+
+
+@dataclass(frozen=True)
+class Interleave(Layer):
+    """Inverse of `Subsample`: position i of the map goes to position floor(i size / H) of a `size` x `size` map of zeros (FBNetV2, Fig. 3)."""
+
+    size: Expr
+
+
+@dataclass(frozen=True)
+class Flatten(Layer):
+    """C x H x W to C H W features, channel by channel."""
+
+
+@dataclass(frozen=True)
+class ChannelShuffle(Layer):
+    """Interleaves `groups` groups of channels (ShuffleNet): channel g * n + i goes to i * groups + g."""
+
+    groups: int = 2
+
+
+@dataclass(frozen=True)
+class Dropout(Layer):
+    """Zeroes elements with probability `p` in training."""
+
+    p: float = 0.2
+
+
+@dataclass(frozen=True)
+class Zero(Layer):
+    """Zeros of the shape of its input: a branch that adds nothing."""
+
+
+@dataclass(frozen=True)
+class Identity(Layer):
+    """Its input."""
+
+
+@dataclass(frozen=True)
+class Opaque(Layer):
+    """Any module, made by `make(**kwargs)`; its input and output channels are fixed.
+
+    factory: "pkg.mod:factory", the name under which JSON keeps it; nothing is imported from it. channels: those that leave (None: those
+    that enter). stride: by how much height and width shrink. macs, params: what it costs at the network's input, as its owner counts it.
+    """
+
+    factory: str
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    channels: int | None = None
+    stride: int = 1
+    macs: int = 0
+    params: int = 0
+    make: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Sum(Layer):
+    """Sum of the inputs that exist; `place` writes it for residuals, branches and choices among layers."""
+
+
+@dataclass(frozen=True)
+class Cat(Layer):
+    """Concatenation of its inputs along the channels; `place` writes it for `Concat`."""

@@ -1,0 +1,374 @@
+"""A drawing of a network, as SVG: every layer's type, output shape and label (its MACs), every edge.
+
+`arrange` says where things stand; this file says what they are called and how they look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import singledispatch
+from html import escape
+from math import ceil
+from typing import Any
+
+from niwaki.net.arrange import Arrangement, Edge, Route, Row, arrange
+from niwaki.net.control import Network
+from niwaki.net.layer import (
+    Activation,
+    BatchNorm,
+    Cat,
+    ChannelShuffle,
+    Conv,
+    Dropout,
+    Flatten,
+    GlobalPool,
+    Identity,
+    Interleave,
+    Layer,
+    Linear,
+    Opaque,
+    Pool,
+    SqueezeExcite,
+    Subsample,
+    Sum,
+    Zero,
+)
+from niwaki.net.place import INPUT, Placed, Placement, Shape, place
+from niwaki.space.size import Expr, Symbol, scope, values
+
+# --- what a layer is called ------------------------------------------------------------------------------------------
+
+
+@singledispatch
+def describe(layer: Layer, item: Placed) -> tuple[str, str]:
+    """The type of a placed layer as people say it, and the family that gives it its colour: ("Conv 3×3 /2", "conv").
+
+    Searched sizes are written `3|5|7`.
+    """
+    raise TypeError(f"describe() has no rule for {type(layer).__name__}; it belongs in this file")
+
+
+@describe.register
+def _(layer: Conv, item: Placed) -> tuple[str, str]:
+    kernel = sizes(layer.kernel_size)
+    window = f"{kernel}×{kernel}" if not isinstance(layer.kernel_size, Symbol) else f"{kernel} square"
+    window += f" /{layer.stride}" * (layer.stride > 1) + f" dilated {layer.dilation}" * (layer.dilation > 1)
+    if layer.groups == item.input_shapes[0].width == layer.out_channels and layer.groups != 1:
+        return f"Depthwise {window}", "depthwise"
+    return f"Conv {window}" + f" ({sizes(layer.groups)} groups)" * (layer.groups != 1), "conv"
+
+
+@describe.register
+def _(layer: Linear, item: Placed) -> tuple[str, str]:
+    return "Linear", "linear"
+
+
+@describe.register
+def _(layer: BatchNorm, item: Placed) -> tuple[str, str]:
+    return "BN", "other"
+
+
+@describe.register
+def _(layer: Activation, item: Placed) -> tuple[str, str]:
+    return sizes(layer.kind), "other"
+
+
+@describe.register
+def _(layer: Pool, item: Placed) -> tuple[str, str]:
+    return f"{layer.kind.capitalize()} pool {layer.kernel_size}×{layer.kernel_size}" + f" /{layer.stride}" * (layer.stride > 1), "pool"
+
+
+@describe.register
+def _(layer: GlobalPool, item: Placed) -> tuple[str, str]:
+    return "Global pool", "pool"
+
+
+@describe.register
+def _(layer: SqueezeExcite, item: Placed) -> tuple[str, str]:
+    return f"Squeeze-excite {sizes(layer.hidden)}", "gate"
+
+
+@describe.register
+def _(layer: Subsample, item: Placed) -> tuple[str, str]:
+    return "Subsample", "pool"
+
+
+@describe.register
+def _(layer: Interleave, item: Placed) -> tuple[str, str]:
+    return "Interleave", "pool"
+
+
+@describe.register
+def _(layer: Flatten, item: Placed) -> tuple[str, str]:
+    return "Flatten", "other"
+
+
+@describe.register
+def _(layer: ChannelShuffle, item: Placed) -> tuple[str, str]:
+    return f"Shuffle {layer.groups}", "other"
+
+
+@describe.register
+def _(layer: Dropout, item: Placed) -> tuple[str, str]:
+    return f"Dropout {layer.p:g}", "other"
+
+
+@describe.register
+def _(layer: Zero, item: Placed) -> tuple[str, str]:
+    return "Zero", "other"
+
+
+@describe.register
+def _(layer: Identity, item: Placed) -> tuple[str, str]:
+    return "Identity", "other"
+
+
+@describe.register
+def _(layer: Opaque, item: Placed) -> tuple[str, str]:
+    return f"Opaque {layer.factory.partition(':')[2] or layer.factory}", "opaque"
+
+
+@describe.register
+def _(layer: Sum, item: Placed) -> tuple[str, str]:
+    searched = [isinstance(edge, Symbol) for edge in item.edges]
+    return "One of" if all(searched) else "Add if equal" if any(searched) else "Add", "join"
+
+
+@describe.register
+def _(layer: Cat, item: Placed) -> tuple[str, str]:
+    return "Concat", "join"
+
+
+def sizes(size: Expr, most: int = 6) -> str:
+    """A size as it stands in a picture: `16|24|32`, or `8..256` where it can be more than `most`."""
+    if not isinstance(size, Symbol):
+        return str(size)
+    options: list[Any] = sorted(set(values(size)))
+    return "|".join(map(str, options)) if len(options) <= most else f"{options[0]}..{options[-1]}"
+
+
+def shape_text(shape: Shape) -> str:
+    """`16|24 × 8 × 8`."""
+    return " × ".join(sizes(size) for size in (shape.width, *shape.spatial))
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+FUSED = (BatchNorm, Activation, ChannelShuffle)  # stand in the row of the convolution or linear layer whose output they change
+SLIM_ROWS = (Sum, Cat)
+CHARACTER = 6.6  # pixels for a character of 12 pixels height, in the widest of the usual fonts
+ONE_LINE = 430.0  # a wider row is written in two lines
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One row of the picture: a layer, and those that are drawn with it. inputs: lines; -1 is the network's own input."""
+
+    items: tuple[Placed, ...]
+    inputs: tuple[int, ...]
+    text: str
+    family: str
+    shape: str
+    label: str
+    share: float
+
+    @property
+    def head(self) -> Placed:
+        return self.items[0]
+
+
+def picture(network: Placement | Network, labels: Mapping[str, str] | None = None, *, shares: Mapping[str, float] | None = None,
+            width: float = 1160, tall: float = 640, name: str = "network") -> str:  # fmt: skip
+    """The network as one `<svg>` element that needs nothing else, readable on light and dark pages.
+
+    labels: what stands at the end of each layer's row, by path: its MACs. shares: length of each layer's bar, by path, 1 at the longest.
+    A layer that may or may not exist has a hollow dot; an edge that may or may not exist is dashed. width: pixels to fit into where
+    possible; a network taller than `tall` is broken into columns. Pointing at a row tells paths and what decides their sizes.
+    """
+    placement = place(network) if isinstance(network, Network) else network
+    lines = _lines(placement, labels or {}, shares or {})
+    text = max((len(line.text) for line in lines), default=0) * CHARACTER
+    shape = max((len(line.shape) for line in lines), default=0) * CHARACTER
+    label = max((len(line.label) for line in lines), default=0) * CHARACTER
+    label = max(label, 44.0) if shares else label
+    one_line = 14 + text + 14 + shape + (14 + label if label else 0)
+    narrow = max(14 + text, 14 + shape + (14 + label if label else 0), 120)
+    two_lines = one_line > ONE_LINE
+    rows = [Row((), 20, 20)]
+    rows += [Row(frames, *_heights(line, two_lines)) for line, frames in zip(lines, _frames(lines), strict=True)]
+    rows.append(Row((), 0, 0))
+    seen: dict[tuple[int, int], int] = {}
+    edges, dashed = [], set()
+    for at, line in enumerate(lines, 1):
+        for source, condition in zip(line.inputs, line.head.edges, strict=True):
+            edge = Edge(source + 1, at, seen.setdefault((source + 1, at), 0))
+            seen[source + 1, at] += 1
+            edges.append(edge)
+            if isinstance(condition, Symbol):
+                dashed.add(edge)
+    read = {edge.source for edge in edges}
+    ends = [Edge(at, len(rows) - 1) for at in range(len(rows) - 1) if at not in read]
+    layout = arrange(rows, edges + ends, wide=narrow if two_lines else one_line, narrow=narrow, width=width, tall=tall)
+    columns = _Columns(14, narrow if two_lines else one_line, narrow, label, two_lines)
+    return _svg(placement, lines, layout, columns, dashed, set(ends), name)
+
+
+def _heights(line: _Line, two_lines: bool) -> tuple[float, float]:
+    return (34 if two_lines else 20), 34
+
+
+def _lines(placement: Placement, labels: Mapping[str, str], shares: Mapping[str, float]) -> list[_Line]:
+    """The rows, in order of execution; BatchNorm and activation in the row of their convolution, if nothing else reads it."""
+    readers: dict[int, int] = {placement.output: 1}
+    for item in placement.items:
+        for source in item.inputs:
+            readers[source] = readers.get(source, 0) + 1
+    lines: list[_Line] = []
+    line_of = {INPUT: -1}
+    last: dict[int, int] = {}  # the tensor that a line gives -> the line
+    for at, item in enumerate(placement.items):
+        source = item.inputs[0]
+        if isinstance(item.layer, FUSED) and source in last and readers[source] == 1:
+            line = lines[last[source]]
+            if isinstance(line.head.layer, (Conv, Linear)) and line.head.condition == item.condition:
+                lines[last[source]] = replace(line, items=(*line.items, item))
+                line_of[at] = last[at] = last.pop(source)
+                continue
+        line_of[at] = last[at] = len(lines)
+        lines.append(_Line((item,), tuple(line_of[source] for source in item.inputs), "", "", "", "", 0.0))
+    return [_written(line, labels, shares) for line in lines]
+
+
+def _written(line: _Line, labels: Mapping[str, str], shares: Mapping[str, float]) -> _Line:
+    names = [describe(item.layer, item) for item in line.items]
+    return replace(
+        line,
+        text=" · ".join(text for text, _ in names),
+        family=names[0][1],
+        shape=shape_text(line.items[-1].shape),
+        label=labels.get(line.head.path, ""),
+        share=min(1.0, sum(shares.get(item.path, 0.0) for item in line.items)),
+    )
+
+
+def _frames(lines: Sequence[_Line]) -> list[tuple[str, ...]]:
+    """The blocks around each line: every path that has layers of its own, and at least two, outermost first."""
+    paths = [line.head.path.split(".")[:-1] for line in lines]
+    total: dict[str, int] = {}
+    for path in paths:
+        for depth in range(1, len(path) + 1):
+            prefix = ".".join(path[:depth])
+            total[prefix] = total.get(prefix, 0) + 1
+    own = {".".join(path) for path in paths}
+    return [
+        tuple(prefix for depth in range(1, len(path) + 1) if (prefix := ".".join(path[:depth])) in own and total[prefix] > 1) for path in paths
+    ]
+
+
+# --- SVG -------------------------------------------------------------------------------------------------------------
+
+# Colours are set once for light and once for dark; a page may set --nw-surface to the colour behind the picture.
+STYLE = """
+.nw{--ink:#1d2420;--soft:#5d6862;--line:#9aa69f;--frame:#d5dcd7;--fill:#f3f6f3;--back:var(--nw-surface,#fff);--bar:#2f6f4f;
+--conv:#2b6cb0;--depthwise:#14866d;--linear:#7b4bb3;--gate:#b8417e;--pool:#b7791f;--join:#5d6862;--opaque:#8a5a44;--other:#87928c;--skip:#d0692c;
+font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;max-width:none}
+@media (prefers-color-scheme:dark){.nw{--ink:#e6ece8;--soft:#a3b0a9;--line:#6c7a73;--frame:#36413b;--fill:#1d2420;--back:var(--nw-surface,#151a17);--bar:#6fcf9c;
+--conv:#6cb0f5;--depthwise:#4fd1b0;--linear:#b794f4;--gate:#f28ab8;--pool:#e5b567;--join:#a3b0a9;--opaque:#d09a80;--other:#7d8a83;--skip:#f0995c}}
+@media print{.nw{--ink:#1d2420;--soft:#5d6862;--line:#9aa69f;--frame:#d5dcd7;--fill:#f3f6f3;--back:#fff}}
+.nw text{fill:var(--ink)}.nw .shape{fill:var(--soft);text-anchor:end}.nw .label{text-anchor:end;font-weight:600}.nw .title{fill:var(--soft);font-size:11px;font-weight:600}
+.nw .frame{fill:var(--fill);fill-opacity:.75;stroke:var(--frame)}.nw .bar{fill:var(--bar);opacity:.22}
+.nw .edge{fill:none;stroke:var(--line);stroke-width:1.6;stroke-linejoin:round}.nw .skip{stroke:var(--skip)}.nw .maybe{stroke-dasharray:4 3}
+.nw .dot{stroke:var(--back);stroke-width:1.5}.nw .hollow{fill:var(--back)!important;stroke-width:2}
+.nw .row:hover text{text-decoration:underline;text-decoration-color:var(--line)}
+"""
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where the parts of a row stand, right of its spine. label: width of the label."""
+
+    text: float
+    wide: float
+    narrow: float
+    label: float
+    two_lines: bool
+
+
+def _svg(placement: Placement, lines: Sequence[_Line], layout: Arrangement, columns: _Columns, dashed: set[Edge], hidden: set[Edge], name: str) -> str:
+    width, height = ceil(layout.width), ceil(layout.height)
+    shapes = shape_text(placement.shape_of(INPUT)), shape_text(placement.shape_of(placement.output))
+    what = f"Drawing of the {name}: {len(placement.items)} layers, from an input of {shapes[0]} to an output of {shapes[1]}"
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="nw" role="img" aria-label="{escape(what)}" width="{width}" height="{height}" viewBox="0 0 {width} {height}">',
+        f"<style>{STYLE}</style>",
+        '<rect width="100%" height="100%" rx="6" style="fill:var(--back)"/>',
+    ]
+    drawn: list[str] = []  # frames so far, to shorten the titles of those inside
+    for frame in layout.frames:
+        outer = max((other for other in drawn if frame.name.startswith(f"{other}.")), key=len, default="")
+        title = frame.name[len(outer) + 1 :] if outer else frame.name
+        title = f"{title} (continued)" if frame.continued else title
+        parts.append(f'<rect class="frame" x="{frame.x:.1f}" y="{frame.y:.1f}" width="{frame.width:.1f}" height="{frame.height:.1f}" rx="6"/>')
+        parts.append(f'<text class="title" x="{frame.x + 9:.1f}" y="{frame.y + 14:.1f}">{escape(title)}</text>')
+        drawn.append(frame.name)
+    for route in sorted(layout.routes, key=lambda route: route.kind == "skip"):
+        if route.edge not in hidden:
+            parts.append(f'<path class="edge {route.kind}{" maybe" * (route.edge in dashed)}" d="{_path(route)}"/>')
+    x, y = layout.at[0]
+    parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5" style="fill:var(--ink)"/>')
+    parts.append(f'<text x="{x + columns.text:.1f}" y="{y + 4:.1f}" font-weight="600">Input</text>')
+    parts.append(f'<text class="shape" x="{x + columns.wide - (columns.label + 14 if columns.label and not columns.two_lines else 0):.1f}" y="{y + 4:.1f}">{shapes[0]}</text>')
+    for at, line in enumerate(lines, 1):
+        parts.extend(_row(line, *layout.at[at], columns, narrow=at in layout.narrow))
+    return "".join([*parts, "</svg>"])
+
+
+def _row(line: _Line, x: float, y: float, columns: _Columns, *, narrow: bool) -> Iterator[str]:
+    end = x + (columns.narrow if narrow else columns.wide)
+    stacked = narrow or columns.two_lines
+    first, second = (y - 3, y + 12) if stacked else (y + 4, y + 4)
+    yield f'<g class="row"><title>{escape(_tooltip(line))}</title>'
+    if line.share:
+        length = max(1.5, line.share * columns.label)
+        yield f'<rect class="bar" x="{end - length:.1f}" y="{second - 12:.1f}" width="{length:.1f}" height="16" rx="2"/>'
+    hollow = isinstance(line.head.condition, Symbol)
+    color = f"fill:var(--{line.family})" + f";stroke:var(--{line.family})" * hollow
+    yield f'<circle class="dot{" hollow" * hollow}" cx="{x:.1f}" cy="{y:.1f}" r="{4 if line.family in ("join", "other") else 5}" style="{color}"/>'
+    yield f'<text x="{x + columns.text:.1f}" y="{first:.1f}">{escape(line.text)}</text>'
+    shape = f'x="{x + columns.text:.1f}" text-anchor="start" style="text-anchor:start"' if stacked else f'x="{end - (columns.label + 14 if columns.label else 0):.1f}"'
+    yield f'<text class="shape" {shape} y="{second:.1f}">{line.shape}</text>'
+    if line.label:
+        yield f'<text class="label" x="{end - 3:.1f}" y="{second:.1f}">{escape(line.label)}</text>'
+    yield "</g>"
+
+
+def _tooltip(line: _Line) -> str:
+    told = []
+    for item in line.items:
+        decided = scope(*item.shape.channels, *item.shape.spatial, *(value for value in vars(item.layer).values() if isinstance(value, Symbol)))
+        told.append(f"{item.path}: {describe(item.layer, item)[0]}, {shape_text(item.shape)}" + f" (by {', '.join(decided)})" * bool(decided))
+        if exists := scope(item.condition):
+            told.append(f"  exists by {', '.join(exists)}")
+    return "\n".join(told + ([line.label] if line.label else []))
+
+
+def _path(route: Route) -> str:
+    """The path data of a route: rounded corners; a shortcut swings out to its lane and back."""
+    points = [point for at, point in enumerate(route.points) if at == 0 or point != route.points[at - 1]]
+    path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
+    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
+        radius = min(9.0, _distance(before, corner) / (1 if before is points[0] else 2), _distance(corner, after) / (1 if after is points[-1] else 2))
+        start, end = _towards(corner, before, radius), _towards(corner, after, radius)
+        path += f"L{start[0]:.1f} {start[1]:.1f}Q{corner[0]:.1f} {corner[1]:.1f} {end[0]:.1f} {end[1]:.1f}"
+    return f"{path}L{points[-1][0]:.1f} {points[-1][1]:.1f}"
+
+
+def _distance(a: tuple[float, float], b: tuple[float, float]) -> float:
+    return abs(a[0] - b[0]) + abs(a[1] - b[1])
+
+
+def _towards(start: tuple[float, float], end: tuple[float, float], by: float) -> tuple[float, float]:
+    """The point `by` from `start` on the way to `end`, along an axis."""
+    length = _distance(start, end) or 1.0
+    return start[0] + (end[0] - start[0]) * by / length, start[1] + (end[1] - start[1]) * by / length

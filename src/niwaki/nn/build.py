@@ -1,0 +1,244 @@
+"""build(network, architecture): the plain PyTorch module, a `torch.fx.GraphModule` of torch.nn layers with no niwaki class inside."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from niwaki.net.control import Network
+from niwaki.net.layer import (
+    Activation,
+    BatchNorm,
+    Cat,
+    ChannelShuffle,
+    Conv,
+    Dropout,
+    Flatten,
+    GlobalPool,
+    Interleave,
+    Layer,
+    Linear,
+    Opaque,
+    Pool,
+    SqueezeExcite,
+    Subsample,
+    Sum,
+    Zero,
+)
+from niwaki.net.place import INPUT, Placed, fix, place, space_of
+from niwaki.space.choice import SpaceError
+
+ACTIVATION_MODULES: Mapping[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "leaky_relu": lambda: nn.LeakyReLU(0.1),
+    "hswish": nn.Hardswish,
+    "swish": nn.SiLU,
+    "hsigmoid": nn.Hardsigmoid,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "identity": nn.Identity,
+}
+
+
+def build(network: Network, arch: Mapping[str, Any] | None = None, *, seed: int = 0) -> fx.GraphModule:
+    """The plain module of one architecture, freshly initialised from `seed`: (B, *input_shape) to (B, classes).
+
+    arch: option by decision name; None for a network without choices. Modules are named by path (`stage1_block0_dw`), in order of execution.
+    """
+    if arch is None:
+        arch = space_of(network).architecture({})
+    placement = fix(place(network), arch)
+    if placement.decisions:
+        raise SpaceError(f"the architecture does not decide {', '.join(decision.name for decision in placement.decisions)}")
+    root, graph = nn.Module(), fx.Graph()
+    tensors: dict[int, fx.Node] = {INPUT: graph.placeholder("x")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for at, item in enumerate(placement.items):
+            tensors[at] = connect(item.layer, item, Wires(root, graph, module_name(item.path)), [tensors[source] for source in item.inputs])
+    graph.output(tensors[placement.output])
+    return fx.GraphModule(root, graph, class_name="Net")
+
+
+def module_name(path: str) -> str:
+    """The attribute under which the module of `path` is kept, in built modules and supernets alike."""
+    return path.replace(".", "_")
+
+
+def nearest_rows(size: int, of: int) -> torch.Tensor:
+    """Rows that a nearest-neighbour subsampling of `of` rows to `size` reads: floor(i of / size); (size,) int64."""
+    return torch.arange(size) * of // size
+
+
+def scattered_rows(size: int, to: int) -> torch.Tensor:
+    """For each of `to` rows, the row among `size` that `Interleave` puts there, or `size`, a row of zeros; (to,) int64."""
+    rows = torch.full((to,), size)
+    rows[nearest_rows(size, to)] = torch.arange(size)
+    return rows
+
+
+@singledispatch
+def module_of(layer: Layer, item: Placed) -> nn.Module:
+    """The freshly initialised torch.nn module of a primitive whose sizes are numbers (for primitives that are one module)."""
+    raise TypeError(f"build() has no rule for {type(layer).__name__}; it belongs in this file")
+
+
+@module_of.register
+def _(layer: Conv, item: Placed) -> nn.Module:
+    padding = layer.dilation * (layer.kernel_size - 1) // 2 if layer.padding is None else layer.padding
+    conv = nn.Conv2d(
+        item.input_shapes[0].width, layer.out_channels, layer.kernel_size, layer.stride, padding, layer.dilation, layer.groups, bias=layer.bias
+    )
+    # He et al. 2015 with fan-out counted per group: MobileNetV2's and FBNet's initialisation
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    conv.weight.data.mul_(layer.groups**0.5)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+@module_of.register
+def _(layer: Linear, item: Placed) -> nn.Module:
+    linear = nn.Linear(item.input_shapes[0].width, layer.out_features, bias=layer.bias)
+    nn.init.normal_(linear.weight, std=0.01)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+@module_of.register
+def _(layer: BatchNorm, item: Placed) -> nn.Module:
+    kind = nn.BatchNorm2d if item.shape.spatial else nn.BatchNorm1d
+    return kind(item.shape.width, eps=layer.eps, momentum=layer.momentum)
+
+
+@module_of.register
+def _(layer: Activation, item: Placed) -> nn.Module:
+    return ACTIVATION_MODULES[layer.kind]()
+
+
+@module_of.register
+def _(layer: Pool, item: Placed) -> nn.Module:
+    if layer.kind == "max":
+        return nn.MaxPool2d(layer.kernel_size, layer.stride, layer.padding)
+    return nn.AvgPool2d(layer.kernel_size, layer.stride, layer.padding, count_include_pad=False)
+
+
+@module_of.register
+def _(layer: GlobalPool, item: Placed) -> nn.Module:
+    return nn.AdaptiveAvgPool2d(1)
+
+
+@module_of.register
+def _(layer: Flatten, item: Placed) -> nn.Module:
+    return nn.Flatten(1)
+
+
+@module_of.register
+def _(layer: ChannelShuffle, item: Placed) -> nn.Module:
+    return nn.ChannelShuffle(layer.groups)
+
+
+@module_of.register
+def _(layer: Dropout, item: Placed) -> nn.Module:
+    return nn.Dropout(layer.p)
+
+
+@module_of.register
+def _(layer: Opaque, item: Placed) -> nn.Module:
+    if layer.make is None:
+        raise SpaceError(f"{item.path}: the opaque layer {layer.factory} was loaded without its factory; pass factories={{{layer.factory!r}: ...}} to from_json")
+    module = layer.make(**dict(layer.kwargs))
+    if not isinstance(module, nn.Module):
+        raise SpaceError(f"{item.path}: the factory {layer.factory} gave a {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+@module_of.register
+def _(layer: SqueezeExcite, item: Placed) -> nn.Module:
+    """The two convolutions; in a built module they stand apart, in a supernet together."""
+    width = item.shape.width
+    pair = nn.ModuleDict({"reduce": nn.Conv2d(width, layer.hidden, 1), "expand": nn.Conv2d(layer.hidden, width, 1)})
+    for conv in pair.values():
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(conv.bias)
+    return pair
+
+
+class Wires:
+    """Where one primitive adds its modules and operations to the graph under construction."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, name: str) -> None:
+        self.root, self.graph, self.name = root, graph, name
+
+    def module(self, module: nn.Module, x: fx.Node, suffix: str = "") -> fx.Node:
+        name = self.name + (f"_{suffix}" if suffix else "")
+        self.root.add_module(name, module)
+        return self.graph.call_module(name, (x,))
+
+    def call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        node = self.graph.call_function(function, args)
+        node.name = self.graph._graph_namespace.create_name(self.name, node)  # a forward that reads like the network
+        return node
+
+    def index(self, rows: torch.Tensor, suffix: str) -> fx.Node:
+        name = f"{self.name}_{suffix}"
+        self.root.register_buffer(name, rows, persistent=False)
+        return self.graph.get_attr(name)
+
+
+@singledispatch
+def connect(layer: Layer, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx.Node:
+    """The node that computes `item`; one module, unless a rule below says otherwise."""
+    return wires.module(module_of(layer, item), inputs[0])
+
+
+@connect.register
+def _(layer: SqueezeExcite, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx.Node:
+    pair = module_of(layer, item)
+    x = wires.module(nn.AdaptiveAvgPool2d(1), inputs[0], "pool")
+    x = wires.module(pair["reduce"], x, "reduce")  # type: ignore[index]
+    x = wires.module(ACTIVATION_MODULES[layer.activation](), x, "act")
+    x = wires.module(pair["expand"], x, "expand")  # type: ignore[index]
+    x = wires.module(ACTIVATION_MODULES[layer.gate](), x, "gate")
+    return wires.call(operator.mul, inputs[0], x)
+
+
+@connect.register
+def _(layer: Subsample, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx.Node:
+    (height, width), (rows, columns) = item.input_shapes[0].spatial, item.shape.spatial
+    x = wires.call(torch.index_select, inputs[0], 2, wires.index(nearest_rows(rows, height), "rows"))
+    return wires.call(torch.index_select, x, 3, wires.index(nearest_rows(columns, width), "columns"))
+
+
+@connect.register
+def _(layer: Interleave, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx.Node:
+    (height, width), (rows, columns) = item.input_shapes[0].spatial, item.shape.spatial
+    x = wires.call(torch.nn.functional.pad, inputs[0], (0, 1, 0, 1))  # a row and a column of zeros, for the positions between
+    x = wires.call(torch.index_select, x, 2, wires.index(scattered_rows(height, rows), "rows"))
+    return wires.call(torch.index_select, x, 3, wires.index(scattered_rows(width, columns), "columns"))
+
+
+@connect.register
+def _(layer: Zero, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx.Node:
+    return wires.call(torch.zeros_like, inputs[0])
+
+
+@connect.register
+def _(layer: Sum, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx.Node:
+    total = inputs[0]
+    for other in inputs[1:]:
+        total = wires.call(operator.add, total, other)
+    return total
+
+
+@connect.register
+def _(layer: Cat, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx.Node:
+    return wires.call(torch.cat, inputs, 1)

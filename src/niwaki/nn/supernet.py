@@ -1,0 +1,127 @@
+"""supernet(network): one set of weights, the largest, for every member; the decisions come with each call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from niwaki.net.control import Network
+from niwaki.net.layer import BatchNorm, Conv, Linear, Opaque, SqueezeExcite
+from niwaki.net.place import Placed, Placement, Shape, place, space_of
+from niwaki.nn.build import build, module_name, module_of
+from niwaki.nn.forward import Plan, channel_index, kernel_crop, take
+from niwaki.space.choice import SpaceError
+from niwaki.space.size import Symbol, largest
+
+WITH_WEIGHTS = (Conv, Linear, BatchNorm, SqueezeExcite, Opaque)
+PLANS = 256  # plans kept: one for each set of hard decisions seen lately
+
+
+def supernet(network: Network, *, seed: int = 0) -> Supernet:
+    """The supernet of `network`, freshly initialised from `seed`."""
+    return Supernet(network, seed=seed)
+
+
+class Supernet(nn.Module):
+    """All members of a network over one set of the largest weights.
+
+    forward(x, decisions): x (B, *input_shape); decisions: for each decision its option (hard), or a tensor of one weight per option that
+    sums to 1 (soft). Hard decisions cut the weights: the call costs what the smaller network costs (slice), and only the branch taken
+    runs (sample). Soft ones are masks folded into the weights (mask; widths, kernel sizes, repeats) or weighted sums of the branches
+    (mixture; layers and resolutions). Both kinds may be mixed in a call. Decisions that do not exist under the hard ones may be left out.
+
+    With one-hot weights, masks equal slices equal `extract`ed modules.
+    """
+
+    def __init__(self, network: Network, *, seed: int = 0) -> None:
+        super().__init__()
+        self.network = network
+        self.placement: Placement = place(network)
+        self.layers = nn.ModuleDict()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for item in self.placement.items:
+                if isinstance(item.layer, WITH_WEIGHTS):
+                    item = at_largest(item)
+                    self.layers[module_name(item.path)] = module_of(item.layer, item)
+        self._plan = lru_cache(maxsize=PLANS)(self._make_plan)
+
+    def forward(self, x: Tensor, decisions: Mapping[str, Any]) -> Tensor:
+        hard = {name: option for name, option in decisions.items() if not isinstance(option, Tensor)}
+        soft = {name: weights for name, weights in decisions.items() if isinstance(weights, Tensor)}
+        plan = self._plan(tuple(sorted(hard.items())))
+        return plan.run(x, soft, self.layers)
+
+    def _make_plan(self, hard: tuple[tuple[str, Any], ...]) -> Plan:
+        return Plan(self.placement, dict(hard))
+
+    def __deepcopy__(self, memo: dict) -> Supernet:
+        copy = Supernet(self.network)
+        copy.load_state_dict(self.state_dict())
+        copy.train(self.training)
+        return copy.to(next(self.parameters()).device)
+
+
+def extract(net: Supernet, arch: Mapping[str, Any]) -> fx.GraphModule:
+    """The plain module of `arch` with the weights it has in the supernet, by copy."""
+    module = build(net.network, arch)
+    inherit_(module, net, arch)
+    module.to(next(net.parameters()).device)
+    return module.train(net.training)
+
+
+@torch.no_grad()
+def inherit_(module: nn.Module, net: Supernet, arch: Mapping[str, Any]) -> None:
+    """Writes the supernet's weights for `arch` into its built `module`, in place."""
+    plan = Plan(net.placement, dict(arch))
+    for step in plan.steps:
+        item, name = step.item, module_name(step.item.path)
+        if name not in net.layers:
+            continue
+        source = net.layers[name]
+        if isinstance(item.layer, SqueezeExcite):
+            index, hidden = step.inputs_index, slice(0, item.layer.hidden)
+            for part, out, into in (("reduce", hidden, index), ("expand", index, hidden)):
+                target, weights = module.get_submodule(f"{name}_{part}"), source[part]  # type: ignore[index]
+                target.weight.copy_(take(take(weights.weight, 0, out), 1, into))  # type: ignore[operator, union-attr]
+                target.bias.copy_(take(weights.bias, 0, out))  # type: ignore[operator, union-attr]
+            continue
+        target = module.get_submodule(name)
+        if isinstance(item.layer, Opaque):
+            target.load_state_dict(source.state_dict())
+            continue
+        own = dict(target.named_parameters()) | dict(target.named_buffers())
+        for key, value in (dict(source.named_parameters()) | dict(source.named_buffers())).items():
+            if key == "num_batches_tracked":
+                own[key].copy_(value)
+                continue
+            value = take(value, 0, step.output_index)
+            if key == "weight" and isinstance(item.layer, (Conv, Linear)):
+                value = take(value, 1, step.inputs_index)
+            if key == "weight" and isinstance(item.layer, Conv):
+                value = kernel_crop(value, item.layer.kernel_size)
+            own[key].copy_(value)
+
+
+def at_largest(item: Placed) -> Placed:
+    """`item` with every size at its largest; each run of channels on its own, since that is how they lie side by side."""
+
+    def shape(of: Shape) -> Shape:
+        return Shape((sum(largest(size) for size in of.channels),), tuple(largest(size) for size in of.spatial))
+
+    layer = item.layer
+    if isinstance(layer, Conv) and isinstance(layer.groups, Symbol) and layer.groups != item.input_shapes[0].width:
+        raise SpaceError(f"{item.path}: a supernet has no shared weights for a searched number of groups; make it a OneOf of convolutions")
+    depthwise = isinstance(layer, Conv) and layer.groups == item.input_shapes[0].width == layer.out_channels
+    sizes: dict[str, Any] = {f.name: largest(value) for f in fields(layer) if isinstance(value := getattr(layer, f.name), Symbol) and f.name != "kind"}
+    if depthwise:
+        sizes = {**sizes, "out_channels": shape(item.shape).channels[0], "groups": shape(item.shape).channels[0]}
+    return replace(item, layer=replace(layer, **sizes), input_shapes=tuple(map(shape, item.input_shapes)), shape=shape(item.shape))
+
+
+__all__ = ["Supernet", "channel_index", "extract", "inherit_", "space_of", "supernet"]

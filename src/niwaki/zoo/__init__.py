@@ -1,0 +1,51 @@
+"""Published networks and spaces, and niwaki's own family, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
+
+from niwaki.net.control import Network
+from niwaki.space.choice import SpaceError
+from niwaki.zoo import fbnet as _fbnet
+from niwaki.zoo import fbnetv2 as _fbnetv2
+from niwaki.zoo.mobile import LARGEST, SMALLEST, mobile
+
+_IMAGENET: dict[str, Callable[..., Network]] = {
+    "fbnet": _fbnet.fbnet,
+    **{name: partial(_fbnet.fbnet_model, name) for name in _fbnet.MODELS},
+    "fbnetv2": _fbnetv2.fbnetv2,
+    **{name: partial(_fbnetv2.fbnetv2_model, name) for name in _fbnetv2.MODELS},
+}
+PUBLISHED_TOP1 = {**_fbnet.PUBLISHED_TOP1, **_fbnetv2.PUBLISHED_TOP1}
+PUBLISHED_COUNTS = {**_fbnet.PUBLISHED_COUNTS, **_fbnetv2.PUBLISHED_COUNTS}
+
+
+def names() -> tuple[str, ...]:
+    """What `network` knows; `mobile-<size>` stands for every size from 8 to 224."""
+    return (*_IMAGENET, "mobile-8", "mobile-28", "mobile-32", "mobile-64", "mobile-224")
+
+
+def network(name: str, input_shape: tuple[int, ...] | None = None, classes: int | None = None) -> Network:
+    """The network or space called `name`, at its own input shape and number of classes unless others are given.
+
+    `mobile-32` is the family for 32 x 32 images; `mobile` alone takes the size from `input_shape`.
+    """
+    if input_shape is not None and len(input_shape) != 3:
+        raise SpaceError(f"the networks of the zoo read images of channels x height x width, not {input_shape}")
+    given = {} if classes is None else {"classes": classes}
+    if name in _IMAGENET:
+        return _IMAGENET[name](**given) if input_shape is None else _IMAGENET[name](input_shape=tuple(input_shape), **given)
+    family, _, digits = name.partition("-")
+    if family == "mobile" and (digits.isdecimal() or not digits):
+        if not digits and input_shape is None:
+            raise SpaceError(f"'mobile' needs an input shape, or a size of {SMALLEST} to {LARGEST} pixels in its name, as in 'mobile-32'")
+        size = int(digits) if digits else (input_shape or ())[1]
+        channels = 3 if input_shape is None else input_shape[0]
+        if input_shape is not None and tuple(input_shape[1:]) != (size, size):
+            raise SpaceError(f"{name!r} reads square images of {size} pixels, not {input_shape[1]} x {input_shape[2]}")
+        return mobile(size, channels, **given)
+    close = get_close_matches(name, names(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {', '.join(names())}"
+    raise SpaceError(f"the zoo has no network called {name!r}; {hint}")

@@ -1,0 +1,96 @@
+"""niwaki's own family of image networks, for images of 8 to 224 pixels.
+
+A stem, then stages. A stage has one width and one activation; each of its blocks is a convolution or an inverted residual, with a kernel
+size, an expansion and a squeeze-excite of its own; a stage has as many blocks as its depth says. What is searched within a block is
+masked in the supernet and costs nothing there; only the two block types and the input resolutions do.
+
+Convolutions stand beside inverted residuals because they win where maps are small and channels few: below about a million multiply-adds,
+or early in a network (EfficientNetV2 found the same at scale).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from niwaki.net.block import classifier, conv_bn_act, mbconv
+from niwaki.net.control import Chain, Network, OneOf, Repeat, Residual
+from niwaki.net.layer import Identity, Layer, SqueezeExcite, Subsample
+from niwaki.space.choice import Choice, SpaceError
+
+SMALLEST, LARGEST = 8, 224  # pixels
+_STEPS = (4, 6, 8, 10, 12, 16, 20, 24)  # widths of a stage, in units of the stage
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The frame for images of up to `size` pixels. The stem halves the map or not; every stage but the first halves it.
+
+    units: the widths of stage i are units[i] times `_STEPS`. depths: blocks of each stage; the first may have none beside the stem.
+    features: widths of a 1x1 convolution before the classifier, where the network is large enough to pay for one.
+    """
+
+    size: int
+    stem_stride: int
+    units: tuple[int, ...]
+    depths: tuple[tuple[int, ...], ...]
+    kernels: tuple[int, ...]
+    expansions: tuple[int, ...]
+    features: tuple[int, ...] = ()
+
+
+_PLANS = (
+    _Plan(16, 1, (1, 2, 4), ((0, 1), (1, 2), (1, 2)), (3, 5), (2, 3, 4)),
+    _Plan(48, 2, (2, 4, 8), ((0, 1, 2), (1, 2, 3), (1, 2, 3)), (3, 5), (2, 3, 4, 6)),
+    _Plan(96, 2, (1, 2, 4, 8), ((0, 1, 2), (1, 2, 3), (1, 2, 3), (1, 2, 3)), (3, 5), (2, 3, 4, 6)),
+    _Plan(224, 2, (1, 2, 3, 5, 8), ((0, 1), (1, 2, 3), (1, 2, 3), (2, 3, 4), (1, 2, 3)), (3, 5, 7), (2, 3, 4, 6), (384, 768, 1152)),
+)
+
+
+def mobile(size: int, channels: int = 3, classes: int = 10) -> Network:
+    """The family for square images of `size` pixels with `channels` channels."""
+    if not SMALLEST <= size <= LARGEST:
+        raise SpaceError(f"mobile({size}): the family is made for images of {SMALLEST} to {LARGEST} pixels; let the input layer resize, or describe a family of your own")
+    plan = next(plan for plan in _PLANS if size <= plan.size)
+    widths = [Choice(tuple(unit * step for step in _STEPS), f"/stage{at}.width") for at, unit in enumerate(plan.units)]
+    body: list[Layer] = [
+        Subsample(Choice(_resolutions(size), "/resolution"), name="input"),
+        conv_bn_act(widths[0], 3, stride=plan.stem_stride, activation=_activation(0), name="stem"),
+        *(_stage(at, width, plan) for at, width in enumerate(widths)),
+    ]
+    if plan.features:
+        body.append(conv_bn_act(Choice(plan.features, "/features.width"), 1, activation="hswish", name="features"))
+    return Network(Chain(*body, classifier(classes, dropout=0.2 if plan.features else 0.0)), (channels, size, size))
+
+
+def _resolutions(size: int) -> tuple[int, ...]:
+    """Three quarters of the image, or all of it; large images also five eighths and seven. Even numbers."""
+    eighths = (6, 8) if size <= 96 else (5, 6, 7, 8)
+    return tuple(dict.fromkeys(size if part == 8 else 2 * round(size * part / 16) for part in eighths))
+
+
+def _activation(stage: int) -> Choice:
+    return Choice(("relu", "hswish"), f"/stage{stage}.activation")
+
+
+def _stage(at: int, width: Choice, plan: _Plan) -> Chain:
+    depth = Choice(plan.depths[at], f"/stage{at}.depth")
+    if at == 0:
+        return Chain(Repeat(_block("block", at, width, 1, plan), depth), name="stage0")
+    return Chain(_block("down", at, width, 2, plan), Repeat(_block("block", at, width, 1, plan), depth - 1), name=f"stage{at}")
+
+
+def _block(name: str, stage: int, width: Choice, stride: int, plan: _Plan) -> OneOf:
+    activation = _activation(stage)
+    return OneOf(
+        Residual(conv_bn_act(width, 3, stride=stride, activation=activation), name="conv"),
+        mbconv(
+            width,
+            Choice(plan.kernels, "kernel"),
+            expand=Choice(plan.expansions, "expand"),
+            stride=stride,
+            activation=activation,
+            squeeze_excite=OneOf(Identity(name="no"), SqueezeExcite(name="yes"), name="se"),
+            name="inverted",
+        ),
+        name=name,
+    )
