@@ -112,13 +112,13 @@ def test_what_cannot_be_trained_on_is_refused_with_the_reason(images, labels, me
 def test_a_test_part_that_does_not_fit_the_training_part_is_refused():
     with pytest.raises(DataError, match="9 x 7 of uint8, test images 9 x 7 x 3"):
         arrays(GREY, LABELS, COLOUR, LABELS)
-    with pytest.raises(DataError, match="test part.*label 3 is out of range; the 3 classes are 0..2"):
+    with pytest.raises(DataError, match=r"test part.*label 3 is out of range; the 3 classes are 0..2"):
         arrays(GREY, LABELS, GREY[:2], [0, 3])
-    with pytest.raises(DataError, match="test part.*'b', 'c'|label 3 is out of range.*a, b, c"):
+    with pytest.raises(DataError, match=r"test part.*'b', 'c'|label 3 is out of range.*a, b, c"):
         arrays(GREY, LABELS, GREY[:2], [0, 3], class_names=("a", "b", "c"))
     with pytest.raises(DataError, match="come together"):
         arrays(GREY, LABELS, GREY)
-    with pytest.raises(DataError, match="only one training image of class 1 \\('cat'\\)"):
+    with pytest.raises(DataError, match=r"only one training image of class 1 \('cat'\)"):
         arrays(GREY[:3], [0, 0, 1], GREY[:2], [0, 1], class_names=("dog", "cat"))
 
 
@@ -134,7 +134,7 @@ def test_a_set_without_a_test_part_has_a_fifth_of_every_class_cut_off_and_says_s
 
 
 def test_npz_folders_are_read_and_their_faults_named(tmp_path):
-    with pytest.raises(DataError, match="missing; a folder with train.npz"):
+    with pytest.raises(DataError, match=r"missing; a folder with train.npz"):
         npz(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(DataError, match=r"no train.npz; it holds notes.txt"):
@@ -143,10 +143,10 @@ def test_npz_folders_are_read_and_their_faults_named(tmp_path):
     with pytest.raises(DataError, match="no array images; it holds x, labels"):
         npz(tmp_path)
     np.savez(tmp_path / "train.npz", images=np.array([GREY, None], dtype=object), labels=LABELS)
-    with pytest.raises(DataError, match="cannot be read as an .npz file of plain arrays"):
+    with pytest.raises(DataError, match=r"cannot be read as an .npz file of plain arrays"):
         npz(tmp_path)
     (tmp_path / "train.npz").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(DataError, match="train.npz cannot be read"):
+    with pytest.raises(DataError, match=r"train.npz cannot be read"):
         npz(tmp_path)
     np.savez(tmp_path / "train.npz", images=GREY, labels=LABELS)
     assert len(npz(tmp_path).test_labels) == 12
@@ -158,7 +158,7 @@ def test_npz_folders_are_read_and_their_faults_named(tmp_path):
 def test_a_truncated_npz_file_is_an_error_and_never_a_crash(tmp_path, size):
     np.savez(tmp_path / "train.npz", images=GREY, labels=LABELS)
     (tmp_path / "train.npz").write_bytes((tmp_path / "train.npz").read_bytes()[:size])
-    with pytest.raises(DataError, match="train.npz"):
+    with pytest.raises(DataError, match=r"train.npz"):
         npz(tmp_path)
 
 
@@ -177,7 +177,7 @@ def test_a_folder_of_mixed_sizes_is_read_at_the_median_side_and_in_colour_if_one
     write_folder(tmp_path)
     images = image_folder(tmp_path)
     assert images.class_names == ("ant", "bee")
-    assert images.images.shape[1:] == (24, 24, 3)  # median of 30, 20, 24, 40 in multiples of 8
+    assert images.images.shape[1:] == (27, 27, 3)  # the median of 30, 20, 24, 40
     assert len(images.images) == 8
     assert len(images.test_images) == 2
     assert image_folder(tmp_path, size=(8, 16)).images.shape[1:] == (8, 16, 3)
@@ -186,14 +186,23 @@ def test_a_folder_of_mixed_sizes_is_read_at_the_median_side_and_in_colour_if_one
 
 
 def test_a_folder_of_equal_grey_images_is_read_pixel_by_pixel(tmp_path):
-    write_folder(tmp_path / "train", modes=("L",), suffixes=("png",), sides=((12, 10),))
-    write_folder(tmp_path / "test", count=2, modes=("L",), suffixes=("png",), sides=((12, 10),))
+    write_folder(tmp_path / "train", modes=("L",), suffixes=("png",), sides=((12, 12),))
+    write_folder(tmp_path / "test", count=2, modes=("L",), suffixes=("png",), sides=((12, 12),))
     images = image_folder(tmp_path)
-    assert images.images.shape == (10, 12, 10)
+    assert images.images.shape == (10, 12, 12)
     assert np.array_equal(images.images[7], np.asarray(Image.open(tmp_path / "train" / "bee" / "2.png")))
     assert np.array_equal(images.test_images[1], np.asarray(Image.open(tmp_path / "test" / "ant" / "1.png")))
     paths = [tmp_path / "test" / "ant" / "1.png", tmp_path / "test" / "bee" / "0.png"]
-    assert np.array_equal(read_images(paths, (12, 10), colour=False), images.test_images[[1, 2]])
+    assert np.array_equal(read_images(paths, (12, 12), colour=False), images.test_images[[1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("sides", "expected"),
+    [(((28, 28),), 28), (((60, 60),), 60), (((60, 50), (70, 47)), 56), (((500, 400),), 224), (((3, 5), (4, 4)), 8)],
+)
+def test_the_default_size_is_a_square_of_the_median_side(tmp_path, sides, expected):
+    write_folder(tmp_path, modes=("L",), sides=sides)
+    assert image_folder(tmp_path).images.shape[1:] == (expected, expected)
 
 
 def test_every_corrupt_file_is_named_at_once(tmp_path):
@@ -212,7 +221,7 @@ def test_faults_of_a_folder_are_named(tmp_path):
         image_folder(tmp_path)
     write_folder(tmp_path / "train", modes=("L",), sides=((8, 8),), suffixes=("png",))
     (tmp_path / "train" / "cow").mkdir()
-    with pytest.raises(DataError, match="class folder.*cow"):
+    with pytest.raises(DataError, match=r"class folder.*cow"):
         image_folder(tmp_path)
     (tmp_path / "train" / "cow").rmdir()
     write_folder(tmp_path / "test", modes=("L",), sides=((8, 8),), suffixes=("png",))

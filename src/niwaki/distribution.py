@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from niwaki.nn.relax import gumbel_softmax
 from niwaki.space.space import Space
 
 
@@ -32,9 +31,9 @@ class Distribution:
         """(O,) for each decision, by name."""
         return self._rows(torch.softmax(self._masked(), -1))
 
-    def draw(self, *, temperature: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """One Gumbel-softmax draw: (O,) weights for each decision, by name, differentiable in the logits."""
-        return self._rows(gumbel_softmax(self._masked(), temperature=temperature, generator=generator))
+    def draw(self, relax: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """(O,) weights for each decision, by name, as `relax` (see nn/relax.py) makes them of the logits (D, O)."""
+        return self._rows(relax(self._masked()))
 
     def log_probability(self, arch: Mapping[str, Any]) -> Tensor:
         """log p(arch): over its active decisions only."""

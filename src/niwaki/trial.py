@@ -18,15 +18,16 @@ class TrialError(ValueError):
 
 
 class EvaluationFailed(RuntimeError):
-    """An evaluator raises this for an architecture that has no metrics (its training diverged, say): the trial is recorded as failed, the search goes on."""
+    """An architecture has no metrics: its training diverged, say. Raised by evaluators; the trial is kept as failed, the search goes on."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is known of one architecture. metrics: such as "accuracy" (a fraction), "macs", "params"; finite, and none of them needed unless status is "ok".
+    """What is known of one architecture. metrics: such as "accuracy" (a fraction), "macs", "params"; finite.
 
-    number: of the proposal in its run, from 0. source: who proposed it ("random", "evolution", "dmasking"). seconds: wall time of the evaluation.
-    status: "failed" has no metrics because the evaluation failed (`note` says why), "cut" because time ran out before or while it was evaluated.
+    number: of the proposal in its run, from 0. source: who proposed it ("random", "evolution", "dmasking"). seconds: wall time of
+    the evaluation. status: "ok" has metrics; "failed" may have none because the evaluation failed (`note` says why), and "cut"
+    because time ran out before or while it was evaluated.
     """
 
     number: int
@@ -46,7 +47,8 @@ class Trial:
         if self.status == "ok" and not self.metrics:
             raise TrialError(f"trial {self.number} is ok but has no metrics; one without them is 'failed' or 'cut'")
         if wrong := {name: value for name, value in self.metrics.items() if not math.isfinite(value)}:
-            raise TrialError(f"trial {self.number} has metrics that are no finite numbers: {', '.join(f'{n} = {v}' for n, v in wrong.items())}")
+            listed = ", ".join(f"{name} = {value}" for name, value in wrong.items())
+            raise TrialError(f"trial {self.number} has metrics that are no finite numbers: {listed}")
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -37,10 +37,11 @@ from niwaki.net.layer import (
 )
 from niwaki.net.place import INPUT, Placed, Placement, Shape, fix, place, space_of
 from niwaki.space.choice import Value
-from niwaki.space.size import Expr, Symbol, both, canonical, either, equal, op, opposite, scope
+from niwaki.space.size import Expr, Symbol, both, canonical, either, equal, op, opposite, refs
 
 RULES = ("all", "fbnet")
 FLOAT_BYTES = 4
+LARGEST_CONDITION = 1 << 20  # combinations of options over which a tensor's lifetime may range
 
 Product = tuple[Expr, ...]  # sizes to be multiplied
 
@@ -267,8 +268,9 @@ def _require_rule(rule: str) -> None:
 class _Liveness:
     """Which tensors are held when, as conditions on the decisions.
 
-    What `fix` leaves out of an architecture is no primitive there: a `Sum` of one tensor, or an activation that is the identity, *is*
-    its input, which then is read wherever the other is.
+    What `fix` leaves out of an architecture is no primitive there: a `Sum` of one tensor, an activation that is the identity or a
+    subsampling to the same size *is* its input. It takes over from it when its turn comes, so that conditions stay local in a chain
+    of skips.
     """
 
     def __init__(self, placement: Placement) -> None:
@@ -285,47 +287,80 @@ class _Liveness:
         for item in self.items:
             self._add(item)
         self._read: dict[tuple[int, int], Expr] = {}
-        last = [at for at in range(len(self.items))]
-        for at in reversed(range(len(self.items))):
-            followers = [last[reader] if self.same[reader][place_] is not False else reader for reader, place_ in self.readers.get(at, [])]
-            last[at] = len(self.items) if at == placement.output else max(followers, default=at)
-        self.last = last  # of each item: the last step at which it may still be read
-        self.last_input = max([last[r] if self.same[r][p] is not False else r for r, p in self.readers.get(INPUT, [])], default=-1)
 
     def factors(self) -> Iterator[Factor]:
         """For each step that may be the peak: the elements held then, 0 where the step does not run."""
+        open_until = {tensor: max(at for at, _ in readers) for tensor, readers in self.readers.items()}
+        open_until[self.placement.output] = len(self.items)
+        candidates = [INPUT]
         for at, item in enumerate(self.items):
             runs = self.runs[at]
             if isinstance(item.layer, (BatchNorm, Activation, Dropout, Flatten)):
                 # where it writes over its input, it holds no more than the step before
-                runs = _both(runs, self.read(item.inputs[0], at + 1))
+                runs = _both(runs, _either(self.read(item.inputs[0], at + 1), self._read_as_another(item.inputs[0], at + 1)))
             elif isinstance(item.layer, Zero):
                 runs = _both(runs, self.read(at, at + 1))  # zeros that nobody reads are left out
-            if runs is False:
-                continue
-            held = [factor_of(item.path, runs, _elements(item.shape))]
-            for tensor in [INPUT, *range(at)]:
-                if (self.last[tensor] if tensor != INPUT else self.last_input) < at:
-                    continue
-                there = _both(runs, self.read(tensor, at), self.runs[tensor] if tensor != INPUT else True)
-                if there is not False:
-                    held.append(factor_of(item.path, there, _elements(self.placement.shape_of(tensor))))
-            yield _added(held)
+            candidates = [tensor for tensor in candidates if open_until.get(tensor, -1) >= at]
+            if runs is not False:
+                held = [factor_of(item.path, runs, _elements(item.shape))]
+                for tensor in candidates:
+                    there = _both(runs, self._held(tensor, at))
+                    if there is not False:
+                        held.append(factor_of(item.path, there, _elements(self.placement.shape_of(tensor))))
+                yield _added(held)
+            candidates.append(at)
 
     def read(self, tensor: int, step: int) -> Expr:
-        """Where `tensor` is still read at `step` or later, or is the network's output."""
+        """Where `tensor`, under this or a later name, is read at `step` or later, or is the network's output."""
         if tensor == self.placement.output:
             return True
         if (tensor, step) not in self._read:
-            found: Expr = False
+            found = self._read_directly(tensor, step)
             for reader, place_ in self.readers.get(tensor, []):
-                same, kept = self.same[reader][place_], self.kept[reader][place_]
-                if reader >= step:
-                    found = _either(found, _both(self.runs[reader], kept))
-                if same is not False:
-                    found = _either(found, _both(same, self.read(reader, step)))
+                if self.same[reader][place_] is not False:
+                    found = _either(found, _both(self.same[reader][place_], self.read(reader, max(step, reader + 1))))
             self._read[tensor, step] = found
         return self._read[tensor, step]
+
+    def _read_directly(self, tensor: int, step: int) -> Expr:
+        found: Expr = False
+        for reader, place_ in self.readers.get(tensor, []):
+            if reader >= step:
+                found = _either(found, _both(self.runs[reader], self.kept[reader][place_]))
+        return found
+
+    def _held(self, tensor: int, step: int) -> Expr:
+        """Where `tensor` is held at `step` under this name: not yet, or not only, under a later one."""
+        if tensor == self.placement.output:
+            return self._exists(tensor)
+        found, elsewhere = self._read_directly(tensor, step), []
+        for reader, place_ in self.readers.get(tensor, []):
+            same = self.same[reader][place_]
+            if same is not False and reader >= step:
+                found = _either(found, _both(same, self.read(reader, reader + 1)))
+            elif same is not False:
+                elsewhere.append((reader, same))
+        for reader, same in elsewhere if found is not False else []:
+            found = _both(found, _not(_both(same, self.read(reader, step))))
+        return _both(found, self._exists(tensor))
+
+    def _read_as_another(self, tensor: int, step: int) -> Expr:
+        """Where `tensor` is an earlier one under a later name, and that one is read at `step` or later under another name."""
+        found: Expr = False
+        for source, same in zip(self.items[tensor].inputs, self.same[tensor], strict=True) if tensor != INPUT else ():
+            if same is False:
+                continue
+            others = [
+                _both(self.same[reader][place_], self.read(reader, step))
+                for reader, place_ in self.readers[source]
+                if reader != tensor and self.same[reader][place_] is not False
+            ]
+            others += [self._read_directly(source, step), self._read_as_another(source, step)]
+            found = _either(found, _both(same, _either(source == self.placement.output, *others)))
+        return found
+
+    def _exists(self, tensor: int) -> Expr:
+        return True if tensor == INPUT else self.items[tensor].condition
 
     def _add(self, item: Placed) -> None:
         """Works out one item from those before it."""
@@ -334,6 +369,9 @@ class _Liveness:
         same: tuple[Expr, ...] = (False,) * len(item.inputs)
         if isinstance(item.layer, Activation):
             same = (canonical(equal(item.layer.kind, "identity")),)
+        elif isinstance(item.layer, Subsample):
+            sizes = zip(item.input_shapes[0].spatial, item.shape.spatial, strict=True)
+            same = (_both(*(canonical(equal(old, new)) for old, new in sizes)),)
         elif isinstance(item.layer, Sum):
             zeros = [self.zero[source] if source != INPUT else False for source in item.inputs]
             full = [_both(edge, _not(empty)) for edge, empty in zip(item.edges, zeros, strict=True)]
@@ -343,9 +381,7 @@ class _Liveness:
                 chosen.append(_either(some, _both(first, edge)))
                 first = _both(first, _not(edge))
             kept = tuple(chosen)
-            same = tuple(
-                _both(one, *(_not(other) for number, other in enumerate(kept) if number != at)) for at, one in enumerate(kept)
-            )
+            same = tuple(_both(one, *(_not(other) for number, other in enumerate(kept) if number != at)) for at, one in enumerate(kept))
         same = tuple(_both(item.condition, one) for one in same)
         self.zero.append(zero)
         self.kept.append(kept)
@@ -366,15 +402,25 @@ def _added(factors: Sequence[Factor]) -> Factor:
 
 @lru_cache(maxsize=10_000)
 def _both(*conditions: Expr) -> Expr:
-    kept = [condition for condition in dict.fromkeys(conditions) if condition is not True]
-    return canonical(both(*kept))
+    return _small(both(*dict.fromkeys(conditions)))
 
 
 @lru_cache(maxsize=10_000)
 def _either(*conditions: Expr) -> Expr:
-    return canonical(either(*dict.fromkeys(conditions)))
+    return _small(either(*dict.fromkeys(conditions)))
 
 
 @lru_cache(maxsize=10_000)
 def _not(condition: Expr) -> Expr:
-    return canonical(opposite(condition))
+    return _small(opposite(condition))
+
+
+def _small(condition: Expr) -> Expr:
+    decisions = refs(condition)
+    if (entries := prod(len(ref.options) for ref in decisions)) > LARGEST_CONDITION:
+        listed = ", ".join(f"{ref.name} ({len(ref.options)})" for ref in decisions)
+        raise CostError(
+            f"which tensors are held at once depends on {len(decisions)} choices, {entries:,} combinations where at most "
+            f"{LARGEST_CONDITION:,} are looked at: {listed}; tie some of them by a name, or give them fewer options"
+        )
+    return canonical(condition)

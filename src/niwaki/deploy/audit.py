@@ -29,8 +29,8 @@ class Audit:
 
     def __str__(self) -> str:
         return (
-            f"{self.file}: {self.size_bytes / 1024:.0f} KiB, {self.seconds:.1f} s, logits within {self.max_difference:.1e} of {self.scale:.3g} "
-            f"on {self.images} images, batches of {', '.join(map(str, self.batch_sizes))}"
+            f"{self.file}: {self.size_bytes / 1024:.0f} KiB in {self.seconds:.1f} s; on {self.images} images, and in batches of "
+            f"{', '.join(map(str, self.batch_sizes))}, logits differ by at most {self.max_difference:.1e} of {self.scale:.3g}"
         )
 
 

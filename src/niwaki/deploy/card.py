@@ -1,4 +1,4 @@
-"""What is known about a trained network, as data: `architecture.json`, and the metadata inside `model.onnx` and `model.pt2`. No torch here."""
+"""What is known of a trained network, as data: `architecture.json`, and the metadata in `model.onnx` and `model.pt2`. No torch here."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class ExportError(RuntimeError):
 class Preprocessing:
     """How images are stored, and what is done to them inside the exported model.
 
-    stored_shape: of one image, (H, W) or (H, W, C). stored_dtype: "uint8" or "float32". pixel_range: the stored values of black and white,
-    by which image files are brought to the data set's scale; None where the data do not tell, and files cannot be predicted. mean, std: of each
-    channel, in stored units: the model subtracts and divides.
+    stored_shape: of one image, (H, W) or (H, W, C). stored_dtype: "uint8" or "float32". pixel_range: the stored values of black and
+    white, by which image files are brought to the data set's scale; None where the data do not tell, and files cannot be predicted.
+    mean, std: of each channel, in stored units: the model subtracts and divides.
     """
 
     stored_shape: tuple[int, ...]
@@ -43,7 +43,7 @@ class Preprocessing:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
         if len(self.stored_shape) not in (2, 3) or self.stored_dtype not in ("uint8", "float32"):
-            raise ExportError(f"stored images are uint8 or float32 of shape (H, W) or (H, W, C), not {self.stored_dtype} of shape {self.stored_shape}")
+            raise ExportError(f"stored images are uint8 or float32, (H, W) or (H, W, C), not {self.stored_dtype} {self.stored_shape}")
 
     @property
     def channels(self) -> int:

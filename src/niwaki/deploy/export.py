@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import logging
 import time
 import warnings
@@ -68,8 +69,9 @@ def capture(module: nn.Module, preprocess: nn.Module, images: NDArray) -> Shipme
     shipped = _Shipped(copy.deepcopy(preprocess), copy.deepcopy(module)).cpu().eval()
     logits = logits_of(shipped, images)
     if logits.ndim != 2 or not np.isfinite(logits).all():
-        raise ExportError(f"the network gives {'NaN or infinity' if logits.ndim == 2 else f'outputs of shape {logits.shape}'}; (batch, classes) finite logits are needed")
-    example = torch.zeros((2, *images.shape[1:]), dtype=torch.from_numpy(images[:0]).dtype)
+        what = "NaN or infinity" if logits.ndim == 2 else f"outputs of shape {logits.shape}"
+        raise ExportError(f"the network gives {what}; finite logits of shape (batch, classes) are needed")
+    example = torch.zeros((2, *images.shape[1:]), dtype=torch.tensor(images[:1]).dtype)
     try:
         with _quiet(), torch.no_grad():
             program = torch.export.export(shipped, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False)
@@ -83,14 +85,21 @@ def capture(module: nn.Module, preprocess: nn.Module, images: NDArray) -> Shipme
 def export_onnx(shipment: Shipment, path: str | Path, card: ModelCard) -> Audit:
     """Writes an ONNX model, `images` (batch, H, W[, C]) as stored to `logits` (batch, K), that ONNX Runtime was seen to compute rightly.
 
-    The exporter is torch's dynamo one, from the captured program: it folds BatchNorm and keeps the batch free; the older TorchScript exporter
-    is deprecated and does not take a program, so that there is no second way that could silently differ. Card in `metadata_props`.
+    torch's dynamo exporter translates the captured program; it folds BatchNorm and keeps the batch free. There is no fallback to the
+    older TorchScript exporter: it is deprecated, and a second way is one that could silently differ. The card is in `metadata_props`.
     """
     began = time.perf_counter()
     try:
         with _quiet():
             program = torch.onnx.export(
-                shipment.program, (), dynamo=True, verbose=False, optimize=True, input_names=["images"], output_names=["logits"], opset_version=OPSET
+                shipment.program,
+                (),
+                dynamo=True,
+                verbose=False,
+                optimize=True,
+                input_names=["images"],
+                output_names=["logits"],
+                opset_version=OPSET,
             )
         assert program is not None
         model = _clean(program.model_proto)
@@ -114,12 +123,11 @@ def export_onnx(shipment: Shipment, path: str | Path, card: ModelCard) -> Audit:
 
 
 def export_pt2(shipment: Shipment, path: str | Path, card: ModelCard) -> Audit:
-    """Writes a `torch.export` program, which runs without niwaki: `torch.export.load(path).module()(images)`. Card in its extra files."""
+    """Writes a `torch.export` program: `torch.export.load(path).module()(images)` needs no niwaki. Card in its extra file `niwaki.json`."""
     began = time.perf_counter()
-    extra = card.properties()
     with _quiet():
         content = io.BytesIO()
-        torch.export.save(shipment.program, content, extra_files=extra)
+        torch.export.save(shipment.program, content, extra_files={"niwaki.json": json.dumps(card.to_json())})
         reloaded = torch.export.load(io.BytesIO(content.getvalue()))
     module = reloaded.module()
     difference = compare(Path(path).name, lambda x: logits_of(module, x), shipment.images, shipment.logits, tolerance=TORCH_TOLERANCE)
@@ -130,7 +138,7 @@ def export_pt2(shipment: Shipment, path: str | Path, card: ModelCard) -> Audit:
 @torch.no_grad()
 def logits_of(module: nn.Module, images: NDArray, *, batch: int = 64) -> NDArray:
     """float32 logits (N, K) of stored images, `batch` at a time."""
-    return torch.cat([module(torch.from_numpy(images[start : start + batch])) for start in range(0, len(images), batch)]).float().numpy()
+    return torch.cat([module(torch.tensor(images[start : start + batch])) for start in range(0, len(images), batch)]).float().numpy()
 
 
 def _clean(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -73,7 +73,8 @@ class ExportedModel:
 
     def logits(self, images: NDArray) -> NDArray:
         """(N, K), of images as stored, (N, H, W[, C])."""
-        return np.concatenate([self._session.run(["logits"], {"images": images[start : start + BATCH]})[0] for start in range(0, len(images), BATCH)])
+        starts = range(0, len(images), BATCH)
+        return np.concatenate([self._session.run(["logits"], {"images": images[start : start + BATCH]})[0] for start in starts])
 
 
 def predict(onnx_path: str | Path, files: Sequence[str | Path], *, threads: int | None = None) -> Predictions:
@@ -151,9 +152,10 @@ def _array_file(file: Path, model: ExportedModel) -> list[tuple[str, str | None,
     images = _as_stored(images, model.preprocessing, file)
     truths: list[str | None] = [None] * len(images)
     if labels is not None:
-        if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or (len(labels) and not 0 <= labels.min() <= labels.max() < len(model.class_names)):
+        classes = len(model.class_names)
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or ((labels < 0) | (labels >= classes)).any():
             raise DataError(
-                f"{file}: labels are {labels.dtype} of shape {labels.shape}; {len(images)} class numbers 0..{len(model.class_names) - 1} are needed"
+                f"{file}: labels are {labels.dtype} of shape {labels.shape}; {len(images)} class numbers within 0..{classes - 1} are needed"
             )
         truths = [model.class_names[label] for label in labels]
     return [(f"{file}[{i}]", truth, image) for i, (truth, image) in enumerate(zip(truths, images, strict=True))]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 import operator
+import re
 import textwrap
 import time
 from collections.abc import Callable, Mapping
 from functools import singledispatch
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from niwaki.deploy.audit import BATCH_SIZES, Audit, compare
-from niwaki.deploy.card import ExportError, ModelCard
+from niwaki.deploy.card import ExportError, ModelCard, Preprocessing
 from niwaki.deploy.export import TORCH_TOLERANCE, logits_of
 from niwaki.net.control import Network
 from niwaki.net.layer import Opaque
@@ -29,17 +30,32 @@ from niwaki.nn.build import module_name
 from niwaki.store.files import atomic_write
 
 LINE = 140
-INFIX = {operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/", torch.add: "+", torch.sub: "-", torch.mul: "*", torch.div: "/"}
+INFIX: Mapping[Any, str] = {
+    function: sign
+    for sign, functions in {
+        "+": (operator.add, torch.add),
+        "-": (operator.sub, torch.sub),
+        "*": (operator.mul, torch.mul),
+        "/": (operator.truediv, torch.div),
+    }.items()
+    for function in functions
+}
 Factories = Mapping[str, tuple[str, Mapping[str, Any]]]  # module name -> "pkg.mod:factory", its arguments
 
 
 def write_source(
-    module: fx.GraphModule, preprocess: nn.Module, images: NDArray, folder: str | Path, card: ModelCard, *, factories: Factories | None = None
+    module: fx.GraphModule,
+    preprocess: nn.Module,
+    images: NDArray,
+    folder: str | Path,
+    card: ModelCard,
+    *,
+    factories: Factories | None = None,
 ) -> Audit:
-    """Writes `model.py` and `model.safetensors` into `folder`; run afresh, they gave the logits of `module` on `images`, stored (N, H, W[, C]).
+    """Writes `model.py` and `model.safetensors` into `folder`, and sees that they give the logits of `module` on `images`.
 
-    The keys in the weights are those of `module`'s state_dict. factories: where the modules come from that are not of torch.nn, see
-    `opaque_factories`; `model.py` imports them.
+    images: real ones as stored, (N, H, W[, C]). The keys in the weights are those of `module`'s state_dict. factories: where the modules
+    come from that are not of torch.nn, see `opaque_factories`; `model.py` imports them.
     """
     began = time.perf_counter()
     folder = Path(folder)
@@ -53,8 +69,6 @@ def write_source(
         net, ready = namespace["load"](folder / "model.safetensors"), namespace["Preprocess"]()
     except Exception as error:
         raise ExportError(f"model.py does not run: {type(error).__name__}: {error}") from error
-    if (keys := list(net.state_dict())) != list(module.state_dict()):
-        raise ExportError(f"the network of model.py has other weights than the network: {set(keys) ^ set(module.state_dict())}")
     logits = logits_of(nn.Sequential(preprocess, module), images)
     difference = compare("model.py", lambda x: logits_of(nn.Sequential(ready, net), x), images, logits, tolerance=TORCH_TOLERANCE)
     atomic_write(folder / "model.py", source)
@@ -64,7 +78,8 @@ def write_source(
 
 def write_weights(module: nn.Module, path: str | Path) -> None:
     """Writes the state_dict as safetensors, in its order; the same weights give the same bytes."""
-    atomic_write(path, safetensors.torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}))
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    atomic_write(path, safetensors.torch.save(tensors))
 
 
 def opaque_factories(network: Network, arch: Mapping[str, Any]) -> Factories:
@@ -73,29 +88,28 @@ def opaque_factories(network: Network, arch: Mapping[str, Any]) -> Factories:
     return {module_name(item.path): (item.layer.factory, dict(item.layer.kwargs)) for item in items if isinstance(item.layer, Opaque)}
 
 
-def source_of(module: fx.GraphModule, preprocess: nn.Module, images: NDArray, card: ModelCard, *, factories: Factories | None = None) -> str:
+def source_of(
+    module: fx.GraphModule, preprocess: nn.Module, images: NDArray, card: ModelCard, *, factories: Factories | None = None
+) -> str:
     """The text of `model.py`. images: one or more, stored; their shapes are written beside the blocks."""
     traced = preprocess if isinstance(preprocess, fx.GraphModule) else fx.symbolic_trace(preprocess)
-    ready = traced(torch.from_numpy(images))
-    for graph_module, example in ((traced, torch.from_numpy(images)), (module, ready)):
+    ready = traced(torch.tensor(images))
+    for graph_module, example in ((traced, torch.tensor(images)), (module, ready)):
         ShapeProp(graph_module).propagate(example)
     factories = factories or {}
     imports = sorted({path.partition(":")[0] for path, _ in factories.values()})
-    text = _TEMPLATE
-    for mark, part in {
-        "@TITLE@": _title(card),
-        "@IMPORTS@": "".join(f"import {name}\n" for name in imports),
-        "@CLASSES@": _wrapped(card.class_names, "CLASSES = (", ")", ""),
-        "@SIZE@": repr(card.preprocessing.stored_shape[:2]),
-        "@MODE@": repr({1: "L", 3: "RGB"}.get(card.preprocessing.channels)),
-        "@RANGE@": repr(card.preprocessing.pixel_range),
-        "@DTYPE@": card.preprocessing.stored_dtype,
-        "@SHAPE@": repr(tuple(card.preprocessing.stored_shape)),
-        "@PREPROCESS@": _class("Preprocess", _stored_line(card, ready), traced, {}, grouped=False),
-        "@NET@": _class("Net", _net_line(ready, card), module, factories, grouped=True),
-    }.items():
-        text = text.replace(mark, part)
-    return text
+    stored = card.preprocessing
+    net_line = f"Preprocessed images, float32 {_sizes(ready)}, to logits, B x {len(card.class_names)}."
+    parts = {
+        "TITLE": _title(card),
+        "IMPORTS": "".join(f"import {name}\n" for name in imports),
+        "CLASSES": _class_names(card.class_names),
+        "STORED": f"{stored.stored_dtype} {' x '.join(['B', *map(str, stored.stored_shape)])}",
+        "PREPROCESS": _class("Preprocess", f"Images as stored to what Net takes, float32 {_sizes(ready)}.", traced, {}, grouped=False),
+        "NET": _class("Net", net_line, module, factories, grouped=True),
+        "READ_IMAGE": _read_image(stored),
+    }
+    return re.sub(r"@([A-Z_]+)@", lambda mark: parts[mark[1]], _TEMPLATE)  # in one pass: a class may bear the name of a mark
 
 
 # --- one class from one graph -----------------------------------------------------------------------------------------
@@ -103,38 +117,65 @@ def source_of(module: fx.GraphModule, preprocess: nn.Module, images: NDArray, ca
 
 def _class(name: str, docstring: str, module: fx.GraphModule, factories: Factories, *, grouped: bool) -> str:
     """`class NAME(nn.Module)`: an attribute for every layer in order of execution, and a forward that a person would write."""
-    layers, steps = [], []
-    block = None
+    layers, steps = ["super().__init__()"], list[str]()
     variables = _Variables(module.graph)
-    defined: set[str] = set()
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
-            parameter = variables.of(node)
-        elif node.op == "output":
-            steps.append(f"return {_argument(node.args[0], variables)}")
-        else:
-            if grouped and node.op != "get_attr" and (now := _block(node)) not in (None, block):
-                block = now
-                steps += ["", f"# {block}: {_shapes(module.graph, block)}"]
-                layers += ["", f"# {block}"]
-            if node.op in ("call_module", "get_attr") and node.target not in defined:
-                defined.add(node.target)
-                layers += _definition(module, node, factories)
-            if node.op != "get_attr":
-                steps += variables.step(node)
-    body = ["super().__init__()", *layers]
-    return "\n".join(
-        [
-            f"class {name}(nn.Module):",
-            f'    """{docstring}"""',
-            "",
-            "    def __init__(self) -> None:",
-            *(f"        {line}".rstrip() for line in body),
-            "",
-            f"    def forward(self, {parameter}: Tensor) -> Tensor:",
-            *(f"        {line}".rstrip() for line in steps),
-        ]
-    ).replace(":\n\n        #", ":\n        #")
+    defined = set[str]()
+    for block, nodes in _blocks(module.graph):
+        definitions = list[str]()
+        for node in nodes:
+            for source in (node, *node.all_input_nodes):
+                if source.op in ("call_module", "get_attr") and source.target not in defined:
+                    defined.add(str(source.target))
+                    definitions += _definition(module, source, factories)
+        if definitions:
+            layers += ["", f"# {block}", *definitions] if grouped else definitions
+        steps += ["", f"# {block}: {_passage(nodes)}"] if grouped else []
+        for node in nodes:
+            steps += variables.step(node)
+    (parameter,) = [node for node in module.graph.nodes if node.op == "placeholder"]
+    (output,) = [node for node in module.graph.nodes if node.op == "output"]
+    steps.append(f"return {_argument(output.args[0], variables)}")
+    indented = "\n        "
+    return f'''class {name}(nn.Module):
+    """{docstring}"""
+
+    def __init__(self) -> None:
+        {indented.join(layers)}
+
+    def forward(self, {parameter.target}: Tensor) -> Tensor:
+        {indented.join(steps[1:] if grouped else steps)}'''.replace(f"{indented}\n", "\n\n")
+
+
+def _blocks(graph: fx.Graph) -> list[tuple[str, list[fx.Node]]]:
+    """The operations in order, in runs that belong to one block."""
+    named, block = [], "input"
+    for node in graph.nodes:
+        if node.op in ("call_module", "call_function", "call_method"):
+            block = _block(node) or block
+            named.append((block, node))
+    return [(block, [node for _, node in run]) for block, run in groupby(named, key=operator.itemgetter(0))]
+
+
+def _block(node: fx.Node) -> str | None:
+    """The block that a node's name speaks of: up to the last numbered part (`stage1_block0` of `stage1_block0_dw_bn`), else the first part.
+
+    None for an operation that bears fx's own name (`add_3`) and reads no attribute: it belongs to the block it stands in.
+    """
+    name = str(node.target) if node.op == "call_module" else re.sub(r"_\d+$", "", node.name)
+    if node.op != "call_module" and name == (node.target if isinstance(node.target, str) else node.target.__name__):
+        name = next((str(source.target) for source in node.all_input_nodes if source.op == "get_attr"), "")
+        if not name:
+            return None
+    *parts, last = name.split("_")
+    numbered = [at for at, part in enumerate(parts) if part[-1:].isdigit()]
+    return "_".join(parts[: numbered[-1] + 1]) if numbered else (parts or [last])[0]
+
+
+def _passage(nodes: list[fx.Node]) -> str:
+    """What enters a run of operations and what leaves it, without the batch."""
+    into = next((x for x in nodes[0].all_input_nodes if x.op != "get_attr"), nodes[0])
+    before, after = (" x ".join(map(str, node.meta["tensor_meta"].shape[1:])) for node in (into, nodes[-1]))
+    return f"{before} -> {after}"
 
 
 class _Variables:
@@ -143,25 +184,24 @@ class _Variables:
 
     def __init__(self, graph: fx.Graph) -> None:
         self.at = {node: at for at, node in enumerate(graph.nodes)}
-        self.names: dict[fx.Node, str] = {node: node.target if node.target.isidentifier() else "x" for node in graph.nodes if node.op == "placeholder"}
+        self.names: dict[fx.Node, str] = {node: str(node.target) for node in graph.nodes if node.op == "placeholder"}
 
     def of(self, node: fx.Node) -> str:
-        return f"self.{node.target}" if node.op == "get_attr" else self.names[node]
+        return _attribute(str(node.target)) if node.op == "get_attr" else self.names[node]
 
     def step(self, node: fx.Node) -> list[str]:
         """The line or two that compute `node`."""
         inputs = [x for x in node.all_input_nodes if x.op != "get_attr"]
         dying = [x for x in inputs if self._last(x) <= self.at[node]]
-        lines = []
+        expression, lines = _expression(node, self), list[str]()
         if len(inputs) == 1 and not dying:
             name, lines = self._branch(node, inputs[0])
         elif not self._holds("x", after=node):
             name = "x"
         else:
             name = self.names[dying[0]] if dying else self._free("branch", node)
-        lines.append(f"{name} = {_expression(node, self)}")
         self.names[node] = name
-        return lines
+        return [*lines, f"{name} = {expression}"]
 
     def _branch(self, node: fx.Node, source: fx.Node) -> tuple[str, list[str]]:
         """The name of a tensor that is computed from `source` while `source` is still needed, and what must be set aside first."""
@@ -190,7 +230,7 @@ def _expression(node: fx.Node, variables: _Variables) -> str:
     args = [_argument(arg, variables) for arg in node.args]
     kwargs = [f"{name}={_argument(value, variables)}" for name, value in node.kwargs.items()]
     if node.op == "call_module":
-        return f"self.{node.target}({', '.join(args + kwargs)})"
+        return f"{_attribute(str(node.target))}({', '.join(args + kwargs)})"
     if node.op == "call_method":
         return f"{args[0]}.{node.target}({', '.join(args[1:] + kwargs)})"
     if node.target in INFIX and len(args) == 2 and not kwargs:
@@ -213,35 +253,42 @@ def _argument(value: Any, variables: _Variables) -> str:
     raise ExportError(f"model.py cannot show {value!r}, an argument in the network's graph; numbers, text and tensors can be")
 
 
-def _function(function: Callable[..., Any]) -> str:
+def _function(function: Callable[..., Any] | str) -> str:
     name = getattr(function, "__name__", repr(function))
-    for prefix, home in (("torch", torch), ("nn.functional", nn.functional), ("operator", operator)):
-        if getattr(home, name, None) is function and prefix != "operator":
+    for prefix, home in (("torch", torch), ("nn.functional", nn.functional)):
+        if getattr(home, name, None) is function:
             return f"{prefix}.{name}"
-    raise ExportError(f"model.py cannot call {function!r}; functions of torch and torch.nn.functional can be, put others into a module of their own")
+    raise ExportError(f"model.py cannot call {function!r}; it can call functions of torch and torch.nn.functional, others in a module only")
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 
+def _attribute(name: str) -> str:
+    return f"self.{name}" if name.isidentifier() else f'getattr(self, "{name}")'
+
+
 def _definition(module: fx.GraphModule, node: fx.Node, factories: Factories) -> list[str]:
     """The lines of `__init__` that make what `node` refers to."""
     name = str(node.target)
-    if not name.isidentifier():
-        raise ExportError(f"model.py needs flat names; the network's graph refers to {name!r}")
+    if "." in name:
+        raise ExportError(f"model.py is flat; the network's graph refers to {name!r}, a part of a part")
     value = getattr(module, name)
     if isinstance(value, Tensor):
         return _tensor_definition(module, name, value)
     if name in factories:
         path, kwargs = factories[name]
-        return [f"self.{name} = {path.replace(':', '.')}({', '.join(f'{key}={value!r}' for key, value in kwargs.items())})"]
-    return [f"self.{name} = {constructor(value)}"]
+        made = f"{path.replace(':', '.')}({', '.join(f'{key}={value!r}' for key, value in kwargs.items())})"
+    else:
+        made = constructor(value)
+    attribute = _attribute(name)
+    return [f"{attribute} = {made}" if attribute.startswith("self.") else f'self.add_module("{name}", {made})']
 
 
 def _tensor_definition(module: fx.GraphModule, name: str, value: Tensor) -> list[str]:
     persistent = name not in module._non_persistent_buffers_set
     if isinstance(value, nn.Parameter):
-        return [f"self.{name} = nn.Parameter(torch.empty({tuple(value.shape)}))"]  # load() fills it
+        return [f'self.register_parameter("{name}", nn.Parameter(torch.empty({tuple(value.shape)})))']  # load() fills it
     end = ")" if persistent else ", persistent=False)"
     if formula := _formula(value):
         return [f'self.register_buffer("{name}", {formula}{end}']
@@ -257,13 +304,13 @@ def _formula(rows: Tensor) -> str | None:
     size, steps = len(rows), torch.arange(len(rows))
     for height in range(int(rows[-1]) + 1, 2 * int(rows[-1]) + 2):
         if torch.equal(steps * height // size, rows):
-            return f"torch.arange({size}) * {height} // {size}"
+            return f"torch.arange({size})" if height == size else f"torch.arange({size}) * {height} // {size}"
     return None
 
 
 @singledispatch
 def constructor(layer: nn.Module) -> str:
-    """The expression that makes an equal, untrained layer. Layers without a rule below are shown by `repr` if that is such an expression."""
+    """The expression that makes an equal, untrained layer. For layers without a rule below that is their `repr`."""
     text = repr(layer)
     if not type(layer).__module__.startswith("torch.nn.modules.") or "\n" in text:
         raise ExportError(
@@ -278,7 +325,8 @@ def _(layer: nn.Conv2d) -> str:
     defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
     changed = {name: getattr(layer, name) for name, default in defaults.items() if getattr(layer, name) != default}
     shown = "".join(f", {name}={_pair(value)}" for name, value in changed.items())
-    return f"nn.Conv2d({layer.in_channels}, {layer.out_channels}, {_pair(layer.kernel_size)}{shown}{'' if layer.bias is not None else ', bias=False'})"
+    shown += "" if layer.bias is not None else ", bias=False"
+    return f"nn.Conv2d({layer.in_channels}, {layer.out_channels}, {_pair(layer.kernel_size)}{shown})"
 
 
 @constructor.register
@@ -323,6 +371,16 @@ def _(layer: nn.Module) -> str:
 
 
 @constructor.register
+def _(layer: nn.AdaptiveAvgPool2d) -> str:
+    return f"nn.AdaptiveAvgPool2d({_pair(layer.output_size)})"
+
+
+@constructor.register
+def _(layer: nn.Dropout) -> str:
+    return f"nn.Dropout({layer.p}{', inplace=True' if layer.inplace else ''})"
+
+
+@constructor.register
 def _(layer: nn.Flatten) -> str:
     end = "" if layer.end_dim == -1 else f", {layer.end_dim}"
     return f"nn.Flatten({layer.start_dim}{end})" if end or layer.start_dim != 1 else "nn.Flatten()"
@@ -336,32 +394,29 @@ def _pair(value: Any) -> str:
 # --- words around the classes -----------------------------------------------------------------------------------------
 
 
-def _block(node: fx.Node) -> str | None:
-    """The block that a node is part of: its name up to the last numbered part (`stage1_block0` of `stage1_block0_dw_bn`), or else the first."""
-    parts = str(node.target if node.op == "call_module" else node.name).split("_")
-    if len(parts) == 1:
-        return parts[0] if node.op == "call_module" else None
-    numbered = [at for at, part in enumerate(parts[:-1]) if part[-1:].isdigit()]
-    if node.op != "call_module" and not numbered:
-        return None  # an operation of fx's own naming, part of the block it stands in
-    return "_".join(parts[: numbered[-1] + 1 if numbered else 1])
+def _sizes(ready: Tensor) -> str:
+    return " x ".join(["B", *map(str, ready.shape[1:])])
 
 
-def _shapes(graph: fx.Graph, block: str) -> str:
-    """What enters and what leaves a block."""
-    inside = [node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr") and _block(node) == block]
-    into = next(x for x in inside[0].all_input_nodes if x.op != "get_attr")
-    before, after = (" x ".join(map(str, node.meta["tensor_meta"].shape[1:])) for node in (into, inside[-1]))
-    return f"{before} -> {after}"
-
-
-def _stored_line(card: ModelCard, ready: Tensor) -> str:
-    shape = " x ".join(["B", *map(str, card.preprocessing.stored_shape)])
-    return f"Images as stored, {card.preprocessing.stored_dtype} {shape}, to what Net takes: float32 B x {' x '.join(map(str, ready.shape[1:]))}."
-
-
-def _net_line(ready: Tensor, card: ModelCard) -> str:
-    return f"float32 B x {' x '.join(map(str, ready.shape[1:]))}, preprocessed, to logits B x {len(card.class_names)}."
+def _read_image(stored: Preprocessing) -> str:
+    """The function that brings an image file to the form of the data set; the same as `niwaki.deploy.predict.stored_image`."""
+    if stored.channels not in (1, 3) or stored.pixel_range is None:
+        return _READ_NO_IMAGE
+    low, high = stored.pixel_range
+    if (low, high) == (0.0, 255.0):
+        values = "pixels" if stored.stored_dtype == "uint8" else "pixels.float()"
+    else:
+        values = f"(pixels.float() * {(high - low) / 255!r}{f' + {low!r}' if low else ''})"
+        values += ".round().byte()" if stored.stored_dtype == "uint8" else ""
+        values += f"  # black is stored as {low:g}, white as {high:g}"
+    marks = {
+        "MODE": {1: "L", 3: "RGB"}[stored.channels],
+        "SIZE": repr(stored.stored_shape[:2]),
+        "FORM": f"{stored.stored_dtype} {' x '.join(map(str, stored.stored_shape))}",
+        "SHAPE": ", ".join(map(str, stored.stored_shape)),
+        "VALUES": values,
+    }
+    return re.sub(r"@([A-Z_]+)@", lambda mark: marks[mark[1]], _READ_IMAGE)
 
 
 def _title(card: ModelCard) -> str:
@@ -383,17 +438,15 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, fl
     return found
 
 
-def _wrapped(items: tuple[str, ...], start: str, end: str, indent: str) -> str:
-    text = start + ", ".join(json.dumps(item, ensure_ascii=False) for item in items) + ("," if len(items) == 1 else "") + end
-    if len(text) <= LINE:
-        return text
-    return "\n".join([start, *(f"{indent}    {json.dumps(item, ensure_ascii=False)}," for item in items), f"{indent}{end}"])
+def _class_names(names: tuple[str, ...]) -> str:
+    line = f"CLASSES = ({', '.join(map(repr, names))}{',' if len(names) == 1 else ''})"
+    return line if len(line) <= LINE else "\n".join(["CLASSES = (", *(f"    {name!r}," for name in names), ")"])
 
 
 _TEMPLATE = '''"""@TITLE@
 
     python model.py IMAGE...                                      prints the three likeliest classes of image files
-    net = load(); logits = net(Preprocess()(images))              images as stored: @DTYPE@ (B, *@SHAPE@)
+    net = load(); logits = net(Preprocess()(images))              images as stored: @STORED@
 
 Needs torch, and Pillow to read image files. The weights are in model.safetensors, beside this file.
 """
@@ -423,7 +476,7 @@ def load(path: str | Path = Path(__file__).with_name("model.safetensors")) -> Ne
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     """Tensors by name. The format: 8 bytes of header length, a JSON header, then the numbers."""
-    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8}
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}
     content = Path(path).read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     tensors = {}
@@ -435,29 +488,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_image(path: str | Path) -> Tensor:
-    """An image file as the training data store theirs: turned upright, on white where transparent, resized; @DTYPE@ @SHAPE@."""
-    from PIL import Image, ImageOps
-
-    mode, (height, width), pixel_range = @MODE@, @SIZE@, @RANGE@  # pixel_range: the stored values of black and white
-    if mode is None or pixel_range is None:
-        raise ValueError("the training data are no ordinary images; image files cannot be brought to their form")
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        if image.mode.startswith("I"):  # 16 bits of grey
-            wide = torch.frombuffer(bytearray(image.convert("I").tobytes()), dtype=torch.int32)
-            image = Image.frombytes("L", image.size, bytes((wide.float() / 257).round().clamp(0, 255).byte().tolist()))
-        image = image.convert(mode)
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(@SHAPE@)
-    low, high = pixel_range
-    if (low, high) != (0.0, 255.0):
-        pixels = pixels.float() * ((high - low) / 255) + low
-    return pixels.round().to(torch.@DTYPE@) if pixels.dtype != torch.@DTYPE@ and torch.@DTYPE@ == torch.uint8 else pixels.to(torch.@DTYPE@)
+@READ_IMAGE@
 
 
 def main(paths: list[str]) -> None:
@@ -481,3 +512,26 @@ def main(paths: list[str]) -> None:
 if __name__ == "__main__":
     main(sys.argv[1:])
 '''
+
+_READ_IMAGE = '''def read_image(path: str | Path) -> Tensor:
+    """An image file as the training data store theirs, @FORM@: turned upright, on white where transparent, resized."""
+    from PIL import Image, ImageOps
+
+    height, width = @SIZE@
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if image.mode.startswith("I"):  # 16 bits of grey
+            wide = torch.frombuffer(bytearray(image.convert("I").tobytes()), dtype=torch.int32)
+            image = Image.frombytes("L", image.size, bytes((wide / 257).round().clamp(0, 255).byte().tolist()))
+        image = image.convert("@MODE@")
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(@SHAPE@)
+    return @VALUES@'''
+
+_READ_NO_IMAGE = '''def read_image(path: str | Path) -> Tensor:
+    """Image files cannot be brought to the form of the training data: those have other channels, or values on a scale of their own."""
+    raise ValueError("the network was not trained on ordinary images; call it with tensors")'''

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from niwaki.net.control import Network
 from niwaki.nn.build import build
 from niwaki.task.task import Task, derive_seed
-from niwaki.train.loop import evaluate, train
+from niwaki.train.loop import TrainingDiverged, evaluate, train
 from niwaki.train.recipe import Recipe
+from niwaki.trial import EvaluationFailed
 
 
 @dataclass(frozen=True)
@@ -27,5 +26,8 @@ class Scratch:
 
     def __call__(self, arch: Mapping[str, Any]) -> dict[str, float]:
         module = build(self.network, arch, seed=derive_seed(self.seed, "scratch weights"))
-        module = train(module, self.task, self.recipe, self.task.part("train"), seed=derive_seed(self.seed, "scratch"), device=torch.device(self.device))  # type: ignore[assignment]
-        return evaluate(module, self.task, self.task.part("validation"), device=self.device)
+        try:
+            trained = train(module, self.task, self.recipe, self.task.part("train"), seed=derive_seed(self.seed, "scratch"), device=self.device)
+        except TrainingDiverged as error:
+            raise EvaluationFailed(str(error)) from error
+        return evaluate(trained, self.task, self.task.part("validation"), device=self.device)

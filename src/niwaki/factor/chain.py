@@ -104,11 +104,11 @@ class Chain:
         return np.concatenate(row) if row else np.zeros(0, dtype=np.int32)
 
 
-def all_rows(space: Space) -> np.ndarray:
-    """int32 (size, decisions): the option numbers of every architecture, in the order of `Space.enumerate`."""
+def all_rows(space: Space) -> tuple[np.ndarray, np.ndarray]:
+    """Option numbers, int32 (size, decisions), of every architecture in the order of `Space.enumerate`, and which decisions exist in it."""
     if space.size > MOST_ARCS:
         raise SpaceError(f"a space of {space.size:,} architectures is not listed at once; at most {MOST_ARCS:,} are")
-    return _expanded(space, {}, 1, 0, len(space.decisions))[1]
+    return _expanded(space, {}, 1, 0, len(space.decisions))[1:]
 
 
 def through(charge: np.ndarray, potential: np.ndarray, combine: np.ufunc) -> np.ndarray:
@@ -173,8 +173,9 @@ def _cuts(space: Space, frontiers: Sequence[tuple[int, ...]]) -> list[tuple[int,
             together = [*frontiers[start], start]
             listed = ", ".join(f"{space.decisions[p].name} ({options[p]})" for p in together)
             raise SpaceError(
-                f"at {space.decisions[start].name!r} the costs depend on {len(together)} choices at once, {states[start] * options[start]:,} combinations "
-                f"where at most {MOST_ARCS:,} are held: {listed}; tie some of them by a name, or give them fewer options"
+                f"at {space.decisions[start].name!r} the costs depend on {len(together)} choices at once, "
+                f"{states[start] * options[start]:,} combinations where at most {MOST_ARCS:,} are held: {listed}; "
+                f"tie some of them by a name, or give them fewer options"
             )
     cuts, stop = [], count
     while stop:

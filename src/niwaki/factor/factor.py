@@ -34,7 +34,8 @@ class Factor:
 
     def __post_init__(self) -> None:
         if self.table.dtype != np.int64 or self.table.ndim != len(self.scope) or len(set(self.scope)) < len(self.scope):
-            raise CostError(f"a factor over {self.scope} needs an int64 table of {len(self.scope)} axes, not {self.table.dtype} of {self.table.shape}")
+            given = f"{self.table.dtype} of {self.table.shape}"
+            raise CostError(f"a factor over {self.scope} needs an int64 table of {len(self.scope)} axes, not {given}")
 
 
 def factor_of(path: str, condition: Expr, exprs: Sequence[Expr]) -> Factor:
@@ -48,10 +49,10 @@ def factor_of(path: str, condition: Expr, exprs: Sequence[Expr]) -> Factor:
     if entries > LARGEST_TABLE:
         listed = ", ".join(f"{ref.name} ({len(ref.options)})" for ref in decisions)
         raise CostError(
-            f"the cost of {path} depends on {len(decisions)} choices at once, a table of {entries:,} entries where at most {LARGEST_TABLE:,} "
-            f"are held: {listed}; tie some of them by a name, or give them fewer options"
+            f"the cost of {path} depends on {len(decisions)} choices at once, a table of {entries:,} entries where at most "
+            f"{LARGEST_TABLE:,} are held: {listed}; tie some of them by a name, or give them fewer options"
         )
-    axis = {ref: number for number, ref in enumerate(decisions)}
+    names = tuple(ref.name for ref in decisions)
     tables = [(np.array(_whole(path, part), dtype=object), refs(part)) for part in parts]
     largest = prod(max(abs(int(entry)) for entry in table.flat) for table, _ in tables)
     if largest > LARGEST_COST:
@@ -59,13 +60,12 @@ def factor_of(path: str, condition: Expr, exprs: Sequence[Expr]) -> Factor:
     total = np.ones([len(ref.options) for ref in decisions], dtype=np.int64)
     for table, scope in tables:
         own = table.astype(np.int64).reshape([len(ref.options) for ref in scope])
-        own = own.transpose(sorted(range(len(scope)), key=lambda number: axis[scope[number]]))
-        total *= own.reshape([len(ref.options) if ref in scope else 1 for ref in decisions])
-    return Factor(tuple(ref.name for ref in decisions), total)
+        total *= _aligned(own, [ref.name for ref in scope], names)
+    return Factor(names, total)
 
 
 def factors_of(path: str, condition: Expr, exprs: Sequence[Expr]) -> tuple[Factor, ...]:
-    """Factors whose sum is the product of `exprs` where `condition` holds: one table if it is small, else sums of sizes stay sums of tables."""
+    """Factors whose sum is the product of `exprs` where `condition` holds: one if it is small, else sums of sizes stay sums of tables."""
     if prod(len(ref.options) for ref in _decisions((condition, *exprs))) <= SMALL_TABLE:
         return (factor_of(path, condition, exprs),)
     for number, expr in enumerate(exprs):
@@ -93,7 +93,7 @@ class Cost:
         for factor in self.factors:
             shape = tuple(len(self.space[name].options) for name in factor.scope)
             if factor.table.shape != shape:
-                raise CostError(f"a factor of {self.name} over {factor.scope} has a table of {factor.table.shape}, but their options are {shape}")
+                raise CostError(f"a factor of {self.name} over {factor.scope} has a table of {factor.table.shape}, not of {shape}")
         if self.kind == "sum" and sum(_largest(factor) for factor in self.factors) > LARGEST_COST:
             raise CostError(f"the {self.name} of this space can exceed {LARGEST_COST:,}, the most that 64-bit counts can hold safely")
         if self.kind not in ("sum", "max"):
@@ -121,9 +121,12 @@ class Cost:
             rows, at, by, got = numbers[:, : len(out)], place[: len(out)], step[: len(out)], entry[: len(out)]
             rows[...] = indices[start : start + GATHER_ROWS].T
             for factor, (positions, strides, table) in enumerate(self._flat):
-                at.fill(0)
-                for position, stride in zip(positions, strides, strict=True):
-                    np.add(at, np.multiply(rows[position], stride, out=by), out=at)
+                if not positions:
+                    at.fill(0)
+                for axis, (position, stride) in enumerate(zip(positions, strides, strict=True)):
+                    steps = np.multiply(rows[position], stride, out=by if axis else at) if stride != 1 or not axis else rows[position]
+                    if axis:
+                        np.add(at, steps, out=at)
                 np.take(table, at, out=got, mode="clip")  # "raise" would copy through a buffer; the strides keep `at` inside the table
                 combine(out, got, out=out) if factor else np.copyto(out, got)
         return total
@@ -141,11 +144,12 @@ class Cost:
         """Per factor: positions of its scope, strides into its raveled table, that table."""
         if not self.factors:
             return [([], [], np.zeros(1, dtype=np.int64))]
-        return [
-            ([self.space.position(name) for name in factor.scope],
-             [np.int32(step // 8) for step in factor.table.strides], factor.table.ravel())
-            for factor in self.factors
-        ]
+        flat = []
+        for factor in self.factors:
+            strides = [np.int32(step // 8) for step in factor.table.strides]
+            flat.append(([self.space.position(name) for name in factor.scope], strides, factor.table.ravel()))
+        return flat
+
 
     @cached_property
     def _extremes(self) -> tuple[tuple[int, Architecture], ...]:
@@ -165,10 +169,10 @@ class Limit:
     upper: int
 
     def __str__(self) -> str:
-        return f"{self.cost.name} <= {self.upper:,}{' ' + self.cost.unit if self.cost.unit else ''}"
+        return f"{self.cost.name} <= {self.upper:,} {self.cost.unit}".rstrip()
 
 
-def index_type(space: Space) -> type[np.integer]:
+def index_type(space: Space) -> type[np.signedinteger]:
     """The smallest integer type that holds every option number of `space`."""
     most = max((len(decision.options) for decision in space.decisions), default=1) - 1
     return np.int8 if most <= 127 else np.int16 if most <= 32_767 else np.int32
@@ -178,8 +182,8 @@ def merged(factors: Iterable[Factor], space: Space, combine: np.ufunc = np.add) 
     """`factors` in the order of the space, with equal and enclosed scopes combined into one table."""
     tables: dict[tuple[str, ...], np.ndarray] = {}
     for factor in factors:
-        order = sorted(range(len(factor.scope)), key=lambda axis: space.position(factor.scope[axis]))
-        scope, table = tuple(factor.scope[axis] for axis in order), factor.table.transpose(order)
+        scope = tuple(sorted(factor.scope, key=space.position))
+        table = _aligned(factor.table, factor.scope, scope)
         tables[scope] = combine(tables[scope], table) if scope in tables else table
     kept: dict[tuple[str, ...], np.ndarray] = {}
     for scope in sorted(tables, key=len, reverse=True):
@@ -187,10 +191,48 @@ def merged(factors: Iterable[Factor], space: Space, combine: np.ufunc = np.add) 
         if home is None:
             kept[scope] = tables[scope]
         else:
-            shape = [n if name in scope else 1 for name, n in zip(home, kept[home].shape, strict=True)]
-            kept[home] = combine(kept[home], tables[scope].reshape(shape))
-    order = sorted(kept, key=lambda scope: [space.position(name) for name in scope])
-    return tuple(Factor(scope, np.array(kept[scope], order="C")) for scope in order)
+            kept[home] = combine(kept[home], _aligned(tables[scope], scope, home))
+    ordered = sorted(kept, key=lambda scope: [space.position(name) for name in scope])
+    return tuple(Factor(scope, np.array(kept[scope], order="C")) for scope in ordered)
+
+
+def multilinear(cost: Cost) -> tuple[Factor, ...]:
+    """Factors whose mean is table x probabilities, summed, for independent decisions: right also where some of these may not exist.
+
+    Where a decision does not exist it counts as its first option, with certainty: those entries move to a factor without it.
+    """
+    space, todo, done = cost.space, list(cost.factors), []
+    while todo:
+        factor = todo.pop()
+        split: set[str] = set()
+        while optional := [name for name in factor.scope if name not in split and space[name].condition is not True]:
+            name = max(optional, key=space.position)  # a condition is about earlier decisions, which may be optional in turn
+            split.add(name)
+            condition = space[name].condition
+            asked = tuple(ref.name for ref in refs(condition))
+            scope = tuple(sorted({*factor.scope, *asked}, key=space.position))
+            shape = [len(space[other].options) for other in scope]
+            if prod(shape) > LARGEST_TABLE:
+                listed = ", ".join(scope)
+                raise CostError(f"the mean {cost.name} depends on {len(scope)} choices at once, {prod(shape):,} entries: {listed}")
+            whole = np.array(values(condition) if asked else [bool(condition)], dtype=np.int64)
+            exists = _aligned(whole.reshape([len(space[other].options) for other in asked]), asked, scope)
+            table = np.broadcast_to(_aligned(factor.table, factor.scope, scope), shape)
+            axis = scope.index(name)
+            missing = Factor((*scope[:axis], *scope[axis + 1 :]), (table * (1 - exists)).take(0, axis=axis))
+            if missing.table.any():
+                todo.append(missing)
+            factor = Factor(scope, table * exists)
+        if factor.table.any():
+            done.append(factor)
+    return merged(done, space)
+
+
+def _aligned(table: np.ndarray, scope: Sequence[str], wider: Sequence[str]) -> np.ndarray:
+    """`table` over `scope` with its axes in the order of `wider`, of length 1 where `scope` has none."""
+    table = table.transpose([scope.index(name) for name in wider if name in scope])
+    lengths = iter(table.shape)
+    return table.reshape([next(lengths) if name in scope else 1 for name in wider])
 
 
 def _decisions(exprs: Iterable[Expr]) -> list[Ref]:
@@ -199,7 +241,7 @@ def _decisions(exprs: Iterable[Expr]) -> list[Ref]:
 
 def _whole(path: str, expr: Expr) -> list[int]:
     """The values of `expr` as integers."""
-    entries = values(expr) if refs(expr) else (values(expr)[0] if isinstance(expr, Symbol) else expr,)
+    entries = values(expr) if isinstance(expr, Symbol) else (expr,)
     for entry in entries:
         if not isinstance(entry, (bool, int, float, np.integer)) or entry != int(entry):
             raise CostError(f"the cost of {path} has a size that is not a whole number: {entry!r}")
@@ -211,7 +253,7 @@ def _addends(expr: Expr) -> list[tuple[Expr, ...]]:
     if not isinstance(expr, Op):
         return []
     if expr.function == "+":
-        return [(arg,) for arg in expr.args]
+        return [addend for arg in expr.args for addend in (_addends(arg) if isinstance(arg, Op) and arg.function in "+-" else [(arg,)])]
     if expr.function == "-":
         return [(expr.args[0],), (-1, expr.args[1])]
     if expr.function == "*":

@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 TILE_CELLS = 32_768  # gathered at once: 256 KiB, so that the product that follows finds them in the cache
 SMALLEST_TILE = 128
@@ -52,7 +51,7 @@ class Grid:
 
     def full(self, value: float, empty: float, dtype: type) -> np.ndarray:
         """(1, cells): `value` for every amount of slack."""
-        message = np.full((1, self.cells), value, dtype=dtype)
+        message: np.ndarray = np.full((1, self.cells), value, dtype=dtype)
         self.clear(message, empty)
         return message
 
@@ -106,7 +105,7 @@ def pull(message: np.ndarray, moves: Moves, weight: np.ndarray, grid: Grid) -> n
             length = min(tile, cells - cell)
             reach = low + np.searchsorted(moves.shift[low:high], cell + length)  # larger shifts read only empty cells
             if reach > low:
-                windows = as_strided(flat, (flat.size - length + 1, length), (8, 8))
+                windows = _windows(flat, length)
                 result[home, cell : cell + length] = weight[low:reach] @ windows[start[low:reach] + cell]
     grid.clear(result)
     return result
@@ -125,7 +124,7 @@ def pull_largest(message: np.ndarray, moves: Moves, gain: np.ndarray, grid: Grid
             length = min(tile, cells - cell)
             reach = low + np.searchsorted(moves.shift[low:high], cell + length)
             if reach > low:
-                windows = as_strided(flat, (flat.size - length + 1, length), (8, 8))
+                windows = _windows(flat, length)
                 np.max(windows[start[low:reach] + cell] + gain[low:reach, None], axis=0, out=result[home, cell : cell + length])
     np.maximum(result, empty, out=result)
     grid.clear(result, empty)
@@ -149,12 +148,19 @@ def meet(spent: np.ndarray, left: np.ndarray, moves: Moves, grid: Grid) -> np.nd
             continue
         for cell in range(int(occupied[0]), int(occupied[-1]) + 1, tile):
             length = min(tile, cells - cell)
-            windows = as_strided(flat, (flat.size - length + 1, length), (8, 8))
+            windows = _windows(flat, length)
             result[low:high] += windows[start[low:high] + cell] @ spent[home, cell : cell + length]
     return result
 
 
-def scaled(message: np.ndarray) -> tuple[np.ndarray, int]:
-    """`message` divided by a power of two so that its largest entry is about 1, and that power; whole numbers below 2^53 stay exact."""
-    _, power = np.frexp(message.max(initial=0))
-    return np.ldexp(message, -int(power)), int(power)
+def _windows(flat: np.ndarray, length: int) -> np.ndarray:
+    """(len(flat) - length + 1, length): every run of `length` cells; a view."""
+    return np.ndarray((flat.size - length + 1, length), flat.dtype, flat, 0, (flat.itemsize, flat.itemsize))
+
+
+def scaled_(message: np.ndarray) -> tuple[np.ndarray, int]:
+    """`message`, divided in place by a power of two so that its largest entry is about 1, and that power; no digit is lost."""
+    power = int(np.frexp(message.max(initial=0))[1])
+    for part in (-power // 2, -power - (-power // 2)):  # in two steps: 2^1100 is no float
+        message *= 2.0**part
+    return message, power

@@ -15,6 +15,7 @@ from niwaki.factor.expect import expected
 from niwaki.factor.within import Within
 from niwaki.gradient.cost_loss import CostLoss, limit_loss, log_loss, product_loss
 from niwaki.net.control import Network
+from niwaki.nn.relax import gumbel_softmax
 from niwaki.nn.supernet import supernet
 from niwaki.task.task import Task, derive_seed
 from niwaki.train.loop import TrainingDiverged, epoch_batches
@@ -161,7 +162,8 @@ class DMaskingSearch:
             on_weights = step < self.weight_steps
             waiting.append(self._weight_step(weight_batches[step], epoch, step) if on_weights else self._logit_step(logit_batches[step - self.weight_steps], epoch, step))
             if len(waiting) == CHECK_EVERY or step in (self.weight_steps - 1, last - 1):
-                self._sums[0 if on_weights else 1] += self._checked(waiting, epoch, step)
+                for loss in self._checked(waiting, epoch, step):  # one by one: the same sum however the steps were split among calls
+                    self._sums[0 if on_weights else 1] += loss
                 waiting.clear()
             self.step += 1
         if last == count:
@@ -176,11 +178,11 @@ class DMaskingSearch:
         self.history.append(SearchRecord(epoch + 1, self._sums[0] / self.weight_steps, logit_loss, self.temperature(epoch), entropy, ratios))
         self._sums = [0.0, 0.0]
 
-    def _checked(self, losses: list[Tensor], epoch: int, step: int) -> float:
-        total = float(torch.stack(losses).sum())
-        if not isfinite(total):
-            raise TrainingDiverged(f"the search's loss became {total}", epoch + 1, step + 1)
-        return total
+    def _checked(self, losses: list[Tensor], epoch: int, step: int) -> list[float]:
+        values = torch.stack(losses).tolist()
+        if not all(map(isfinite, values)):
+            raise TrainingDiverged(f"the search's loss became {next(v for v in values if not isfinite(v))}", epoch + 1, step + 1)
+        return values
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -189,7 +191,7 @@ class DMaskingSearch:
 
     def _decisions(self, epoch: int, step: int, budget: int) -> dict[str, Tensor]:
         generator = torch.Generator(self.device).manual_seed(derive_seed(self.seed, "gumbel", epoch, step))
-        return self.distributions[budget].draw(temperature=self.temperature(epoch), generator=generator)
+        return self.distributions[budget].draw(lambda logits: gumbel_softmax(logits, temperature=self.temperature(epoch), generator=generator))
 
     def _batch(self, indices: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))

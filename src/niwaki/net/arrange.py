@@ -14,12 +14,15 @@ from itertools import pairwise
 LANE = 13.0  # between a spine and the shortcuts beside it; in pixels, as everything here
 GAP = 3.0  # between two rows
 FORK = 20.0  # height in which edges fan out to, or in from, parallel parts
-BETWEEN = 30.0  # between parallel parts side by side
+BETWEEN = 20.0  # between parallel parts side by side
 INDENT = 26.0  # of parallel parts below each other
 TITLE = 20.0  # height of a frame's title
 PAD = 7.0  # inside and outside of a frame
 GUTTER = 44.0  # between the columns of a long network
 OPEN_FRAME = 60.0  # a break inside a frame is taken only where it makes the columns this much more even
+UNEVEN = 1.4  # the highest column over the mean, at most
+
+Point = tuple[float, float]  # x, y
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,16 @@ class Route:
 
     edge: Edge
     kind: str
-    points: tuple[tuple[float, float], ...]
+    points: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A rectangle around the rows of one block. continued: from the column before."""
+    """A rectangle around the rows of one block. spine: x of its first row; continued: from the column before."""
 
     name: str
     continued: bool
+    spine: float
     x: float
     y: float
     width: float
@@ -65,7 +69,7 @@ class Frame:
 class Arrangement:
     """Where everything is. at: x of the spine and y of the middle of each row; narrow: the rows that are; frames: outer before inner."""
 
-    at: tuple[tuple[float, float], ...]
+    at: tuple[Point, ...]
     narrow: frozenset[int]
     routes: tuple[Route, ...]
     frames: tuple[Frame, ...]
@@ -90,8 +94,9 @@ def arrange(rows: Sequence[Row], edges: Sequence[Edge], *, wide: float, narrow: 
 
 @dataclass
 class _Spine:
-    """One vertical line of rows. `enter` and `leave`: the heights at which edges come over from the spine `parent`, and go back to it.
+    """One vertical line of rows. left, right: how far it reaches to both sides; margin: and the frames inside it further.
 
+    enter, leave: the heights at which edges come over from the spine `parent`, and go back to it.
     bus: how far right of the parent's spine edges go down to `rejoin` before they go back to it (None: they go back straight).
     """
 
@@ -99,6 +104,7 @@ class _Spine:
     x: float = 0.0
     left: float = 0.0
     right: float = 0.0
+    margin: float = 0.0
     enter: float = 0.0
     leave: float = 0.0
     bus: float | None = None
@@ -122,6 +128,7 @@ class _Layout:
     span: dict[str, tuple[float, float]] = field(default_factory=dict)  # frame -> top and bottom
     breaks: list[tuple[float, int]] = field(default_factory=list)  # where the first spine may be broken, and how many frames are open there
     slender: bool = False  # in a narrow column
+    below_row: bool = False  # rather than below a frame or a fork
 
     # --- rows and frames ---------------------------------------------------------------------------------------------
 
@@ -132,11 +139,14 @@ class _Layout:
             self.y += PAD - GAP
             self.span[frame] = (self.span[frame][0], self.y)
             self.y += PAD
+            self.below_row = False
         self.frames = self.frames[:kept]
 
     def open(self, frames: tuple[str, ...]) -> None:
         """Makes `frames` the open ones."""
         self.close(frames)
+        if self.frames != frames and self.below_row:
+            self.y += PAD
         for frame in frames[len(self.frames) :]:
             self.span.setdefault(frame, (self.y, self.y))
             self.y += TITLE
@@ -150,6 +160,7 @@ class _Layout:
         if self.slender:
             self.slim.add(row)
         self.y += height + GAP
+        self.below_row = True
         spine = self.spines[self.here]
         spine.right = max(spine.right, self.narrow if self.slender else self.wide)
 
@@ -161,19 +172,20 @@ class _Layout:
         rank = {row: at for at, row in enumerate(order)}
         cuts = _cuts(len(order), [(rank[edge.source], rank[edge.target]) for edge in edges])
         used = 0.0
+        outermost = (source, sink) == (0, len(self.rows) - 1)
         for first, last in pairwise(cuts):
             a, between, b = order[first], order[first + 1 : last], order[last]
             part = [edge for edge in edges if first <= rank[edge.source] and rank[edge.target] <= last]
             direct = [edge for edge in part if (edge.source, edge.target) == (a, b)]
+            if outermost and a != source and b != sink:
+                self.close(self.rows[order[first + 1]].frames)
+                self.breaks.append((self.y, len(self.frames)))
             if between:
                 lanes = self.between(a, between, b, [edge for edge in part if edge not in direct])
                 skips = direct
             else:
                 lanes, skips = 0.0, direct[1:]
                 self.lanes[direct[0]] = (self.here, None)
-                if self.here == 0 and not (a == 0 or b == len(self.rows) - 1 or b == sink):
-                    self.close(self.rows[b].frames)
-                    self.breaks.append((self.y, len(self.frames)))
             for edge in skips:
                 lanes += LANE
                 self.lanes[edge] = (self.here, -lanes)
@@ -188,8 +200,7 @@ class _Layout:
         groups = _components(inner, edges)
         if len(groups) > 1:
             parts = [(group, [edge for edge in edges if edge.source in group or edge.target in group]) for group in map(set, groups)]
-            self.parallel(a, [(sorted(group), own) for group, own in parts], b)
-            return 0.0
+            return self.parallel(a, [(sorted(group), own) for group, own in parts], b)
         rank = {row: at for at, row in enumerate([a, *inner, b])}
         if len(_cuts(len(rank), [(rank[edge.source], rank[edge.target]) for edge in edges])) > 2:
             return self.series(a, inner, b, edges)
@@ -210,14 +221,14 @@ class _Layout:
                 straight.add((first, last))
                 self.lanes[edge] = (self.here, None)
                 continue
-            free = next((at for at, lane in enumerate(lanes) if all(last <= low or high <= first for low, high in lane)), len(lanes))
+            free = next((at for at, lane in enumerate(lanes) if all(last < low or high < first for low, high in lane)), len(lanes))
             lanes[free : free + 1] = [[*(lanes[free] if free < len(lanes) else []), (first, last)]]
             self.lanes[edge] = (self.here, -LANE * (free + 1))
         for row in inner:
             self.place(row)
         return LANE * len(lanes)
 
-    def parallel(self, a: int, parts: list[tuple[list[int], list[Edge]]], b: int) -> None:
+    def parallel(self, a: int, parts: list[tuple[list[int], list[Edge]]], b: int) -> float:
         """Puts each of `parts` on a spine of its own: side by side if they fit, else below each other."""
         shared = self.rows[parts[0][0][0]].frames
         for row in (row for rows, _ in parts for row in rows):
@@ -225,42 +236,42 @@ class _Layout:
         self.open(shared)
         parent, was_slender, start = self.here, self.slender, self.frames
         beside = not was_slender and len(parts) * (self.narrow + BETWEEN) <= self.width
-        top, right, bottom = self.y, self.spines[parent].right, self.y
+        top, right, bottom = self.y, 0.0, self.y
         spines = []
         for number, (rows, edges) in enumerate(parts):
             spine = _Spine(parent, enter=(top if beside else self.y) + FORK / 2)
             self.spines.append(spine)
             spines.append(spine)
             self.here, self.slender, self.frames = len(self.spines) - 1, was_slender or beside, start
-            self.y = (top if beside else self.y) + FORK
+            self.y, self.below_row = (top if beside else self.y) + FORK, False
             self.series(a, rows, b, edges)
             self.close(start)
             spine.leave = self.y + FORK / 4
             bottom = max(bottom, self.y)
-            margin = PAD * (max(len(self.rows[row].frames) for row in rows) - len(start))
-            spine.left, spine.right = spine.left + margin, spine.right + margin
+            spine.margin = PAD * (max(len(self.rows[row].frames) for row in rows) - len(start))
             if not beside:
-                spine.x = INDENT + spine.left
+                spine.x = INDENT + spine.left + spine.margin
             elif number:
-                spine.x = spines[number - 1].x + spines[number - 1].right + BETWEEN + spine.left
-            right = max(right, spine.x + spine.right)
+                before = spines[number - 1]
+                spine.x = before.x + before.right + before.margin + BETWEEN + spine.margin + spine.left
+            right = max(right, spine.x + spine.right + spine.margin)
             if not beside:
                 self.y += FORK / 2
         self.here, self.slender, self.frames = parent, was_slender, start
-        self.y = bottom + FORK
+        self.y, self.below_row = bottom + FORK, False
         for spine in spines:
             if beside:
                 spine.leave = bottom + FORK / 2
             else:
                 spine.bus, spine.rejoin = right + LANE, bottom + FORK / 2
-        self.spines[parent].right = right if beside else right + 2 * LANE
-        self.spines[parent].left = max(self.spines[parent].left, spines[0].left if beside else 0.0)
+        self.spines[parent].right = max(self.spines[parent].right, right if beside else right + 2 * LANE)
+        return spines[0].left if beside else 0.0
 
     # --- from places beside their spine to places in the picture -----------------------------------------------------
 
     def broken(self, tall: float) -> Arrangement:
         """The arrangement, in columns where the spine is taller than `tall`."""
-        absolute: list[float] = []
+        absolute: list[float] = []  # x of each spine
         for spine in self.spines:  # a spine stands after its parent
             absolute.append(spine.x + (absolute[spine.parent] if spine.parent is not None else 0.0))
         depth = max(len(row.frames) for row in self.rows)
@@ -273,7 +284,7 @@ class _Layout:
         def column(y: float) -> int:
             return max(at for at, top in enumerate(tops) if at == 0 or top <= y)
 
-        def moved(x: float, y: float) -> tuple[float, float]:
+        def moved(x: float, y: float) -> Point:
             at = column(y)
             return left + x + at * pitch, y - tops[at] + PAD
 
@@ -281,68 +292,73 @@ class _Layout:
         at = tuple(moved(absolute[self.home[row]], self.middle[row]) for row in range(len(self.rows)))
         routes = []
         for edge, (along, lane) in self.lanes.items():
-            points = list(self.corners(edge, along, lane, absolute))
-            first, last = column(points[0][1]), column(points[-1][1])
+            corners = list(self.corners(edge, along, lane, absolute))
+            points = [moved(*corner) for corner in corners]
+            first, last = column(corners[0][1]), column(corners[-1][1])
+            kind = "skip" if lane is not None else "plain" if all(x == corners[0][0] for x, _ in corners) else "branch"
             if first != last:  # down to the foot of its column, and from the head of the next one
-                gutter = last * pitch - GUTTER / 2
-                a, b = at[edge.source], at[edge.target]
-                low, high = bottoms[first] - tops[first] + PAD, PAD / 2
-                points = [a, (a[0], low), (gutter, low), (gutter, high), (b[0], high), b]
-            else:
-                points = [moved(*point) for point in points]
-            kind = "skip" if lane is not None else "plain" if all(x == points[0][0] for x, _ in points) or first != last else "branch"
+                foot, gutter, head = bottoms[first] - tops[first] + PAD, last * pitch - GUTTER / 2, PAD / 2
+                start, spine = points[0], moved(corners[0][0], tops[last])[0]
+                points = [point for point, corner in zip(points, corners, strict=True) if column(corner[1]) == last]
+                if lane is None:
+                    points = [start, (start[0], foot), (gutter, foot), (gutter, head), (spine, head), *points]
+                else:  # it leaves the line of the edge that goes the same way
+                    points = [(points[0][0], head), *points]
             routes.append(Route(edge, kind, tuple(points)))
         frames = tuple(self.boxes(absolute, moved, list(zip(tops, bottoms, strict=True))))
         return Arrangement(at, frozenset(self.slim), tuple(routes), frames, pitch * len(tops) - GUTTER, height)
 
     def column_tops(self, most: int, tall: float) -> list[float]:
-        """Where each of at most `most` columns starts, so that they are about equally high."""
-        columns = min(most, max(1, round(self.y / tall)))
-        tops = [0.0]
-        while len(tops) < columns:
-            ideal = tops[-1] + (self.y - tops[-1]) / (columns - len(tops) + 1)
-            possible = [(abs(y - ideal) + OPEN_FRAME * frames, y) for y, frames in self.breaks if y > tops[-1]]
-            if not possible:
-                break
-            tops.append(min(possible)[1])
-        return tops
+        """Where each of at most `most` columns starts, so that they are about equally high; fewer where no breaks make them so."""
+        for columns in range(min(most, round(self.y / tall)), 1, -1):
+            tops = [0.0]
+            while len(tops) < columns:
+                ideal = tops[-1] + (self.y - tops[-1]) / (columns - len(tops) + 1)
+                possible = [(abs(y - ideal) + OPEN_FRAME * frames, y) for y, frames in self.breaks if y > tops[-1]]
+                tops.append(min(possible, default=(0.0, self.y))[1])
+            if max(bottom - top for top, bottom in pairwise([*tops, self.y])) <= UNEVEN * self.y / columns:
+                return tops
+        return [0.0]
 
-    def corners(self, edge: Edge, along: int, lane: float | None, absolute: list[float]) -> Iterator[tuple[float, float]]:
+    def corners(self, edge: Edge, along: int, lane: float | None, absolute: list[float]) -> Iterator[Point]:
         """The corners of an edge that runs along the spine `along`, before columns are broken."""
         source, target = self.home[edge.source], self.home[edge.target]
         x = absolute[source]
-        yield x, self.middle[edge.source]
         entered = list(reversed(list(self.ancestors(along, source))))
-        for spine in entered:
-            yield x, self.spines[spine].enter
-            x = absolute[spine] + (lane or 0.0 if spine == along else 0.0)
-            yield x, self.spines[spine].enter
-        left = list(self.ancestors(along, target))
+        if entered and lane is not None:  # it leaves the line of the edge that enters the same spine
+            yield absolute[along], self.spines[along].enter
+            yield absolute[along] + lane, self.spines[along].enter
+        else:
+            yield x, self.middle[edge.source]
+            for spine in entered:
+                yield x, self.spines[spine].enter
+                x = absolute[spine]
+                yield x, self.spines[spine].enter
+        left = [self.spines[spine] for spine in self.ancestors(along, target)]
         if lane is not None:
             x = absolute[along] + lane
             if not entered:
                 yield x, self.middle[edge.source]
             if not left:
                 yield x, self.middle[edge.target]
-        for at in left:
-            spine, parent = self.spines[at], self.spines[at].parent
-            assert parent is not None
-            yield x, spine.leave
-            if spine.bus is not None:
-                yield absolute[parent] + spine.bus, spine.leave
-                yield absolute[parent] + spine.bus, spine.rejoin
-            x = absolute[parent]
-            yield x, spine.leave if spine.bus is None else spine.rejoin
+        for over in left:
+            assert over.parent is not None
+            yield x, over.leave
+            x = absolute[over.parent]
+            if over.bus is None:
+                yield x, over.leave
+            else:
+                yield from ((x + over.bus, over.leave), (x + over.bus, over.rejoin), (x, over.rejoin))
         yield absolute[target], self.middle[edge.target]
 
-    def ancestors(self, spine: int, end: int) -> Iterator[int]:
-        """`spine`, its parent, and so on, before the spine `end`."""
+    def ancestors(self, spine: int, end: int | None) -> Iterator[int]:
+        """`spine`, its parent, and so on, before the spine `end`; None: all of them."""
         at: int | None = spine
         while at is not None and at != end:
             yield at
             at = self.spines[at].parent
 
-    def boxes(self, absolute: list[float], moved: Callable[[float, float], tuple[float, float]], columns: list[tuple[float, float]]) -> Iterator[Frame]:
+    def boxes(self, absolute: list[float], moved: Callable[[float, float], Point], columns: list[tuple[float, float]]) -> Iterator[Frame]:
         """The frames, outer before inner, one for each column that a frame lies in."""
         rows_of: dict[str, list[int]] = {frame: [] for frame in self.span}
         level: dict[str, int] = {}
@@ -350,16 +366,21 @@ class _Layout:
             for depth, frame in enumerate(row.frames):
                 rows_of[frame].append(number)
                 level[frame] = depth
-        deepest = max(level.values(), default=0)
+        above = [set(self.ancestors(spine, None)) for spine in range(len(self.spines))]
+        deepest = [0] * len(self.spines)  # most frames around any row of a spine and those that branch off it
+        for number, row in enumerate(self.rows):
+            for spine in above[self.home[number]]:
+                deepest[spine] = max(deepest[spine], len(row.frames))
         for frame, (top, bottom) in sorted(self.span.items(), key=lambda found: (level[found[0]], found[1])):
             homes = {self.home[row] for row in rows_of[frame]}
-            inset = PAD * (deepest - level[frame] + 1)
+            inset = PAD * (deepest[max(set.intersection(*(above[home] for home in homes)))] - level[frame])
             left = min(absolute[home] - self.spines[home].left for home in homes) - inset
             right = max(absolute[home] + self.spines[home].right for home in homes) + inset
             for start, end in columns:
                 low, high = max(top, start), min(bottom, end)
                 if low < high:
-                    yield Frame(frame, low > top, *moved(left, low), right - left, high - low)
+                    (x, y), (on, _) = moved(left, low), moved(absolute[self.home[rows_of[frame][0]]], low)
+                    yield Frame(frame, low > top, on, x, y, right - left, high - low)
 
 
 def _common(first: tuple[str, ...], second: tuple[str, ...]) -> int:

@@ -12,7 +12,7 @@ from html import escape
 from math import ceil
 from typing import Any
 
-from niwaki.net.arrange import Arrangement, Edge, Route, Row, arrange
+from niwaki.net.arrange import Arrangement, Edge, Point, Route, Row, arrange
 from niwaki.net.control import Network
 from niwaki.net.layer import (
     Activation,
@@ -156,7 +156,8 @@ def shape_text(shape: Shape) -> str:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 FUSED = (BatchNorm, Activation, ChannelShuffle)  # stand in the row of the convolution or linear layer whose output they change
-SLIM_ROWS = (Sum, Cat)
+BAR = 44.0  # length of the longest bar
+CORNER = 9.0  # radius of the corners of edges
 CHARACTER = 6.6  # pixels for a character of 12 pixels height, in the widest of the usual fonts
 ONE_LINE = 430.0  # a wider row is written in two lines
 
@@ -191,12 +192,10 @@ def picture(network: Placement | Network, labels: Mapping[str, str] | None = Non
     text = max((len(line.text) for line in lines), default=0) * CHARACTER
     shape = max((len(line.shape) for line in lines), default=0) * CHARACTER
     label = max((len(line.label) for line in lines), default=0) * CHARACTER
-    label = max(label, 44.0) if shares else label
-    one_line = 14 + text + 14 + shape + (14 + label if label else 0)
-    narrow = max(14 + text, 14 + shape + (14 + label if label else 0), 120)
-    two_lines = one_line > ONE_LINE
-    rows = [Row((), 20, 20)]
-    rows += [Row(frames, *_heights(line, two_lines)) for line, frames in zip(lines, _frames(lines), strict=True)]
+    columns = _Columns(14.0, text, shape, label and 14 + label, BAR + 8 if shares else 0.0)
+    two_lines = columns.one_line > ONE_LINE
+    rows = [Row((), 34 if two_lines else 20, 34)]
+    rows += [Row(frames, 34 if two_lines else 20, 34) for frames in _frames(lines)]
     rows.append(Row((), 0, 0))
     seen: dict[tuple[int, int], int] = {}
     edges, dashed = [], set()
@@ -209,13 +208,10 @@ def picture(network: Placement | Network, labels: Mapping[str, str] | None = Non
                 dashed.add(edge)
     read = {edge.source for edge in edges}
     ends = [Edge(at, len(rows) - 1) for at in range(len(rows) - 1) if at not in read]
-    layout = arrange(rows, edges + ends, wide=narrow if two_lines else one_line, narrow=narrow, width=width, tall=tall)
-    columns = _Columns(14, narrow if two_lines else one_line, narrow, label, two_lines)
-    return _svg(placement, lines, layout, columns, dashed, set(ends), name)
-
-
-def _heights(line: _Line, two_lines: bool) -> tuple[float, float]:
-    return (34 if two_lines else 20), 34
+    wide = columns.two_lines if two_lines else columns.one_line
+    layout = arrange(rows, edges + ends, wide=wide, narrow=columns.two_lines, width=width, tall=tall)
+    stacked = frozenset(range(len(rows))) if two_lines else layout.narrow
+    return _svg(placement, lines, layout, stacked, columns, dashed, set(ends), name)
 
 
 def _lines(placement: Placement, labels: Mapping[str, str], shares: Mapping[str, float]) -> list[_Line]:
@@ -253,54 +249,71 @@ def _written(line: _Line, labels: Mapping[str, str], shares: Mapping[str, float]
 
 
 def _frames(lines: Sequence[_Line]) -> list[tuple[str, ...]]:
-    """The blocks around each line: every path that has layers of its own, and at least two, outermost first."""
+    """The blocks around each line, outermost first: those of at least two lines, one of which lies in no smaller one."""
     paths = [line.head.path.split(".")[:-1] for line in lines]
     total: dict[str, int] = {}
     for path in paths:
         for depth in range(1, len(path) + 1):
             prefix = ".".join(path[:depth])
             total[prefix] = total.get(prefix, 0) + 1
-    own = {".".join(path) for path in paths}
-    return [
-        tuple(prefix for depth in range(1, len(path) + 1) if (prefix := ".".join(path[:depth])) in own and total[prefix] > 1) for path in paths
-    ]
+    prefixes = [[prefix for depth in range(1, len(path) + 1) if total[prefix := ".".join(path[:depth])] > 1] for path in paths]
+    own = {found[-1] for found in prefixes if found}
+    return [tuple(prefix for prefix in found if prefix in own) for found in prefixes]
 
 
 # --- SVG -------------------------------------------------------------------------------------------------------------
 
 # Colours are set once for light and once for dark; a page may set --nw-surface to the colour behind the picture.
 STYLE = """
-.nw{--ink:#1d2420;--soft:#5d6862;--line:#9aa69f;--frame:#d5dcd7;--fill:#f3f6f3;--back:var(--nw-surface,#fff);--bar:#2f6f4f;
---conv:#2b6cb0;--depthwise:#14866d;--linear:#7b4bb3;--gate:#b8417e;--pool:#b7791f;--join:#5d6862;--opaque:#8a5a44;--other:#87928c;--skip:#d0692c;
-font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;max-width:none}
-@media (prefers-color-scheme:dark){.nw{--ink:#e6ece8;--soft:#a3b0a9;--line:#6c7a73;--frame:#36413b;--fill:#1d2420;--back:var(--nw-surface,#151a17);--bar:#6fcf9c;
---conv:#6cb0f5;--depthwise:#4fd1b0;--linear:#b794f4;--gate:#f28ab8;--pool:#e5b567;--join:#a3b0a9;--opaque:#d09a80;--other:#7d8a83;--skip:#f0995c}}
-@media print{.nw{--ink:#1d2420;--soft:#5d6862;--line:#9aa69f;--frame:#d5dcd7;--fill:#f3f6f3;--back:#fff}}
-.nw text{fill:var(--ink)}.nw .shape{fill:var(--soft);text-anchor:end}.nw .label{text-anchor:end;font-weight:600}.nw .title{fill:var(--soft);font-size:11px;font-weight:600}
-.nw .frame{fill:var(--fill);fill-opacity:.75;stroke:var(--frame)}.nw .bar{fill:var(--bar);opacity:.22}
-.nw .edge{fill:none;stroke:var(--line);stroke-width:1.6;stroke-linejoin:round}.nw .skip{stroke:var(--skip)}.nw .maybe{stroke-dasharray:4 3}
-.nw .dot{stroke:var(--back);stroke-width:1.5}.nw .hollow{fill:var(--back)!important;stroke-width:2}
-.nw .row:hover text{text-decoration:underline;text-decoration-color:var(--line)}
+.nw{--ink:#1d2420;--soft:#5d6862;--line:#9aa69f;--frame:#d5dcd7;--fill:#f3f6f3;--back:var(--nw-surface,#fff);--bar:#2f6f4f;--skip:#d0692c;
+--conv:#2b6cb0;--depthwise:#14866d;--linear:#7b4bb3;--gate:#b8417e;--pool:#b7791f;--join:#5d6862;--opaque:#8a5a44;--other:#87928c;
+font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+@media screen and (prefers-color-scheme:dark){
+.nw{--ink:#e6ece8;--soft:#a3b0a9;--line:#6c7a73;--frame:#36413b;--fill:#1d2420;--back:var(--nw-surface,#151a17);--bar:#6fcf9c;--skip:#f0995c;
+--conv:#6cb0f5;--depthwise:#4fd1b0;--linear:#b794f4;--gate:#f28ab8;--pool:#e5b567;--join:#a3b0a9;--opaque:#d09a80;--other:#7d8a83}}
+.nw text{fill:var(--ink)}.nw .shape{fill:var(--soft)}.nw .end{text-anchor:end}.nw .label{font-weight:600}
+.nw .title{fill:var(--soft);font-size:11px;font-weight:600}.nw .frame{fill:var(--fill);fill-opacity:.75;stroke:var(--frame)}
+.nw .bar{fill:var(--bar);opacity:.55}.nw .edge{fill:none;stroke:var(--line);stroke-width:1.6}.nw .skip{stroke:var(--skip)}
+.nw .maybe{stroke-dasharray:4 3}.nw .dot{stroke:var(--back);stroke-width:1.5}.nw .hollow{fill:var(--back);stroke-width:2}
 """
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where the parts of a row stand, right of its spine. label: width of the label."""
+    """Where the text of a row starts, right of its spine, and how wide its parts are, with the space before them."""
 
+    start: float
     text: float
-    wide: float
-    narrow: float
+    shape: float
     label: float
-    two_lines: bool
+    bar: float
+
+    @property
+    def one_line(self) -> float:
+        return self.start + self.text + 14 + self.shape + self.label + self.bar
+
+    @property
+    def two_lines(self) -> float:
+        return max(self.start + self.text, self.start + self.shape + self.label + self.bar, 120.0)
 
 
-def _svg(placement: Placement, lines: Sequence[_Line], layout: Arrangement, columns: _Columns, dashed: set[Edge], hidden: set[Edge], name: str) -> str:
+def _svg(
+    placement: Placement,
+    lines: Sequence[_Line],
+    layout: Arrangement,
+    stacked: frozenset[int],
+    columns: _Columns,
+    dashed: set[Edge],
+    hidden: set[Edge],
+    name: str,
+) -> str:
+    """The text of the picture. stacked: rows in two lines; hidden: edges that only close the graph."""
     width, height = ceil(layout.width), ceil(layout.height)
     shapes = shape_text(placement.shape_of(INPUT)), shape_text(placement.shape_of(placement.output))
     what = f"Drawing of the {name}: {len(placement.items)} layers, from an input of {shapes[0]} to an output of {shapes[1]}"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="nw" role="img" aria-label="{escape(what)}" width="{width}" height="{height}" viewBox="0 0 {width} {height}">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="nw" role="img" aria-label="{escape(what)}" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}">',
         f"<style>{STYLE}</style>",
         '<rect width="100%" height="100%" rx="6" style="fill:var(--back)"/>',
     ]
@@ -309,66 +322,70 @@ def _svg(placement: Placement, lines: Sequence[_Line], layout: Arrangement, colu
         outer = max((other for other in drawn if frame.name.startswith(f"{other}.")), key=len, default="")
         title = frame.name[len(outer) + 1 :] if outer else frame.name
         title = f"{title} (continued)" if frame.continued else title
-        parts.append(f'<rect class="frame" x="{frame.x:.1f}" y="{frame.y:.1f}" width="{frame.width:.1f}" height="{frame.height:.1f}" rx="6"/>')
-        parts.append(f'<text class="title" x="{frame.x + 9:.1f}" y="{frame.y + 14:.1f}">{escape(title)}</text>')
+        box = f'x="{frame.x:.1f}" y="{frame.y:.1f}" width="{frame.width:.1f}" height="{frame.height:.1f}"'
+        parts.append(f'<rect class="frame" {box} rx="6"/>')
+        parts.append(f'<text class="title" x="{frame.spine + columns.start:.1f}" y="{frame.y + 14:.1f}">{escape(title)}</text>')
         drawn.append(frame.name)
     for route in sorted(layout.routes, key=lambda route: route.kind == "skip"):
         if route.edge not in hidden:
             parts.append(f'<path class="edge {route.kind}{" maybe" * (route.edge in dashed)}" d="{_path(route)}"/>')
-    x, y = layout.at[0]
-    parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5" style="fill:var(--ink)"/>')
-    parts.append(f'<text x="{x + columns.text:.1f}" y="{y + 4:.1f}" font-weight="600">Input</text>')
-    parts.append(f'<text class="shape" x="{x + columns.wide - (columns.label + 14 if columns.label and not columns.two_lines else 0):.1f}" y="{y + 4:.1f}">{shapes[0]}</text>')
+    parts.extend(_row(None, *layout.at[0], columns, "Input", shapes[0], stacked=0 in stacked))
     for at, line in enumerate(lines, 1):
-        parts.extend(_row(line, *layout.at[at], columns, narrow=at in layout.narrow))
+        parts.extend(_row(line, *layout.at[at], columns, line.text, line.shape, stacked=at in stacked))
     return "".join([*parts, "</svg>"])
 
 
-def _row(line: _Line, x: float, y: float, columns: _Columns, *, narrow: bool) -> Iterator[str]:
-    end = x + (columns.narrow if narrow else columns.wide)
-    stacked = narrow or columns.two_lines
+def _row(line: _Line | None, x: float, y: float, columns: _Columns, text: str, shape: str, *, stacked: bool) -> Iterator[str]:
+    """One row of text with its dot at (x, y); `line` None is the network's input."""
+    start, end = x + columns.start, x + (columns.two_lines if stacked else columns.one_line) - columns.bar
     first, second = (y - 3, y + 12) if stacked else (y + 4, y + 4)
-    yield f'<g class="row"><title>{escape(_tooltip(line))}</title>'
-    if line.share:
-        length = max(1.5, line.share * columns.label)
-        yield f'<rect class="bar" x="{end - length:.1f}" y="{second - 12:.1f}" width="{length:.1f}" height="16" rx="2"/>'
-    hollow = isinstance(line.head.condition, Symbol)
-    color = f"fill:var(--{line.family})" + f";stroke:var(--{line.family})" * hollow
-    yield f'<circle class="dot{" hollow" * hollow}" cx="{x:.1f}" cy="{y:.1f}" r="{4 if line.family in ("join", "other") else 5}" style="{color}"/>'
-    yield f'<text x="{x + columns.text:.1f}" y="{first:.1f}">{escape(line.text)}</text>'
-    shape = f'x="{x + columns.text:.1f}" text-anchor="start" style="text-anchor:start"' if stacked else f'x="{end - (columns.label + 14 if columns.label else 0):.1f}"'
-    yield f'<text class="shape" {shape} y="{second:.1f}">{line.shape}</text>'
-    if line.label:
-        yield f'<text class="label" x="{end - 3:.1f}" y="{second:.1f}">{escape(line.label)}</text>'
+    yield f'<g class="row"><title>{escape(_tooltip(line) if line else text)}</title>'
+    family = line.family if line else "ink"
+    hollow = line is not None and isinstance(line.head.condition, Symbol)
+    color = f"fill:var(--{family})" if not hollow else f"stroke:var(--{family})"
+    radius = 4 if family in ("join", "other") else 5
+    yield f'<circle class="dot{" hollow" * hollow}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}" style="{color}"/>'
+    yield f'<text class="{"name" if line else "label"}" x="{start:.1f}" y="{first:.1f}">{escape(text)}</text>'
+    if stacked:
+        yield f'<text class="shape" x="{start:.1f}" y="{second:.1f}">{shape}</text>'
+    else:
+        yield f'<text class="shape end" x="{end - columns.label:.1f}" y="{second:.1f}">{shape}</text>'
+    if line and line.label:
+        yield f'<text class="label end" x="{end:.1f}" y="{second:.1f}">{escape(line.label)}</text>'
+    if line and line.share:
+        yield f'<rect class="bar" x="{end + 8:.1f}" y="{second - 9:.1f}" width="{max(1.0, line.share * BAR):.1f}" height="10" rx="1.5"/>'
     yield "</g>"
 
 
 def _tooltip(line: _Line) -> str:
     told = []
     for item in line.items:
-        decided = scope(*item.shape.channels, *item.shape.spatial, *(value for value in vars(item.layer).values() if isinstance(value, Symbol)))
-        told.append(f"{item.path}: {describe(item.layer, item)[0]}, {shape_text(item.shape)}" + f" (by {', '.join(decided)})" * bool(decided))
+        deciders = scope(*item.shape.channels, *item.shape.spatial, *vars(item.layer).values())
+        told.append(f"{item.path}: {describe(item.layer, item)[0]}, {shape_text(item.shape)}")
+        if deciders:
+            told.append(f"  decided by {', '.join(deciders)}")
         if exists := scope(item.condition):
             told.append(f"  exists by {', '.join(exists)}")
     return "\n".join(told + ([line.label] if line.label else []))
 
 
 def _path(route: Route) -> str:
-    """The path data of a route: rounded corners; a shortcut swings out to its lane and back."""
+    """The path data of a route, its corners rounded."""
     points = [point for at, point in enumerate(route.points) if at == 0 or point != route.points[at - 1]]
     path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
-    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
-        radius = min(9.0, _distance(before, corner) / (1 if before is points[0] else 2), _distance(corner, after) / (1 if after is points[-1] else 2))
-        start, end = _towards(corner, before, radius), _towards(corner, after, radius)
-        path += f"L{start[0]:.1f} {start[1]:.1f}Q{corner[0]:.1f} {corner[1]:.1f} {end[0]:.1f} {end[1]:.1f}"
+    for at, (before, corner, after) in enumerate(zip(points, points[1:], points[2:], strict=False), 1):
+        shared = 1 if at == 1 else 2, 1 if at == len(points) - 2 else 2  # a leg between two corners has room for half of each
+        radius = min(CORNER, _distance(before, corner) / shared[0], _distance(corner, after) / shared[1])
+        (x0, y0), (x1, y1) = _towards(corner, before, radius), _towards(corner, after, radius)
+        path += f"L{x0:.1f} {y0:.1f}Q{corner[0]:.1f} {corner[1]:.1f} {x1:.1f} {y1:.1f}"
     return f"{path}L{points[-1][0]:.1f} {points[-1][1]:.1f}"
 
 
-def _distance(a: tuple[float, float], b: tuple[float, float]) -> float:
+def _distance(a: Point, b: Point) -> float:
     return abs(a[0] - b[0]) + abs(a[1] - b[1])
 
 
-def _towards(start: tuple[float, float], end: tuple[float, float], by: float) -> tuple[float, float]:
+def _towards(start: Point, end: Point, by: float) -> Point:
     """The point `by` from `start` on the way to `end`, along an axis."""
     length = _distance(start, end) or 1.0
     return start[0] + (end[0] - start[0]) * by / length, start[1] + (end[1] - start[1]) * by / length

@@ -121,7 +121,7 @@ class Placement:
 def place(network: Network) -> Placement:
     """The flat form of `network`. Raises SpaceError or ShapeError that name the layer at fault."""
     placer = _Placer(network.input_shape)
-    output = placer.walk(network.body, INPUT, _Where(path="", block="", repeats=(), condition=True))
+    output = placer.walk(network.body, INPUT, Where(path="", block="", repeats=(), condition=True))
     return Placement(tuple(placer.items), output, network.input_shape, placer.decisions_in_order())
 
 
@@ -196,7 +196,7 @@ def show(size: Expr) -> str:
 
 
 @dataclass(frozen=True)
-class _Where:
+class Where:
     """Where the walk stands. block: the nearest named block; repeats: the path with the numbers of repeats left out."""
 
     path: str
@@ -204,17 +204,25 @@ class _Where:
     repeats: tuple[str, ...]
     condition: Expr
 
-    def inside(self, layer: Layer, label: str, *, repeat: int | None = None) -> _Where:
+    def inside(self, layer: Layer, label: str, *, repeat: int | None = None) -> Where:
         part = label if repeat is None else f"{label}{repeat}"
         path = ".".join(filter(None, (self.path, part)))
         is_block = layer.name is not None and isinstance(layer, CONTAINERS)
-        return _Where(path, path if is_block else self.block, (*self.repeats, label), self.condition)
+        return Where(path, path if is_block else self.block, (*self.repeats, label), self.condition)
 
-    def given(self, condition: Expr) -> _Where:
+    def given(self, condition: Expr) -> Where:
         return replace(self, condition=_canonical(both(self.condition, condition), self.path, "its condition"))
 
     def at(self, field: str) -> str:
         return f"{self.path}.{field}" if self.path else field
+
+    def decision(self, choice: Choice, field: str) -> str:
+        """The name of the decision that `choice` is when it stands in `field` of the layer here; the field "" is the layer itself."""
+        if choice.name is None:
+            return self.at(field) if field else self.path or "which"
+        if choice.name.startswith("/"):
+            return choice.name[1:]
+        return f"{self.block}.{choice.name}" if self.block else choice.name
 
 
 @dataclass
@@ -238,7 +246,7 @@ class _Placer:
     def shape_of(self, tensor: int) -> Shape:
         return self.items[tensor].shape if tensor != INPUT else Shape(self.input_shape[:1], self.input_shape[1:])
 
-    def seen(self, tensor: int, where: _Where) -> Shape:
+    def seen(self, tensor: int, where: Where) -> Shape:
         """The shape of `tensor` as it is wherever `where` exists: in the third repeat, the second is known to have been there."""
         if tensor != INPUT and isinstance(self.items[tensor].layer, Sum):
             item = self.items[tensor]
@@ -253,22 +261,18 @@ class _Placer:
 
     # --- decisions ---------------------------------------------------------------------------------------------------
 
-    def decide(self, choice: Choice, where: _Where, field: str, *, owner: Layer | None = None) -> Ref:
+    def decide(self, choice: Choice, where: Where, field: str, *, owner: Layer | None = None) -> Ref:
         """The decision that `choice` is when it stands in `field` of the layer at `where`.
 
         owner: the layer whose own decision it is; the decision is then called like the layer, and the layer stands for the choice.
         """
+        name = where.decision(choice, field if owner is None else "")
         if choice.name is None:
             held = choice if owner is None else owner
-            name = where.at(field) if owner is None else where.path or "which"
             at = (*where.repeats, field)
             first = self.unnamed.setdefault(id(held), (at, name, held))
             if first[0] != at:
                 raise SpaceError(f"the same unnamed choice {choice.options} stands at {first[1]} and at {name}; name it to tie it, copy it to free it")
-        elif choice.name.startswith("/"):
-            name = choice.name[1:]
-        else:
-            name = f"{where.block}.{choice.name}" if where.block else choice.name
         found = self.decisions.setdefault(name, _Open(choice.options, [], where.at(field)))
         if found.options != choice.options:
             raise SpaceError(
@@ -278,21 +282,20 @@ class _Placer:
             found.conditions.append(where.condition)
         return Ref(name, choice.options)
 
-    def resolve(self, expr: Expr, where: _Where, field: str, channels: Expr) -> Expr:
+    def resolve(self, expr: Expr, where: Where, field: str, channels: Expr) -> Expr:
         """`expr` in terms of decisions and of the input's `channels`: a number or a Table."""
         if not isinstance(expr, Symbol):
             return expr
-        unnamed = list({id(leaf): leaf for leaf in leaves(expr) if isinstance(leaf, Choice) and leaf.name is None})
+        stands = standing(expr, field)
 
         def leaf(symbol: Symbol) -> Expr:
             if isinstance(symbol, Choice):
-                number = unnamed.index(id(symbol)) if symbol.name is None else 0
-                return self.decide(symbol, where, f"{field}{number + 1}" if number else field)
+                return self.decide(symbol, where, stands.get(id(symbol), field))
             return channels if isinstance(symbol, InChannels) else symbol
 
         return _canonical(substitute(expr, leaf), where.path, f"its {field}")
 
-    def count(self, expr: Expr, where: _Where, field: str, channels: Expr, *, least: int = 1) -> Expr:
+    def count(self, expr: Expr, where: Where, field: str, channels: Expr, *, least: int = 1) -> Expr:
         """`expr` resolved to whole numbers >= `least`; anything else is an error that names the layer."""
         resolved = self.resolve(expr, where, field, channels)
         numbers = values(resolved) if isinstance(resolved, Symbol) else (resolved,)
@@ -305,7 +308,7 @@ class _Placer:
 
     # --- primitives --------------------------------------------------------------------------------------------------
 
-    def put(self, layer: Layer, inputs: tuple[int, ...], where: _Where, shape: Shape, edges: tuple[Expr, ...] | None = None) -> int:
+    def put(self, layer: Layer, inputs: tuple[int, ...], where: Where, shape: Shape, edges: tuple[Expr, ...] | None = None) -> int:
         path, copy = where.path or type(layer).__name__.lower(), 2
         while path in self.paths:
             path, copy = f"{where.path}_{copy}", copy + 1
@@ -319,18 +322,18 @@ class _Placer:
         return len(self.items) - 1
 
     @singledispatchmethod
-    def walk(self, layer: Layer, x: int, where: _Where) -> int:
+    def walk(self, layer: Layer, x: int, where: Where) -> int:
         """Places `layer` with the tensor `x` as its input; returns the tensor it gives."""
         raise TypeError(f"place() has no rule for {type(layer).__name__}; it belongs in this file")
 
-    def image(self, layer: Layer, x: int, where: _Where) -> Shape:
+    def image(self, layer: Layer, x: int, where: Where) -> Shape:
         shape = self.seen(x, where)
         if len(shape.spatial) != 2:
             raise ShapeError(f"{where.path}: {type(layer).__name__} needs a map of channels x height x width; it is given {shape}")
         return shape
 
     @walk.register
-    def _(self, layer: Conv, x: int, where: _Where) -> int:
+    def _(self, layer: Conv, x: int, where: Where) -> int:
         shape = self.image(layer, x, where)
         width = shape.width
         out = self.count(layer.out_channels, where, "out_channels", width)
@@ -350,7 +353,7 @@ class _Placer:
         return self.put(placed, (x,), where, Shape(shape.channels if depthwise else (out,), spatial))
 
     @walk.register
-    def _(self, layer: Linear, x: int, where: _Where) -> int:
+    def _(self, layer: Linear, x: int, where: Where) -> int:
         shape = self.seen(x, where)
         if shape.spatial:
             raise ShapeError(f"{where.path}: Linear needs a flat vector; it is given {shape}; put Flatten() before it")
@@ -360,11 +363,11 @@ class _Placer:
     @walk.register(BatchNorm)
     @walk.register(Dropout)
     @walk.register(Zero)
-    def _(self, layer: Layer, x: int, where: _Where) -> int:
+    def _(self, layer: Layer, x: int, where: Where) -> int:
         return self.put(layer, (x,), where, self.seen(x, where))
 
     @walk.register
-    def _(self, layer: Activation, x: int, where: _Where) -> int:
+    def _(self, layer: Activation, x: int, where: Where) -> int:
         kind = self.resolve(layer.kind, where, "kind", None)
         for one in values(kind) if isinstance(kind, Symbol) else (kind,):
             if one not in ACTIVATIONS:
@@ -372,7 +375,7 @@ class _Placer:
         return x if kind == "identity" else self.put(replace(layer, kind=kind), (x,), where, self.seen(x, where))
 
     @walk.register
-    def _(self, layer: Pool, x: int, where: _Where) -> int:
+    def _(self, layer: Pool, x: int, where: Where) -> int:
         shape = self.image(layer, x, where)
         if layer.kind not in ("max", "avg"):
             raise SpaceError(f"{where.path}: Pool(kind={layer.kind!r}); a pool is 'max' or 'avg'")
@@ -380,11 +383,11 @@ class _Placer:
         return self.put(layer, (x,), where, Shape(shape.channels, spatial))
 
     @walk.register
-    def _(self, layer: GlobalPool, x: int, where: _Where) -> int:
+    def _(self, layer: GlobalPool, x: int, where: Where) -> int:
         return self.put(layer, (x,), where, Shape(self.image(layer, x, where).channels, (1, 1)))
 
     @walk.register
-    def _(self, layer: SqueezeExcite, x: int, where: _Where) -> int:
+    def _(self, layer: SqueezeExcite, x: int, where: Where) -> int:
         shape = self.image(layer, x, where)
         for kind in (layer.activation, layer.gate):
             if kind not in ACTIVATIONS:
@@ -394,7 +397,7 @@ class _Placer:
 
     @walk.register(Subsample)
     @walk.register(Interleave)
-    def _(self, layer: Subsample | Interleave, x: int, where: _Where) -> int:
+    def _(self, layer: Subsample | Interleave, x: int, where: Where) -> int:
         shape = self.image(layer, x, where)
         size = self.count(layer.size, where, "size", shape.width)
         height, width = shape.spatial
@@ -405,7 +408,7 @@ class _Placer:
         return x if down and size == height else self.put(replace(layer, size=size), (x,), where, Shape(shape.channels, spatial))
 
     @walk.register
-    def _(self, layer: Flatten, x: int, where: _Where) -> int:
+    def _(self, layer: Flatten, x: int, where: Where) -> int:
         shape = self.seen(x, where)
         area = _product(shape.spatial)
         if isinstance(area, Symbol):
@@ -413,7 +416,7 @@ class _Placer:
         return self.put(layer, (x,), where, Shape(tuple(_canonical(size * area, where.path, "its features") for size in shape.channels)))
 
     @walk.register
-    def _(self, layer: ChannelShuffle, x: int, where: _Where) -> int:
+    def _(self, layer: ChannelShuffle, x: int, where: Where) -> int:
         shape = self.image(layer, x, where)
         if _canonical(shape.width - layer.groups * (shape.width // layer.groups), where.path, "its channels") != 0:
             raise ShapeError(f"{where.path}: {show(shape.width)} channels are not always a multiple of {layer.groups} groups")
@@ -422,11 +425,11 @@ class _Placer:
         return self.put(layer, (x,), where, shape)
 
     @walk.register
-    def _(self, layer: Identity, x: int, where: _Where) -> int:
+    def _(self, layer: Identity, x: int, where: Where) -> int:
         return x
 
     @walk.register
-    def _(self, layer: Opaque, x: int, where: _Where) -> int:
+    def _(self, layer: Opaque, x: int, where: Where) -> int:
         shape = self.seen(x, where)
         if any(isinstance(size, Symbol) for size in shape.channels):
             raise ShapeError(f"{where.path}: the opaque layer {layer.factory} needs a fixed number of channels; it is given {shape}")
@@ -437,23 +440,23 @@ class _Placer:
     # --- containers --------------------------------------------------------------------------------------------------
 
     @walk.register
-    def _(self, layer: Chain, x: int, where: _Where) -> int:
+    def _(self, layer: Chain, x: int, where: Where) -> int:
         for child, label in zip(layer.layers, labels(layer), strict=True):
             x = self.walk(child, x, where.inside(child, label))
         return x
 
     @walk.register
-    def _(self, layer: Concat, x: int, where: _Where) -> int:
+    def _(self, layer: Concat, x: int, where: Where) -> int:
         outputs = [self.walk(child, x, where.inside(child, label)) for child, label in zip(layer.layers, labels(layer), strict=True)]
         return self.concat(tuple(outputs), where)
 
     @walk.register
-    def _(self, layer: Add, x: int, where: _Where) -> int:
+    def _(self, layer: Add, x: int, where: Where) -> int:
         outputs = [self.walk(child, x, where.inside(child, label)) for child, label in zip(layer.layers, labels(layer), strict=True)]
         return self.add(tuple(outputs), where)
 
     @walk.register
-    def _(self, layer: OneOf, x: int, where: _Where) -> int:
+    def _(self, layer: OneOf, x: int, where: Where) -> int:
         names = layer.labels
         if layer.by is None or isinstance(layer.by, Choice):
             ref = self.decide(Choice(names) if layer.by is None else layer.by, where, "by", owner=layer if layer.by is None else None)
@@ -473,7 +476,7 @@ class _Placer:
         return self.select(outputs, tuple(conditions), index, where.inside(Identity(), "select"))
 
     @walk.register
-    def _(self, layer: Repeat, x: int, where: _Where) -> int:
+    def _(self, layer: Repeat, x: int, where: Where) -> int:
         times = self.count(layer.times, where, "times", self.seen(x, where).width, least=0)
         label = layer.body.name or "block"
         always = smallest(times)
@@ -488,7 +491,7 @@ class _Placer:
         return x
 
     @walk.register
-    def _(self, layer: Residual, x: int, where: _Where) -> int:
+    def _(self, layer: Residual, x: int, where: Where) -> int:
         y = self.walk(layer.body, x, where.inside(layer.body, layer.body.name) if layer.body.name else where)
         before, after = self.seen(x, where), self.seen(y, where)
         if y == x:
@@ -511,13 +514,13 @@ class _Placer:
         return self.put(Sum(), (y, x), where.inside(Identity(), "add"), after, (True, same))
 
     @walk.register
-    def _(self, layer: Match, x: int, where: _Where) -> int:
+    def _(self, layer: Match, x: int, where: Where) -> int:
         width = self.seen(x, where).width
         target = self.count(layer.channels, where, "channels", width)
         return self.match(x, target, _canonical(equal(width, target), where.path, "its widths"), where, stride=1, activation=True)
 
     @walk.register
-    def _(self, layer: Graph, x: int, where: _Where) -> int:
+    def _(self, layer: Graph, x: int, where: Where) -> int:
         known = {"input": x}
         for label, node in layer.nodes:
             inner = where.inside(node.layer, label)
@@ -527,12 +530,12 @@ class _Placer:
         return known[layer.output or layer.nodes[-1][0]]
 
     @walk.register
-    def _(self, layer: Several, x: int, where: _Where) -> int:
+    def _(self, layer: Several, x: int, where: Where) -> int:
         raise SpaceError(f"{where.path}: use Chain, Concat or Add")
 
     # --- joins -------------------------------------------------------------------------------------------------------
 
-    def match(self, x: int, target: Expr, same: Expr, where: _Where, *, stride: int, activation: bool) -> int:
+    def match(self, x: int, target: Expr, same: Expr, where: Where, *, stride: int, activation: bool) -> int:
         """`x` where `same` holds, else conv1x1-BN(-ReLU) of it to `target` channels."""
         if same is True:
             return x
@@ -546,14 +549,14 @@ class _Placer:
         shape = Shape((target,), self.shape_of(y).spatial)
         return self.put(Sum(), (x, y), where.inside(Identity(), "select"), shape, (same, opposite(same)))
 
-    def add(self, tensors: tuple[int, ...], where: _Where) -> int:
+    def add(self, tensors: tuple[int, ...], where: Where) -> int:
         first, *others = (self.shape_of(tensor) for tensor in tensors)
         for other in others:
             if other != first:
                 raise ShapeError(f"{where.path}: cannot add maps of the shapes {first} and {other}")
         return tensors[0] if len(tensors) == 1 else self.put(Sum(), tensors, where, first)
 
-    def concat(self, tensors: tuple[int, ...], where: _Where) -> int:
+    def concat(self, tensors: tuple[int, ...], where: Where) -> int:
         shapes = [self.shape_of(tensor) for tensor in tensors]
         for other in shapes[1:]:
             if other.spatial != shapes[0].spatial:
@@ -569,7 +572,7 @@ class _Placer:
             return tensors[0]
         return self.put(Cat(), tensors, where.inside(Identity(), "cat"), Shape(tuple(channels), shapes[0].spatial))
 
-    def select(self, tensors: tuple[int, ...], conditions: tuple[Expr, ...], index: Expr, where: _Where) -> int:
+    def select(self, tensors: tuple[int, ...], conditions: tuple[Expr, ...], index: Expr, where: Where) -> int:
         """The one of `tensors` whose condition holds; `index` is its position."""
         shapes = [self.shape_of(tensor) for tensor in tensors]
         if all(tensor == tensors[0] for tensor in tensors):
@@ -585,6 +588,12 @@ class _Placer:
             channels = (_canonical(op("select", index, *(shape.width for shape in shapes)), where.path, "its channels"),)
         conditions = tuple(_canonical(condition, where.path, "its condition") for condition in conditions)
         return self.put(Sum(), tensors, where, Shape(channels, shapes[0].spatial), conditions)
+
+
+def standing(expr: Expr, field: str) -> dict[int, str]:
+    """For each unnamed choice in `expr`, by its id, what it is called in a layer's `field`: `field`, or `field2` and so on after the first."""
+    unnamed = {id(leaf): None for leaf in leaves(expr) if isinstance(leaf, Choice) and leaf.name is None}
+    return {key: f"{field}{number + 1}" if number else field for number, key in enumerate(unnamed)}
 
 
 def labels(container: Several) -> list[str]:
@@ -637,7 +646,7 @@ def _product(sizes: tuple[Expr, ...]) -> Expr:
     return canonical(total)
 
 
-def _stride(before: Shape, after: Shape, where: _Where) -> int:
+def _stride(before: Shape, after: Shape, where: Where) -> int:
     """The stride that turns the height and width of `before` into those of `after`."""
     if not before.spatial:
         return 1

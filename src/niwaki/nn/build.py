@@ -184,13 +184,11 @@ class Wires:
         return self.graph.call_module(name, (x,))
 
     def call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
-        node = self.graph.call_function(function, args)
-        node.name = self.graph._graph_namespace.create_name(self.name, node)  # a forward that reads like the network
-        return node
+        return self.graph.create_node("call_function", function, args, name=self.name)  # a forward that reads like the network
 
     def index(self, rows: torch.Tensor, suffix: str) -> fx.Node:
         name = f"{self.name}_{suffix}"
-        self.root.register_buffer(name, rows, persistent=False)
+        self.root.register_buffer(name, rows)
         return self.graph.get_attr(name)
 
 

@@ -19,6 +19,8 @@ class Architecture(Mapping[str, Value]):
 
     __slots__ = ("_choices", "_hash", "space")
     space: str
+    _choices: dict[str, Value]
+    _hash: int
 
     def __init__(self, space: str, choices: Mapping[str, Value]) -> None:
         object.__setattr__(self, "space", space)

@@ -140,7 +140,8 @@ class Space:
 
     def sample_uniform(self, rng: Random) -> Architecture:
         """An architecture drawn so that all architectures of the space are equally likely."""
-        ticket, state, indices = rng.randrange(self.size), (), []
+        ticket, indices = rng.randrange(self.size), []
+        state: tuple[int, ...] = ()
         for position in range(len(self.decisions)):
             for options, following in self._branches(position, state):
                 ways = self._completions[position + 1][following]

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from niwaki.store.files import atomic_write
 
-HEADER = "niwaki"  # the one entry of safetensors' own metadata: with more, their order and so the file's bytes would differ between processes
+HEADER = "niwaki"  # the one entry of safetensors' own metadata: with more, their order, and the file, would differ between processes
 
 
 class StoreError(RuntimeError):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
-from sqlalchemy import Connection, Engine, Table, create_engine, delete, event, func, insert, inspect, select, update
+from sqlalchemy import Connection, Engine, RowMapping, Table, create_engine, delete, event, func, insert, inspect, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import QueuePool
 
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import SpaceError
@@ -22,6 +25,7 @@ from niwaki.store.checkpoint import StoreError, pack, unpack
 from niwaki.store.schema import LOG, META, PENDING, STATES, TABLES, TRIALS, VERSION
 from niwaki.trial import Trial, TrialError
 
+SMALLEST_FILE = 512  # bytes; of any SQLite database that holds a table
 PATIENCE_S = 10.0  # how long a write waits for another process that is writing
 
 CAUSES = (  # a part of the database's own message, and what it means to a reader
@@ -167,7 +171,8 @@ class Store:
         elif differing := [name for name, value in row.items() if there[name] != value]:
             name = differing[0]
             raise StoreError(
-                f"number {key['number']} of {key['run']!r} is already in the store {self.url} with another {name}: {there[name]!r:.200}, not {row[name]!r:.200}"
+                f"number {key['number']} of {key['run']!r} is already in the store {self.url} with another {name}: "
+                f"{there[name]!r:.200}, not {row[name]!r:.200}"
             )
 
     def _put(self, connection: Connection, table: Table, key: Mapping[str, Any], row: Mapping[str, Any]) -> None:
@@ -175,14 +180,14 @@ class Store:
         if not connection.execute(_at(update(table), table, key).values(**row)).rowcount:
             connection.execute(insert(table).values(**key, **row))
 
-    def _trial(self, row: Mapping[str, Any], space: Space) -> Trial:
+    def _trial(self, row: RowMapping, space: Space) -> Trial:
         arch = self._architecture(row, space)
         try:
             return Trial(row["number"], arch, json.loads(row["metrics"]), row["source"], row["seconds"], row["status"], row["note"])
         except (TrialError, ValueError) as error:
             raise StoreError(f"trial {row['number']} of {row['run']!r} in the store {self.url} is damaged: {error}") from error
 
-    def _architecture(self, row: Mapping[str, Any], space: Space) -> Architecture:
+    def _architecture(self, row: RowMapping, space: Space) -> Architecture:
         try:
             return Architecture.from_json(json.loads(row["arch"]), space)
         except SpaceError as error:
@@ -206,13 +211,19 @@ def open_store(where: str | Path, *, read_only: bool = False) -> Store:
     """
     url = str(where)
     if "://" in url and not url.startswith("sqlite"):
-        store = Store(_engine(url), make_url(url).render_as_string(hide_password=True))
+        try:
+            store = Store(create_engine(url), make_url(url).render_as_string(hide_password=True))
+        except (ArgumentError, ImportError) as error:
+            raise StoreError(f"{url.split('@')[-1]!r} is no path and no URL of a database that can be used here: {error}") from error
         if not read_only:
             with store._writing("make its tables") as connection:
                 _make_tables(connection)
     else:
         path = Path(make_url(url).database or "") if "://" in url else Path(url)
-        store = Store(_sqlite_engine(path, read_only=read_only), str(path))
+        try:
+            store = Store(_open_sqlite(path, read_only=read_only), str(path))
+        except OSError as error:
+            raise StoreError(f"the store {path} cannot be opened: {error.strerror or error}") from error
     try:
         with store._reading("be opened") as connection:
             _check(connection, store.url)
@@ -242,51 +253,51 @@ def _make_tables(connection: Connection) -> None:
         connection.execute(insert(META).values(key="schema_version", value=str(VERSION)))
 
 
-def _sqlite_engine(path: Path, *, read_only: bool) -> Engine:
-    if read_only:
-        if not path.exists():
-            raise StoreError(f"there is no store {path}")
-        if _is_empty(path):
-            raise StoreError(f"the store {path} is empty: the file was cut short; put a copy of it back, or begin a new run")
-        # without a write-ahead log beside it the file is complete, and `immutable` needs no right to write into the folder
-        log = path.with_name(path.name + "-wal")
-        mode = "mode=ro" if log.exists() and not _is_empty(log) else "mode=ro&immutable=1"
-        return _engine(f"sqlite:///file:{_quoted(path)}?{mode}&uri=true")
-    if not path.exists():
+def _open_sqlite(path: Path, *, read_only: bool) -> Engine:
+    if not read_only and not path.exists():
         _create(path)
-    elif _is_empty(path):
-        raise StoreError(f"the store {path} is empty: the file was cut short; put a copy of it back, or delete it to begin a new one")
+    if not path.exists():
+        raise StoreError(f"there is no store {path}")
+    log = path.with_name(path.name + "-wal")  # what was written since the last clean close; without it the file itself is complete
+    is_complete = not log.exists() or not log.stat().st_size
+    if is_complete and path.stat().st_size < _promised_size(path):
+        raise StoreError(f"the store {path} has been cut short; put a copy of it back, or delete it to begin a new one")
+    if read_only:
+        # immutable: needs no right to write into the folder, where else SQLite would keep its locks
+        return _sqlite_engine(path, "mode=ro&immutable=1" if is_complete else "mode=ro")
     if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
         raise StoreError(f"the store {path} cannot be written to: the file or its folder is read-only")
-    engine = _engine(f"sqlite:///file:{_quoted(path)}?mode=rw&uri=true")
+    return _sqlite_engine(path, "mode=rw")
 
-    @event.listens_for(engine, "connect")
-    def _on_connect(connection: Any, _: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")  # readers never wait for the writer, nor it for them
+
+def _sqlite_engine(path: Path, mode: str) -> Engine:
+    def connect() -> sqlite3.Connection:
+        # SQLAlchemy's pool hands a connection to one thread at a time. isolation_level: transactions begin where we say, below
+        connection = sqlite3.connect(
+            f"file:{quote(str(path.resolve()))}?{mode}", uri=True, timeout=PATIENCE_S, check_same_thread=False, isolation_level=None
+        )
         connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk, not on its way there
+        return connection
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool)
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        # a transaction that will write takes the lock first: one that reads, then wants it, could only fail
+        writes = connection.get_execution_options().get("niwaki_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
 
 
-def _engine(url: str) -> Engine:
-    try:
-        is_sqlite = url.startswith("sqlite")
-        engine = create_engine(url, connect_args={"timeout": PATIENCE_S} if is_sqlite else {})
-    except (ArgumentError, ImportError) as error:
-        raise StoreError(f"{url.split('@')[-1]!r} is no path and no URL of a database that can be used here: {error}") from error
-    if is_sqlite:
-        # the driver's own rules for when a transaction begins are older than SELECT ... then INSERT in one transaction
-        @event.listens_for(engine, "connect")
-        def _on_connect(connection: Any, _: Any) -> None:
-            connection.isolation_level = None
-
-        @event.listens_for(engine, "begin")
-        def _on_begin(connection: Connection) -> None:
-            # a transaction that will write takes the lock first: one that reads, then wants it, could only fail
-            writes = connection.get_execution_options().get("niwaki_write", False)
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
+def _promised_size(path: Path) -> int:
+    """The bytes that the file of a database has by its own header; of a shorter one SQLite would read zeros, or take it for a new one."""
+    with path.open("rb") as file:
+        header = file.read(SMALLEST_FILE)
+    if len(header) < SMALLEST_FILE or not header.startswith(b"SQLite format 3\0"):
+        return SMALLEST_FILE
+    page = int.from_bytes(header[16:18], "big")
+    return (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
 
 
 def _create(path: Path) -> None:
@@ -295,10 +306,13 @@ def _create(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.unlink(missing_ok=True)
-        engine = _engine(f"sqlite:///{partial}")
+        engine = _sqlite_engine(partial, "mode=rwc")
         try:
-            with _explained(str(path), "be made"), engine.connect().execution_options(niwaki_write=True) as connection, connection.begin():
-                _make_tables(connection)
+            with _explained(str(path), "be made"):
+                with engine.connect().execution_options(niwaki_write=True) as connection, connection.begin():
+                    _make_tables(connection)
+                with closing(engine.raw_connection()) as raw:
+                    raw.cursor().execute("PRAGMA journal_mode=WAL")  # stays with the file; readers and the writer never wait for each other
         finally:
             engine.dispose()
         os.link(partial, path)  # unlike a rename, it does not replace a store that another process has just made
@@ -317,7 +331,7 @@ def _explained(url: str, what: str) -> Iterator[None]:
     """Turns the database's errors into ours, with the reason in a reader's words."""
     try:
         yield
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, sqlite3.Error) as error:
         reason = str(getattr(error, "orig", None) or error)
         meaning = next((text for part, text in CAUSES if part in reason.lower()), None)
         raise StoreError(f"the store {url} could not {what}: {f'{meaning} ({reason})' if meaning else reason}") from error
@@ -332,14 +346,3 @@ def _json(value: Any) -> str:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise StoreError(f"only JSON with finite numbers can be stored, not {value!r:.300}: {error}") from error
-
-
-def _quoted(path: Path) -> str:
-    return str(path.resolve()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-
-
-def _is_empty(path: Path) -> bool:
-    return path.stat().st_size == 0
-
-
-__all__: Sequence[str] = ("LogRow", "State", "Store", "StoreError", "open_store")

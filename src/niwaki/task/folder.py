@@ -15,17 +15,17 @@ from PIL import Image, ImageOps
 from niwaki.task.images import PARTS, DataError, Images, arrays
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-LARGEST_SIDE = 224  # of the default size: past it, memory and time grow faster than accuracy
+SMALLEST_SIDE, LARGEST_SIDE = 8, 224  # of the default size: past the largest, memory and time grow faster than accuracy
 MOST_LISTED = 10
 T = TypeVar("T")
 
 
 def image_folder(folder: str | Path, *, size: int | tuple[int, int] | None = None, test_seed: int = 0) -> Images:
-    """The image set of a folder, read into memory as uint8: (N, H, W) if every file is grey, else (N, H, W, 3).
+    """The image set of a folder, read into memory as uint8: (N, H, W) if every pixel is grey, else (N, H, W, 3).
 
-    Class sub-folders lie in `folder` itself, or in its `train/` and `test/`. size: H x W, or one number for a square; images of
-    another size are resized to it, without keeping the ratio of their sides. Left out, it is the one size that all images
-    have, or, where they differ, a square of the median side (a multiple of 8); at most 224 either way.
+    Class sub-folders lie in `folder` itself, or in its `train/` and `test/`. size: (H, W), or one number for a square; images of
+    another size are resized to it, without keeping the ratio of their sides. Left out, it is a square of the median side, from
+    8 to 224 pixels; a multiple of 8, where images are larger than 32 pixels and not all alike.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -49,8 +49,11 @@ def image_folder(folder: str | Path, *, size: int | tuple[int, int] | None = Non
     pixels, corrupt = _attempt(lambda path: read_image(path, height_width, colour=colour), readable)
     _raise_any(unreadable | corrupt, len(every))
 
+    stacked = np.stack(pixels)
+    if colour and (stacked == stacked[..., :1]).all():  # WebP has no grey, and many JPEGs make no use of it
+        stacked, colour = stacked[..., 0], False
     part_of = np.array([part for part, _, _ in every])
-    x, y = ({part: array[part_of == part] for part in parts} for array in (np.stack(pixels), np.array([label for _, label, _ in every])))
+    x, y = ({part: array[part_of == part] for part in parts} for array in (stacked, np.array([label for _, label, _ in every])))
     source = f"{folder} ({len(every)} files, read at {height_width[0]} x {height_width[1]}, {'colour' if colour else 'grey'})"
     return arrays(
         x["train"],
@@ -124,11 +127,10 @@ def _size(size: int | tuple[int, int] | None, found: list[tuple[int, int]]) -> t
         if min(height, width) < 1:
             raise DataError(f"images cannot be resized to {size}; a size is a positive number of pixels, or (height, width)")
         return height, width
-    if len(set(found)) == 1:
-        shrink = min(1, LARGEST_SIDE / max(found[0]))
-        height, width = (max(1, round(side * shrink)) for side in found[0])
-        return height, width
-    side = min(LARGEST_SIDE, max(8, round(median(s for sides in found for s in sides) / 8) * 8))
+    side = round(median(side for sides in found for side in sides))
+    if side > 32 and len({side for sides in found for side in sides}) > 1:
+        side = round(side / 8) * 8  # halves evenly, stage after stage
+    side = min(LARGEST_SIDE, max(SMALLEST_SIDE, side))
     return side, side
 
 

@@ -41,6 +41,8 @@ class Images:
         classes = len(self.class_names)
         if len(set(self.class_names)) < classes:
             raise DataError(f"two classes of {self.source} bear one name: {self.class_names}")
+        if classes < 2:
+            raise DataError(f"{self.source} has a single class; a classifier needs at least two")
         for part, images, labels in self._parts():
             where = f"the {part} part of {self.source}"
             _check_images(images, where)
@@ -53,8 +55,6 @@ class Images:
                 f"of {self.test_images.dtype}; both must have one size, one number of channels and one type"
             )
         counts = np.bincount(self.labels, minlength=classes)
-        if classes < 2:
-            raise DataError(f"{self.source} has a single class; a classifier needs at least two")
         if len(missing := np.flatnonzero(counts == 0)):
             raise DataError(f"{self.source} has no training image of {self._list(missing)}; labels are class numbers 0..K-1, each in use")
         if len(lonely := np.flatnonzero(counts == 1)):

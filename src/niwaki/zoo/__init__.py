@@ -41,10 +41,10 @@ def network(name: str, input_shape: tuple[int, ...] | None = None, classes: int 
     if family == "mobile" and (digits.isdecimal() or not digits):
         if not digits and input_shape is None:
             raise SpaceError(f"'mobile' needs an input shape, or a size of {SMALLEST} to {LARGEST} pixels in its name, as in 'mobile-32'")
-        size = int(digits) if digits else (input_shape or ())[1]
-        channels = 3 if input_shape is None else input_shape[0]
-        if input_shape is not None and tuple(input_shape[1:]) != (size, size):
-            raise SpaceError(f"{name!r} reads square images of {size} pixels, not {input_shape[1]} x {input_shape[2]}")
+        channels, height, width = input_shape or (3, int(digits), int(digits))
+        size = int(digits or height)
+        if (height, width) != (size, size):
+            raise SpaceError(f"{name!r} reads square images of {size} pixels, not {height} x {width}")
         return mobile(size, channels, **given)
     close = get_close_matches(name, names(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {', '.join(names())}"

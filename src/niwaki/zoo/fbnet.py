@@ -5,13 +5,15 @@ Block lists and accuracies: facebookresearch/mobile-vision.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from niwaki.net.block import classifier, conv_bn_act, mbconv
 from niwaki.net.control import Chain, Match, Network, OneOf
 from niwaki.net.layer import Layer
 from niwaki.space.choice import Choice
 
 # kernel, expansion, groups of the projection
-CANDIDATES = {
+CANDIDATES: dict[str, tuple[int, int, int]] = {
     f"k{kernel}_e{expand}" + ("_g2" if groups == 2 else ""): (kernel, expand, groups)
     for kernel in (3, 5)
     for expand, groups in ((1, 1), (1, 2), (3, 1), (6, 1))
@@ -47,23 +49,21 @@ PUBLISHED_COUNTS = {"fbnet-a": (4_270_288, 244_526_360), "fbnet-b": (4_766_672, 
 
 def fbnet(input_shape: tuple[int, ...] = (3, 224, 224), classes: int = 1000) -> Network:
     """The FBNet space: 9^22 networks, with the two widths of the last convolution that the published ones have."""
-    return _network([_candidates(f"block{at}", width, stride) for at, (width, stride) in enumerate(BLOCKS)], Choice(TAILS, "/tail.width"), input_shape, classes)
+    labels = (*CANDIDATES, "skip")
+    blocks = [OneOf(*(_candidate(label, *shape, label) for label in labels), name=f"block{at}") for at, shape in enumerate(BLOCKS)]
+    return _network(blocks, Choice(TAILS, "/tail.width"), input_shape, classes)
 
 
 def fbnet_model(name: str, input_shape: tuple[int, ...] = (3, 224, 224), classes: int = 1000) -> Network:
     """FBNet-A, B or C, without choices: a member of `fbnet`."""
     tail, labels = MODELS[name]
-    blocks = [_candidate(label, width, stride, f"block{at}") for at, (label, (width, stride)) in enumerate(zip(labels.split(), BLOCKS, strict=True))]
+    blocks = [_candidate(label, *shape, f"block{at}") for at, (label, shape) in enumerate(zip(labels.split(), BLOCKS, strict=True))]
     return _network(blocks, tail, input_shape, classes)
 
 
-def _network(blocks: list[Layer], tail: int | Choice, input_shape: tuple[int, ...], classes: int) -> Network:
+def _network(blocks: Sequence[Layer], tail: int | Choice, input_shape: tuple[int, ...], classes: int) -> Network:
     body = Chain(conv_bn_act(16, 3, stride=2, name="stem"), *blocks, conv_bn_act(tail, 1, name="tail"), classifier(classes))
     return Network(body, input_shape)
-
-
-def _candidates(name: str, width: int, stride: int) -> OneOf:
-    return OneOf(*(_candidate(label, width, stride, label) for label in (*CANDIDATES, "skip")), name=name)
 
 
 def _candidate(label: str, width: int, stride: int, name: str) -> Layer:

@@ -49,7 +49,7 @@ _PLANS = (
 def mobile(size: int, channels: int = 3, classes: int = 10) -> Network:
     """The family for square images of `size` pixels with `channels` channels."""
     if not SMALLEST <= size <= LARGEST:
-        raise SpaceError(f"mobile({size}): the family is made for images of {SMALLEST} to {LARGEST} pixels; let the input layer resize, or describe a family of your own")
+        raise SpaceError(f"mobile({size}): the family is made for images of {SMALLEST} to {LARGEST} pixels; resize the images")
     plan = next(plan for plan in _PLANS if size <= plan.size)
     widths = [Choice(tuple(unit * step for step in _STEPS), f"/stage{at}.width") for at, unit in enumerate(plan.units)]
     body: list[Layer] = [

@@ -1,0 +1,284 @@
+"""The command line: words to objects. Heavy parts are imported inside their commands, so that `niwaki --help` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="niwaki",
+    help="Find, train and ship the best neural network for a hardware budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but results and errors.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run (default: runs/<config>-<hash>).")]
+Setting = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration; may be repeated.")]
+
+
+@app.command()
+def search(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="What to search; the embedded digits, if left out.")] = None,
+    settings: Setting = None,
+    out: Out = None,
+    minutes: Annotated[float | None, typer.Option(help="Wall-clock limit; a plan that keeps it is made by a short timing.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch; part of the configuration, as results depend on it.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the folder holds of an earlier run and start anew.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search, train and ship a network within a budget."""
+    with _told(as_json):
+        from niwaki.run.config import load_config
+        from niwaki.run.api import search_config
+
+        given = {"minutes": minutes, "seed": seed, "threads": threads, "device": device}
+        loaded = load_config(config, settings or (), given)
+        name = config.stem if config is not None else loaded.data.kind
+        with _watched(quiet) as progress:
+            result = search_config(loaded, out=out, name=name, fresh=fresh, progress=progress, command=_command())
+        _print_result(result.summary, as_json, quiet)
+
+
+@app.command()
+def resume(folder: Path, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Go on with a run that was interrupted; print the result of one that is finished."""
+    with _told(as_json):
+        from niwaki.run.api import resume as go_on
+
+        with _watched(quiet) as progress:
+            result = go_on(folder, progress=progress)
+        _print_result(result.summary, as_json, quiet)
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, or a model.onnx that niwaki wrote.")],
+    files: Annotated[list[Path], typer.Argument(help="Images, folders of images, or .npy and .npz files.")],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Classify files with the exported model, in ONNX Runtime."""
+    with _told(as_json):
+        from niwaki.deploy.predict import predict as classify
+
+        model = folder / "model.onnx" if folder.is_dir() else folder
+        if not model.is_file():
+            raise FileNotFoundError(f"{folder} has no model.onnx; has its run finished? `niwaki resume {folder}` goes on with it")
+        found = classify(model, files)
+        if not as_json:
+            for row in found.rows:
+                print(f"{row.source}\t{row.label}\t{row.probability:.3f}")
+            if found.accuracy is not None and not quiet:
+                print(f"accuracy {found.accuracy:.4f} over {len(found.rows)} images")
+        for file, why in found.failures.items():
+            print(f"error: {file}: {why}", file=sys.stderr)
+        if as_json:
+            rows = [{"file": r.source, "label": r.label, "probability": r.probability, "top": r.top, "truth": r.truth} for r in found.rows]
+            print(json.dumps({"predictions": rows, "failures": found.failures, "accuracy": found.accuracy}))
+        if found.failures:
+            raise typer.Exit(FAILED if found.rows else BAD_INPUT)
+
+
+@app.command()
+def report(folder: Path, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Write report.html of a run anew, finished or not."""
+    with _told(as_json):
+        from niwaki.run.api import write_report
+
+        path = write_report(folder)
+        print(json.dumps({"report": str(path)}) if as_json else path)
+
+
+@app.command()
+def export(folder: Path, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Write model.onnx, model.pt2, model.py and architecture.json of a finished run anew, checked on its data."""
+    with _told(as_json):
+        from niwaki.run.api import export_run
+
+        rows = export_run(folder)
+        if as_json:
+            print(json.dumps({"files": rows}))
+        else:
+            for row in rows:
+                print(f"{row['file']}\t{row['bytes']:,} bytes\tlargest difference {row['difference']:.1e}")
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(help="A name in the zoo, an .onnx file, module:attr or file.py:attr.")],
+    inputs: Annotated[list[str] | None, typer.Option("--input", help="1x3x224x224, or ids=1x128:int64<1000; once for each argument.")] = None,
+    arch: Annotated[Path | None, typer.Option(help="architecture.json, for a network with choices.")] = None,
+    rule: Annotated[str, typer.Option(help="How to count: all, or fbnet.")] = "all",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Shapes, multiply-adds and parameters, layer by layer."""
+    with _told(as_json):
+        from niwaki.run.model import profile as count
+
+        found = count(model, inputs=inputs or (), arch=arch, rule=rule)
+        if as_json:
+            print(json.dumps(found))
+            return
+        for row in [] if quiet else found["layers"]:
+            print(f"{row['path']:<44} {row['kind']:<16} {'x'.join(map(str, row['shape'])):>14} {row['macs']:>15,} {row['params']:>12,}")
+        print(f"{found['macs']:,} multiply-adds, {found['params']:,} parameters (rule {found['rule']})")
+
+
+@app.command()
+def space(
+    network: Annotated[str, typer.Argument(help="A name in the zoo, module:attr or file.py:attr.")],
+    budget: Annotated[str | None, typer.Option(help='Such as "macs<=5e6", or several limits joined by "and".')] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Choices, size, distribution of the cost, and the share within a budget."""
+    with _told(as_json):
+        from niwaki.run.describe import describe_space
+
+        found = describe_space(network, budget)
+        if as_json:
+            print(json.dumps(found))
+            return
+        if not quiet:
+            for choice in found["choices"]:
+                options = ", ".join(map(str, choice["options"]))
+                print(f"{choice['name']:<40} {options}{'  (conditional)' if choice['conditional'] else ''}")
+        print(f"{len(found['choices'])} choices, {found['size']:,} architectures, " + (f"{found['distinct']:,} distinct" if found["distinct"] else found["distinct_reason"]))
+        macs = found["macs"]
+        print(f"multiply-adds {macs['min']:,} to {macs['max']:,}; quantiles " + ", ".join(f"{q}: {v:,}" for q, v in macs["quantiles"].items()))
+        if (within := found.get("within")) is not None:
+            lo, hi = within["bounds"]["count"]
+            print(f"within {found['budget']}: {within['count']:,} architectures (certainly {lo:,} to {hi:,}), a share of {within['share']:.4g}")
+
+
+@app.command()
+def reproduce(
+    method: Annotated[str, typer.Argument(help="dmasking")],
+    out: Annotated[Path | None, typer.Option(help="Folder of what was trained (default: runs/reproduce-METHOD).")] = None,
+    claims: Annotated[Path, typer.Option(help="The page to write the result into.")] = Path("docs/claims.md"),
+    quick: Annotated[bool, typer.Option("--quick", help="A small part of the trainings, to see that everything works; decides nothing.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a method's published claim at the scale of this machine, random search beside it, and say whether it holds."""
+    with _told(as_json):
+        from niwaki.run.reproduce import reproduce as run_claims
+
+        with _watched(quiet) as progress:
+            found = run_claims(method, out=out or Path("runs") / f"reproduce-{method}{'-quick' if quick else ''}", claims=claims, quick=quick, progress=progress)
+        if as_json:
+            print(json.dumps(found))
+            return
+        for claim in found["claims"]:
+            print(f"{claim['verdict']:<18} {claim['claim']}\n{'':<18} paper: {claim['paper']}; measured: {claim['measured']}")
+
+
+def main() -> None:
+    """Entry point of the `niwaki` command."""
+    app()
+
+
+# --- errors, progress, results -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _told(as_json: bool) -> Iterator[None]:
+    """Turns errors into one clear message and the exit code: 2 for bad input, 1 for work that failed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail("interrupted; everything done so far is kept. The same command, or `niwaki resume FOLDER`, goes on from there", INTERRUPTED, as_json)
+    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        _fail(str(error), BAD_INPUT, as_json)
+    except (RuntimeError, OSError) as error:
+        # our own errors say what happened; anything else is a mistake of ours and shows where
+        if type(error).__module__.split(".")[0] != "niwaki" and not isinstance(error, OSError):
+            raise
+        bad_input = type(error).__name__ in ("RunError", "StoreError", "ModelError")
+        _fail(str(error), BAD_INPUT if bad_input else FAILED, as_json)
+
+
+def _fail(message: str, code: int, as_json: bool) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": message}))
+    raise typer.Exit(code)
+
+
+@contextmanager
+def _watched(quiet: bool) -> Iterator[Any]:
+    """Progress bars with the time left, on standard error."""
+    if quiet:
+        from niwaki.run.search import Silent
+
+        yield Silent()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    bars = Progress(
+        TextColumn("{task.description:<26}"), BarColumn(bar_width=40), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        console=console,
+    )  # fmt: skip
+    with bars:
+        yield _Bars(bars, console.print)
+
+
+class _Bars:
+    def __init__(self, bars: Any, say: Callable[..., None]) -> None:
+        self._bars, self._say, self._task = bars, say, None
+        self._next_line, self._name, self._total = 0.0, "", 0
+
+    def phase(self, name: str, total: int) -> None:
+        if self._task is not None:
+            self._bars.update(self._task, completed=self._total)
+        self._task = self._bars.add_task(name, total=total)
+        self._name, self._total = name, total
+
+    def advance(self, done: int) -> None:
+        self._bars.update(self._task, completed=done)
+        if not self._bars.console.is_terminal and time.monotonic() > self._next_line:  # a log file gets a line now and then
+            self._next_line = time.monotonic() + 20
+            self._say(f"{self._name}: {done} of {self._total}")
+
+    def note(self, text: str) -> None:
+        self._say(text, highlight=False)
+
+
+def _command() -> str:
+    return " ".join(["niwaki", *sys.argv[1:]])
+
+
+def _print_result(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    if as_json:
+        print(json.dumps(summary))
+        return
+    for found in summary["budgets"]:
+        print(
+            f"{found['budget']}: {found['macs']:,} multiply-adds, {found['params']:,} parameters, "
+            f"test accuracy {100 * found['accuracy']['test']:.2f} % (validation {100 * found['accuracy']['validation']:.2f} %)"
+        )
+    if not quiet:
+        print(f"report: {summary['folder']}/report.html\nmodel:  {summary['folder']}/model.onnx")
+
+
+if __name__ == "__main__":
+    main()

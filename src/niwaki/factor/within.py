@@ -1,0 +1,170 @@
+"""A space that holds its budgets: everything drawn, moved to or listed keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from niwaki.factor.draw import Sampler
+from niwaki.factor.eliminate import BudgetError, Count, Feasible, Probabilities, Probability
+from niwaki.factor.factor import Limit
+from niwaki.factor.mode import most_likely
+from niwaki.space.architecture import Architecture
+from niwaki.space.choice import Value
+from niwaki.space.space import Decision, Space
+
+TRIES = 64  # mutations drawn before all feasible neighbours are listed instead
+
+
+def within(space: Space, limits: Sequence[Limit]) -> Within:
+    """The architectures of `space` that keep all `limits`; BudgetError, with the minimum, if a limit cannot be kept."""
+    return Within(space, limits)
+
+
+class Within:
+    """The part of a space that keeps `limits`, with the interface of a `Space`. Its architectures are the space's own."""
+
+    def __init__(self, space: Space, limits: Sequence[Limit]) -> None:
+        self.space, self.limits = space, tuple(limits)
+        self.feasible = Feasible(space, self.limits)
+
+    # ---------------------------------------------------------------- as the space has it
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        return self.space.decisions
+
+    @property
+    def hash(self) -> str:
+        return self.space.hash
+
+    def __len__(self) -> int:
+        return len(self.space)
+
+    def __iter__(self) -> Iterator[Decision]:
+        return iter(self.space)
+
+    def __getitem__(self, name: str) -> Decision:
+        return self.space[name]
+
+    def position(self, name: str) -> int:
+        return self.space.position(name)
+
+    def active(self, choices: Mapping[str, Value]) -> tuple[str, ...]:
+        return self.space.active(choices)
+
+    def indices(self, architectures: Iterable[Architecture]) -> list[list[int]]:
+        return self.space.indices(architectures)
+
+    def from_indices(self, row: Sequence[int]) -> Architecture:
+        return self._kept(self.space.from_indices(row))
+
+    def architecture(self, choices: Mapping[str, Value]) -> Architecture:
+        """The architecture that takes `choices`; BudgetError if it is over a limit."""
+        return self._kept(self.space.architecture(choices))
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.space.to_json(), "limits": [{"cost": limit.cost.name, "upper": limit.upper} for limit in self.limits]}
+
+    # ---------------------------------------------------------------- within the budgets
+
+    def __contains__(self, arch: object) -> bool:
+        return isinstance(arch, Architecture) and arch.space == self.space.hash and bool(self.keeps([arch])[0])
+
+    def keeps(self, architectures: Sequence[Architecture]) -> np.ndarray:
+        """bool (N,): which of them keep every limit, by exact cost."""
+        rows = np.array(self.space.indices(architectures), dtype=np.int32).reshape(len(architectures), len(self.space))
+        return self.feasible.keeps(rows)
+
+    @cached_property
+    def count(self) -> Count:
+        """How many architectures there are, with bounds."""
+        return self.feasible.count()
+
+    @property
+    def size(self) -> int:
+        """How many architectures there are, by the best estimate; `count` has the bounds."""
+        return self.count.count
+
+    def probability(self, probabilities: Probabilities | None = None) -> Probability:
+        """P(all limits are kept) when decisions are drawn by `probabilities`, by default uniformly per choice."""
+        return self.feasible.probability(probabilities)
+
+    def mode(self, probabilities: Probabilities) -> Architecture:
+        """The most likely architecture."""
+        return most_likely(self.feasible, probabilities)
+
+    def sample(self, rng: Random) -> Architecture:
+        """An architecture drawn as `Space.sample` draws, choice by choice, given that it keeps the limits."""
+        return self._drawn(self._per_choice, rng)
+
+    def sample_uniform(self, rng: Random) -> Architecture:
+        """An architecture drawn so that all are equally likely."""
+        return self._drawn(self._uniform, rng)
+
+    def sample_many(self, count: int, generator: np.random.Generator, probabilities: Probabilities | None = None) -> np.ndarray:
+        """(count, decisions): option numbers of independent draws, uniform or by `probabilities`, given that the limits are kept."""
+        sampler = self._uniform if probabilities is None else Sampler(self.feasible, probabilities)
+        return sampler.draw(count, generator)
+
+    def enumerate(self) -> Iterator[Architecture]:
+        """All architectures, in the order of `Space.enumerate`."""
+        feasible = self.feasible
+        bounds = [np.searchsorted(stage.source, np.arange(len(stage.states) + 1)) for stage in feasible.chain.stages]
+        spends = []
+        for arcs, stage in zip(feasible.stages, feasible.chain.stages, strict=True):
+            spend = np.full((len(stage.source), arcs.spend.shape[1]), np.iinfo(np.int64).max)
+            spend[arcs.raw] = arcs.spend[arcs.group]
+            spends.append(spend)
+
+        def follow(number: int, state: int, left: np.ndarray, taken: list[np.ndarray]) -> Iterator[Architecture]:
+            if number == len(bounds):
+                row = np.concatenate(taken)
+                if not feasible.checked or feasible.keeps(row[None])[0]:
+                    yield self.space.from_indices(row.tolist())
+                return
+            stage = feasible.chain.stages[number]
+            low, high = bounds[number][state], bounds[number][state + 1]
+            for arc in low + np.flatnonzero((spends[number][low:high] <= left).all(axis=1)):
+                yield from follow(number + 1, stage.target[arc], left - spends[number][arc], [*taken, stage.options[arc]])
+
+        yield from follow(0, 0, np.array(feasible.slack, dtype=np.int64), [])
+
+    def neighbours(self, arch: Architecture) -> Iterator[Architecture]:
+        """Those neighbours in the space that keep the limits."""
+        near = list(self.space.neighbours(arch))
+        if near:
+            yield from (other for other, kept in zip(near, self.keeps(near), strict=True) if kept)
+
+    def mutate(self, arch: Architecture, rng: Random) -> Architecture:
+        """A change of one decision, as `Space.mutate` draws it, given that the limits are kept."""
+        for _ in range(TRIES):
+            if (changed := self.space.mutate(arch, rng)) in self:
+                return changed
+        near = list(self.neighbours(arch))
+        if not near:
+            raise BudgetError(f"no change of one decision of this architecture gives one that has {self.feasible.text()}", arch)
+        return near[rng.randrange(len(near))]
+
+    # ---------------------------------------------------------------- inside
+
+    @cached_property
+    def _uniform(self) -> Sampler:
+        return Sampler(self.feasible)
+
+    @cached_property
+    def _per_choice(self) -> Sampler:
+        return Sampler(self.feasible, self.feasible.checked_probabilities(None))
+
+    def _drawn(self, sampler: Sampler, rng: Random) -> Architecture:
+        return self.space.from_indices(sampler.draw(1, np.random.default_rng(rng.getrandbits(128)))[0].tolist())
+
+    def _kept(self, arch: Architecture) -> Architecture:
+        for limit in self.limits:
+            if (spent := limit.cost(arch)) > limit.upper:
+                raise BudgetError(f"this architecture has {limit.cost.name} {spent:,}, but the limit is {limit}", arch)
+        return arch

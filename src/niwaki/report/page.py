@@ -1,0 +1,448 @@
+"""A record as one HTML page: nothing is loaded from anywhere, nothing runs; it can be mailed, archived and printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from html import escape
+from typing import Any
+
+from niwaki.report.charts import (
+    COLORS,
+    Dot,
+    Mark,
+    amount,
+    confusion_matrix,
+    decision_strip,
+    front_of,
+    interval_bar,
+    layer_bars,
+    line_chart,
+    meter,
+    percent,
+    scatter_chart,
+    worst_confusions,
+)
+from niwaki.report.record import Budget, Candidate, Data, Decision, Example, File, Record, SpaceFacts
+from niwaki.report.style import STYLE
+
+# A page made from a record that somebody else wrote cannot run or load anything, whatever stands in it.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+UNITS = {"macs": "MACs", "params": "parameters", "latency_ms": "ms", "size_bytes": "bytes"}
+MOST_NAMES = 40  # classes that are listed
+SETTLED = 0.9  # probability of an option above which its choice counts as settled
+RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+SOURCES = {"search": "search", "random": "random", "final": "delivered network"}
+LOGO = (
+    '<svg viewBox="0 0 24 24" aria-hidden="true" fill="currentColor"><ellipse cx="9" cy="5.2" rx="5.6" ry="2.9"/>'
+    '<ellipse cx="17" cy="10.4" rx="5" ry="2.5"/><ellipse cx="6.4" cy="14.2" rx="4.8" ry="2.4"/>'
+    '<path d="M10.4 22.5c1.6-3.6-1.9-5.7 1.2-9 1.5-1.6-.8-4-1.6-6.5l1.4-.3c.8 2.2 3.2 4.4 1.6 7.2-1.8 3 1.2 4.8.2 8.6z"/></svg>'
+)
+STATES = {"finished": "finished", "running": "still running", "stopped": "stopped before its end"}
+NO_NETWORK = {
+    "finished": "No network",
+    "running": "No network yet: the run goes on",
+    "stopped": "The run stopped before a network was chosen",
+}
+
+Section = tuple[str, str, str]  # anchor, title, body
+
+
+def render(record: Record) -> str:
+    """The page of `record`, as the text of one HTML file."""
+    parts = (_search, _choices, _network, _training, _errors, _run)
+    sections = [section for part in parts if (section := part(record))]
+    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
+    body = "".join(
+        f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>{text}</section>' for name, title, text in sections
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="generator" content="niwaki">'
+        f"<title>{escape(record.title)} · niwaki</title><style>{STYLE}</style></head><body>{_head(record)}"
+        f"{f'<nav aria-label=Sections>{links}</nav>' if links else ''}<main>{body}</main>{_foot(record)}</body></html>\n"
+    )
+
+
+# --- the answer ------------------------------------------------------------------------------------------------------
+
+
+def _head(record: Record) -> str:
+    spent = f"{_duration(sum(record.seconds.values()))} in all" if record.seconds else ""
+    lead = " · ".join(filter(None, (record.title, record.network, record.method, record.started, spent)))
+    notes = "".join(f"<li>{escape(note)}</li>" for note in record.notes)
+    cards = f"{_quality_card(record)}{_budget_card(record)}{_size_card(record)}{_use_card(record)}"
+    return (
+        f'<header><div class="brand">{LOGO}<span>niwaki</span><span class="state {record.status}">{STATES[record.status]}</span></div>'
+        f'<h1>{escape(_headline(record))}</h1><p class="lead">{escape(lead)}</p>{f"<ul class=notes>{notes}</ul>" if notes else ""}'
+        f'<div class="hero">{cards}</div></header>'
+    )
+
+
+def _headline(record: Record) -> str:
+    """One sentence: how good, how large, and whether it holds the budget."""
+    test, macs = record.quality.test if record.quality else None, record.macs
+    if test is None and macs is None:
+        return NO_NETWORK[record.status]
+    size = f"{amount(macs)} multiply-adds" if macs is not None else "a trained network"
+    said = f"{percent(test)} test {record.metric} with {size}" if test is not None else f"A network of {size}"
+    if over := [budget.text for budget in record.budgets if budget.reached is not None and budget.reached > budget.limit]:
+        return f"{said}, over the budget {' and '.join(over)}"
+    if record.budgets and all(budget.reached is not None for budget in record.budgets):
+        return f"{said}, within {'the budget' if len(record.budgets) == 1 else f'all {len(record.budgets)} budgets'}"
+    return said
+
+
+def _quality_card(record: Record) -> str:
+    quality = record.quality
+    if quality is None or (quality.test is None and quality.validation is None):
+        return _card("How good", '<div class="big">–</div><p class="soft">not measured yet</p>')
+    rows = []
+    if quality.test is not None:
+        rows.append(f'<div class="big">{percent(quality.test)} <small>test {escape(record.metric)}</small></div>')
+        if quality.interval:
+            tested = record.data.counts.get("test") if record.data else None
+            seen = f" on {tested:,} images seen once, at the end" if tested else ""
+            low, high = quality.interval
+            rows.append(f'{interval_bar(quality.test, low, high)}<p class="soft">95 % interval {percent(low)} to {percent(high)}{seen}</p>')
+    if quality.validation is not None:
+        rows.append(f"<p>{percent(quality.validation)} <span class=soft>on validation, when the network was chosen</span></p>")
+    rows += [f"<p>{percent(value)} <span class=soft>{escape(name)}</span></p>" for name, value in quality.others.items()]
+    return _card("How good", "".join(rows))
+
+
+def _budget_card(record: Record) -> str:
+    return _card("Budget", "".join(map(_budget, record.budgets))) if record.budgets else ""
+
+
+def _budget(budget: Budget) -> str:
+    limit = _quantity(budget.resource, budget.limit)
+    if budget.reached is None:
+        verdict, used = '<span class="soft">not reached yet</span>', f"at most {limit}"
+    else:
+        verdict = '<span class="ok">✓ within</span>' if budget.reached <= budget.limit else '<span class="no">✗ over</span>'
+        used = f"{_quantity(budget.resource, budget.reached)} of {limit}"
+        used += f", {percent(budget.reached / budget.limit)}" if budget.limit else ""
+    return (
+        f'<div class="budget"><div><code>{escape(budget.text)}</code>{verdict}</div>'
+        f'{meter(budget.reached, budget.limit)}<p class="soft">{escape(used)}</p></div>'
+    )
+
+
+def _size_card(record: Record) -> str:
+    if record.macs is None and record.params is None:
+        return ""
+    facts = {
+        "multiply-adds": f"{record.macs:,}" if record.macs is not None else "",
+        "parameters": f"{record.params:,}" if record.params is not None else "",
+        "layers": f"{sum(1 for layer in record.layers if layer.params):,} with weights" if record.layers else "",
+        "input": " × ".join(map(str, record.data.input_shape)) if record.data else "",
+        "classes": f"{len(record.data.classes):,}" if record.data else "",
+    }
+    return _card("The network", _facts(facts))
+
+
+def _use_card(record: Record) -> str:
+    use = f"<pre>niwaki predict {escape(record.folder or '.')} image.png</pre>" if record.files else ""
+    place = f'<p class="soft">Files are in <code>{escape(record.folder)}</code></p>' if record.folder else ""
+    names = ", ".join(f"<code>{escape(file.name)}</code>" for file in record.files[:5])
+    return _card("Use it", f"{use}{place}<p>{names}</p>") if use or place else ""
+
+
+# --- search ----------------------------------------------------------------------------------------------------------
+
+
+def _search(record: Record) -> Section | None:
+    cost = _cost_shown(record)
+    dots = [dot for candidate in record.candidates if (dot := _dot(record, candidate, cost))]
+    limits = [Mark(limit, f"budget {_quantity(cost, limit)}") for limit in _limits(record, cost)]
+    metric, unit = record.metric.capitalize(), UNITS.get(cost, cost)
+    charts = [
+        scatter_chart(f"{metric} against cost", dots, x_label=unit, y_label=record.metric, limits=limits),
+        line_chart(f"{metric} during the search", record.search_quality, fraction=True),
+        line_chart("Loss during the search", record.search_loss),
+        line_chart("Expected cost during the search", record.search_cost, marks=[Mark(limit.value, "budget") for limit in limits[:1]]),
+    ]
+    facts = _space(record.space) if record.space else ""
+    table = _front_table(record, dots)
+    if not facts and not any(charts):
+        return None
+    return "search", "Search", f'{_chosen(record)}<div class="grid">{facts}{"".join(charts)}</div>{table}'
+
+
+def _cost_shown(record: Record) -> str:
+    """The resource on the cost axis: that of the first budget which the candidates have, else MACs."""
+    measured = {name for candidate in record.candidates for name in candidate.metrics}
+    return next((budget.resource for budget in record.budgets if budget.resource in measured), "macs")
+
+
+def _limits(record: Record, resource: str) -> list[float]:
+    """The limits on `resource` of all budgets asked for, the delivered network's first."""
+    budgets = [*record.budgets, *(budget for chosen in record.chosen for budget in chosen.budgets)]
+    return list(dict.fromkeys(budget.limit for budget in budgets if budget.resource == resource))
+
+
+def _dot(record: Record, candidate: Candidate, cost: str) -> Dot | None:
+    quality, price = candidate.metrics.get(record.metric), candidate.metrics.get(cost)
+    if quality is None or price is None:
+        return None
+    group = SOURCES.get(candidate.source, candidate.source)
+    told = f"{group} {candidate.number}: {percent(quality, 2)}, {_quantity(cost, price)}"
+    return Dot(price, quality, group, told, final=candidate.source == "final")
+
+
+def _front_table(record: Record, dots: Sequence[Dot]) -> str:
+    front = front_of([dot for dot in dots if not dot.final])
+    if len(front) < 2:
+        return ""
+    cost = _cost_shown(record)
+    rows = [(f"{dot.x:,.6g}", percent(dot.y, 2), escape(dot.title.split(":")[0])) for dot in front]
+    head = (f">{UNITS.get(cost, cost)}", f">{record.metric}", "trial")
+    return _folded(f"The front as a table ({len(front)} networks)", _table(head, rows))
+
+
+def _space(space: SpaceFacts) -> str:
+    within = [_large(space.within)] if space.within is not None else []
+    within += [_share(space.share)] if space.share is not None else []
+    facts = {
+        "choices": f"{space.choices:,}",
+        "architectures": _large(space.size),
+        "distinct programs": _large(space.distinct) if space.distinct is not None else "",
+        "within the budget": ", ".join(within),
+        "multiply-adds": f"{amount(space.macs[0])} to {amount(space.macs[1])}" if space.macs else "",
+    }
+    note = f'<p class="note">{escape(space.note)}</p>' if space.note else ""
+    return _card("The space", _facts(facts) + note)
+
+
+def _chosen(record: Record) -> str:
+    """The networks for several budgets, below each other."""
+    if len(record.chosen) < 2:
+        return ""
+    rows, strong = [], set()
+    for at, chosen in enumerate(record.chosen):
+        counts = [f"{chosen.metrics[name]:,.0f}" if name in chosen.metrics else "" for name in ("macs", "params")]
+        shares = [percent(chosen.metrics[name], 2) if name in chosen.metrics else "" for name in ("validation", "test")]
+        budgets = ", ".join(budget.text for budget in chosen.budgets)
+        rows.append((f"<code>{escape(budgets)}</code>", *counts, *shares, f"<code>{escape(chosen.folder)}</code>"))
+        strong |= {at} if chosen.delivered else set()
+    head = ("budget", ">MACs", ">parameters", ">validation", ">test", "folder")
+    return _card("One network for each budget", _table(head, rows, strong=strong), "below")
+
+
+def _choices(record: Record) -> Section | None:
+    shown = sorted((decision for decision in record.decisions if len(decision.options) > 1), key=_idle)
+    if shown:
+        settled = sum(1 for decision in shown if decision.probabilities and max(decision.probabilities[-1]) >= SETTLED)
+        idle = " Faded choices do not exist in the network that was chosen." if _idle(shown[-1]) and not _idle(shown[0]) else ""
+        text = (
+            "How the probability of each option moved over the search, the first option at the bottom; the one taken is underlined."
+            f"{idle} {settled} of {len(shown)} choices ended with an option above {percent(SETTLED)}."
+        )
+        strips = "".join(map(decision_strip, shown))
+        return "choices", "Choices", f'<p class="sub">{text}</p><div class="card"><div class="decisions">{strips}</div></div>'
+    if record.architecture:
+        return "choices", "Choices", _card("", _facts({name: str(option) for name, option in record.architecture.items()}))
+    return None
+
+
+def _idle(decision: Decision) -> bool:
+    return decision.taken is None
+
+
+# --- the network -----------------------------------------------------------------------------------------------------
+
+
+def _network(record: Record) -> Section | None:
+    parts = []
+    if record.picture:
+        parts.append('<p class="sub">Every layer with the shape it gives and its multiply-adds. Shortcuts run at the left.</p>')
+        parts.append(f'<div class="card scroll picture below" tabindex="0">{record.picture}</div>')
+    if record.layers:
+        rows = [
+            (f"<code>{escape(layer.path)}</code>", escape(layer.kind), escape(layer.shape), f"{layer.macs:,}", f"{layer.params:,}")
+            for layer in record.layers
+        ]
+        rows.append(("all", "", "", f"{sum(layer.macs for layer in record.layers):,}", f"{sum(layer.params for layer in record.layers):,}"))
+        table = _table(("layer", "type", "output", ">MACs", ">parameters"), rows, strong={len(rows) - 1})
+        parts += [layer_bars(record.layers), _folded(f"All {len(record.layers)} layers as a table", table)]
+    return ("network", "Network", "".join(parts)) if parts else None
+
+
+# --- training and errors ---------------------------------------------------------------------------------------------
+
+
+def _training(record: Record) -> Section | None:
+    charts = [
+        line_chart(f"{record.metric.capitalize()} in the final training", record.training_quality, fraction=True),
+        line_chart("Loss in the final training", record.training_loss),
+    ]
+    data = _data(record.data) if record.data else ""
+    return ("training", "Data and training", f'<div class="grid">{data}{"".join(charts)}</div>') if data or any(charts) else None
+
+
+def _data(data: Data) -> str:
+    names = ", ".join(data.classes[:MOST_NAMES])
+    names += f" and {len(data.classes) - MOST_NAMES:,} more" if len(data.classes) > MOST_NAMES else ""
+    facts = {"data": data.name, "image": " × ".join(map(str, data.input_shape))}
+    facts |= {part: f"{count:,} images" for part, count in data.counts.items()}
+    facts |= {"classes": f"{len(data.classes):,}: {names}"}
+    images = "".join(_image(example, example.label) for example in data.examples)
+    return _card("The data", _facts(facts) + (f'<div class="strip">{images}</div>' if images else ""))
+
+
+def _errors(record: Record) -> Section | None:
+    quality, parts, told = record.quality, [], ""
+    if quality and quality.confusion and record.data:
+        classes = record.data.classes
+        worst = "; ".join(f"{predicted} for {true}: {n}" for true, predicted, n in worst_confusions(quality.confusion, classes))
+        note = f"Most frequent, predicted for true: {worst}." if worst else "No mistakes."
+        matrix = f'<div class="scroll">{confusion_matrix(quality.confusion, classes)}</div><p class="note">{escape(note)}</p>'
+        parts.append(_card("True classes down, predicted classes across", matrix))
+        wrong = sum(n for i, row in enumerate(quality.confusion) for j, n in enumerate(row) if i != j)
+        told = f'<p class="sub">{wrong:,} of {sum(map(sum, quality.confusion)):,} test images are taken for another class.</p>'
+    if quality and quality.mistakes:
+        parts.append(_card("Worst mistakes, the surest first", f'<div class="images">{"".join(map(_mistake, quality.mistakes))}</div>'))
+    return ("errors", "Errors", f'{told}<div class="grid two">{"".join(parts)}</div>') if parts else None
+
+
+def _mistake(example: Example) -> str:
+    sure = f", {percent(example.probability, 0)} sure" if example.probability is not None else ""
+    image = _image(example, f"{example.label} taken for {example.predicted}{sure}")
+    return (
+        f'<figure>{image}<b>{escape(example.label)}</b> <span class="soft">taken for</span> '
+        f'<b class="no">{escape(example.predicted)}</b><span class="soft">{escape(sure)}</span></figure>'
+    )
+
+
+def _image(example: Example, told: str) -> str:
+    return f'<img src="data:image/png;base64,{escape(example.image)}" alt="{escape(told)}" title="{escape(told)}">'
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def _run(record: Record) -> Section | None:
+    cards = []
+    if record.files:
+        rows = [(f"<code>{escape(file.name)}</code>", _bytes(file.size_bytes), _about(file)) for file in record.files]
+        cards.append(_card("Files", _table(("file", ">size", ""), rows)))
+    if any(file.name == "model.onnx" for file in record.files):
+        cards.append(_card("Predict without niwaki", f"<pre>{escape(_snippet(record.data))}</pre>"))
+    if record.command or record.versions or record.machine:
+        command = f"<pre>{escape(record.command)}</pre>" if record.command else ""
+        cards.append(_card("Do it again", command + _facts({**record.versions, **record.machine})))
+    if record.seconds:
+        cards.append(_card("Time", _phases(record.seconds)))
+    config = _folded("The whole configuration", _facts(_flat(record.config))) if record.config else ""
+    return ("run", "Files and run", f'<div class="grid two">{"".join(cards)}</div>{config}') if cards or config else None
+
+
+def _about(file: File) -> str:
+    check = f"<span class=ok>✓</span> <span class=soft>{escape(file.check)}</span>" if file.check else ""
+    return "<br>".join(filter(None, (escape(file.about), check)))
+
+
+def _snippet(data: Data | None) -> str:
+    channels, *image = data.input_shape if data else (1, "H", "W")
+    shape = " x ".join(map(str, ("N", *image, *((channels,) if channels != 1 else ()))))
+    return (
+        f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("model.onnx")\nname = session.get_inputs()[0].name\n'
+        f'# images: {shape}, as the data set stores them\nlogits, = session.run(["logits"], {{name: images}})\nclasses = logits.argmax(1)'
+    )
+
+
+def _phases(seconds: Mapping[str, float]) -> str:
+    total = sum(seconds.values()) or 1.0
+    bar, rows = [], []
+    for at, (name, value) in enumerate(seconds.items()):
+        color = f"c{at % COLORS}"
+        bar.append(f'<i class="{color}" style="flex:{value / total:.4f}" title="{escape(name)}: {_duration(value)}"></i>')
+        rows.append((f'<span class="key"><i class="{color}"></i>{escape(name)}</span>', _duration(value), percent(value / total, 0)))
+    return f'<div class="phases" aria-hidden="true">{"".join(bar)}</div>{_table(("phase", ">time", ">share"), rows)}'
+
+
+def _foot(record: Record) -> str:
+    writer = f"niwaki {record.versions.get('niwaki', '')}".strip()
+    return (
+        f"<footer>Written by {escape(writer)}. MACs are multiply-adds of convolutions and linear layers. "
+        "Pointing at a part of a picture tells its numbers.</footer>"
+    )
+
+
+# --- parts of a page -------------------------------------------------------------------------------------------------
+
+
+def _card(title: str, body: str, kind: str = "") -> str:
+    heading = f"<h3>{escape(title)}</h3>" if title else ""
+    return f'<div class="{f"card {kind}".strip()}">{heading}{body}</div>'
+
+
+def _folded(title: str, body: str) -> str:
+    return f'<details><summary>{escape(title)}</summary><div class="scroll">{body}</div></details>'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, strong: AbstractSet[int] = frozenset()) -> str:
+    """Rows of HTML cells below `head`, whose numeric columns start with ">". strong: the rows that stand out."""
+    kinds = [" class=n" if name.startswith(">") else "" for name in head]
+    top = "".join(f"<th scope=col{kind}>{escape(name.removeprefix('>'))}</th>" for name, kind in zip(head, kinds, strict=True))
+    body = "".join(
+        f"<tr{' class=strong' * (at in strong)}>{''.join(f'<td{kind}>{cell}</td>' for cell, kind in zip(row, kinds, strict=True))}</tr>"
+        for at, row in enumerate(rows)
+    )
+    return f'<div class="scroll"><table class="list"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    """A list of names and values; those without a value are left out."""
+    pairs = (f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items() if value)
+    return f'<dl class="facts">{"".join(pairs)}</dl>'
+
+
+# --- small texts -----------------------------------------------------------------------------------------------------
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"data": {"kind": "npz"}} as {"data.kind": "npz"}."""
+    flat: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = "–" if value in (None, "") else str(value)
+    return flat
+
+
+def _quantity(resource: str, value: float) -> str:
+    """A value of a resource with its unit."""
+    if resource == "size_bytes":
+        return _bytes(value)
+    return f"{f'{value:.3g}' if resource == 'latency_ms' else amount(value)} {UNITS.get(resource, resource)}"
+
+
+def _bytes(value: float) -> str:
+    return f"{value:,.0f} B" if value < 1000 else f"{value / 1000:.1f} kB" if value < 1e6 else f"{value / 1e6:.2f} MB"
+
+
+def _duration(seconds: float) -> str:
+    """`42 s`, `3 min 12 s`, `1 h 4 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _large(count: int) -> str:
+    """`1,234,567`, or `3.2 × 10²¹` from a million million."""
+    if count < 10**12:
+        return f"{count:,}"
+    digits = str(count)
+    return f"{digits[0]}.{digits[1]} × 10{str(len(digits) - 1).translate(RAISED)}"
+
+
+def _share(share: float) -> str:
+    """`12.3 %`, or `1 in 244 M`."""
+    if share >= 0.001 or not share:
+        return percent(share)
+    return f"1 in {amount(1 / share)}" if share > 1e-12 else f"1 in {_large(round(1 / share))}"

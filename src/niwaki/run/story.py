@@ -1,0 +1,193 @@
+"""The record of a run, as far as it has come, from what its folder holds; and its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from niwaki.cost.count import layer_table
+from niwaki.factor.within import within
+from niwaki.net.picture import picture
+from niwaki.net.place import fix, place, space_of
+from niwaki.net.program import distinct
+from niwaki.objective import parse_budget
+from niwaki.report.page import render
+from niwaki.report.record import (
+    Budget,
+    Candidate,
+    Chosen,
+    Curve,
+    Data,
+    Decision,
+    Example,
+    File,
+    Layer,
+    Quality,
+    Record,
+    SpaceFacts,
+    wilson_interval,
+)
+from niwaki.run.folder import Folder
+from niwaki.run.search import Search
+from niwaki.space.architecture import Architecture
+from niwaki.space.space import Space
+from niwaki.store.files import atomic_write
+
+ABOUT = {
+    "model.onnx": "for any runtime that reads ONNX; takes images as the data set stores them",
+    "model.pt2": "a torch.export program",
+    "model.py": "the network as plain PyTorch, with its weights beside it",
+}
+
+
+def write_page(folder: Folder) -> Path:
+    path = folder.path / "report.html"
+    atomic_write(path, render(record_of(folder)))
+    return path
+
+
+def network_facts(search: Search, folder: Folder) -> dict[str, Any]:
+    """What the page tells about space and chosen network, as JSON; computed while the network is at hand."""
+    space = space_of(search.network)
+    programs, reason = distinct(search.network)
+    macs = search.costs["macs"]
+    counts = [within(space, budget.limits).count for budget in search.budgets]
+    found = folder.store.fact("result choice 0")
+    arch = Architecture.from_json(found["arch"], space)
+    rows = layer_table(search.network, arch)
+    heaviest = max((row.macs for row in rows), default=1) or 1
+    return {
+        "space": {
+            "choices": len(space.decisions), "size": str(space.size), "distinct": None if programs is None else str(programs), "note": reason,
+            "within": str(counts[0].count), "share": counts[0].share, "macs": [macs.minimum()[0], macs.maximum()[0]],
+        },
+        "decisions": {decision.name: list(map(str, decision.options)) for decision in space.decisions},
+        "layers": [{"path": r.path, "kind": r.kind, "shape": " x ".join(map(str, r.shape)), "macs": r.macs, "params": r.params} for r in rows],
+        "picture": picture(
+            fix(place(search.network), arch),
+            {row.path: f"{row.macs:,}" for row in rows if row.macs},
+            shares={row.path: row.macs / heaviest for row in rows if row.macs},
+        ),
+    }  # fmt: skip
+
+
+def record_of(folder: Folder) -> Record:
+    """Everything the page shows of a run, finished or not."""
+    store = folder.store
+    config, data = folder.plan["config"], folder.plan["data"]
+    summary = store.fact("result summary")
+    finished = bool(store.fact("finished"))
+    facts = store.fact("result network facts") or {}
+    first = summary["budgets"][0] if summary else None
+    space = facts.get("space")
+    budgets = _budgets(config["budget"][0], first)
+    files = store.fact("result files") or []
+    return Record(
+        title=f"{data['source']}: {config['budget'][0]}",
+        status="finished" if finished else "stopped",
+        metric=data["metric"],
+        network=config["network"] if not folder.asked.get("network") else "a network of the caller's",
+        method=config["method"],
+        command=store.fact("command", ""),
+        folder=str(folder.path),
+        started=store.fact("started", ""),
+        versions=store.fact("versions", {}),
+        machine=store.fact("machine", {}),
+        config=config,
+        data=Data(
+            data["source"], tuple(data["stored_shape"]), tuple(data["class_names"]), store.fact("counts", {}),
+            tuple(Example(one["image"], one["label"]) for one in store.fact("examples", [])),
+        ),
+        budgets=budgets,
+        space=None if space is None else SpaceFacts(
+            space["choices"], int(space["size"]), None if space["distinct"] is None else int(space["distinct"]), int(space["within"]), space["share"],
+            tuple(space["macs"]), space["note"],
+        ),
+        candidates=_candidates(folder, first),
+        decisions=_decisions(folder, facts, first),
+        architecture=first["architecture"] if first else {},
+        search_loss=_curves(folder, "search", {"weight_loss": "weights", "logit_loss": "architecture"}),
+        search_cost=_costs(folder, budgets),
+        training_loss=_curves(folder, "training", {"loss": "training"}) or _curves(folder, "training 0", {"loss": "training"}),
+        quality=_quality(folder, first, data["metric"]),
+        macs=first["macs"] if first else None,
+        params=first["params"] if first else None,
+        layers=tuple(Layer(**row) for row in facts.get("layers", [])),
+        picture=facts.get("picture", ""),
+        chosen=tuple(_chosen(row, at) for at, row in enumerate(summary["budgets"])) if summary and len(summary["budgets"]) > 1 else (),
+        files=tuple(
+            File(row["file"], row["bytes"], ABOUT.get(row["file"], ""), f"logits within {row['difference']:.1e} of {row['scale']:.3g} on {row['images']} test images")
+            for row in (files[0] if files else [])
+        ),
+        seconds=store.fact("seconds", {}),
+        notes=tuple(store.fact("notes", [])),
+    )  # fmt: skip
+
+
+def _budgets(text: str, first: dict[str, Any] | None) -> tuple[Budget, ...]:
+    found = []
+    for constraint in parse_budget(text):
+        name = constraint.resource.name
+        reached = first["costs"][name] if first else None
+        if constraint.upper is not None:
+            found.append(Budget(str(constraint), constraint.metric, float(constraint.upper), reached))
+    return tuple(found)
+
+
+def _candidates(folder: Folder, first: dict[str, Any] | None) -> tuple[Candidate, ...]:
+    trials = folder.store.trials("budget 0", Space.from_json(folder.plan["space"]))
+    found = [
+        Candidate(trial.number, trial.metrics, "random" if trial.source == "random" else "search", trial.seconds, dict(trial.arch))
+        for trial in trials
+        if trial.status == "ok"
+    ]
+    if first is not None:
+        metrics = {"accuracy": first["accuracy"]["validation"], **first["costs"]}
+        found.append(Candidate(len(trials), metrics, "final", 0.0, first["architecture"]))
+    return tuple(found)
+
+
+def _decisions(folder: Folder, facts: dict[str, Any], first: dict[str, Any] | None) -> tuple[Decision, ...]:
+    rows = [row for row in folder.store.log_rows("run", "search") if row.metrics.get("probabilities")]
+    options = facts.get("decisions", {})
+    taken = first["architecture"] if first else {}
+    return tuple(
+        Decision(
+            name, tuple(words), tuple(float(row.epoch) for row in rows), tuple(tuple(row.metrics["probabilities"][0][name]) for row in rows),
+            str(taken[name]) if name in taken else None,
+        )
+        for name, words in options.items()
+        if rows
+    )  # fmt: skip
+
+
+def _curves(folder: Folder, phase: str, names: dict[str, str]) -> tuple[Curve, ...]:
+    rows = folder.store.log_rows("run", phase)
+    curves = [Curve(label, tuple((float(row.epoch), row.metrics.get(key)) for row in rows)) for key, label in names.items()]
+    return tuple(curve for curve in curves if any(value is not None for _, value in curve.points))
+
+
+def _costs(folder: Folder, budgets: tuple[Budget, ...]) -> tuple[Curve, ...]:
+    """Expected cost, where there is one budget with one limit."""
+    rows = folder.store.log_rows("run", "search")
+    if len(budgets) != 1:
+        return ()
+    points = tuple((float(row.epoch), row.metrics["ratios"][0] * budgets[0].limit) for row in rows if row.metrics.get("ratios"))
+    return (Curve("expected", points),) if points else ()
+
+
+def _quality(folder: Folder, first: dict[str, Any] | None, metric: str) -> Quality | None:
+    found = folder.store.fact("result answers 0")
+    if first is None or found is None:
+        return None
+    test, examples = first["metrics"]["test"], sum(map(sum, found["confusion"]))
+    interval = wilson_interval(round(test["accuracy"] * examples), examples) if metric == "accuracy" else None
+    return Quality(
+        first["metrics"]["validation"][metric], test[metric], interval, tuple(map(tuple, found["confusion"])),
+        tuple(Example(**one) for one in found["mistakes"]), {name: value for name, value in test.items() if name not in (metric, "loss")},
+    )  # fmt: skip
+
+
+def _chosen(row: dict[str, Any], at: int) -> Chosen:
+    metrics = {"macs": row["macs"], "params": row["params"], "validation": row["accuracy"]["validation"], "test": row["accuracy"]["test"]}
+    return Chosen(_budgets(row["budget"], row), metrics, row["folder"], at == 0)

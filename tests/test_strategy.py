@@ -1,0 +1,234 @@
+"""Strategies keep their contract; the loop loses nothing when it is stopped; evolution finds more than chance does."""
+
+from dataclasses import dataclass, replace
+from random import Random
+
+import pytest
+
+from niwaki.factor.factor import Limit
+from niwaki.factor.within import within
+from niwaki.objective import Objective, macs
+from niwaki.run.ask_tell import AskTellError, AskTellSearch, ask_and_tell
+from niwaki.space.choice import SpaceError
+from niwaki.space.space import Decision, Space
+from niwaki.store.engine import open_store
+from niwaki.strategy.evolution import RegularizedEvolution
+from niwaki.strategy.random import RandomSearch
+from niwaki.strategy.strategy import fingerprint
+from niwaki.testing.strategy import ContractError, check_strategy
+from niwaki.testing.toy import toy_accuracy, toy_evaluate, toy_macs, toy_space
+from niwaki.trial import EvaluationFailed, Trial
+
+EVOLUTION = RegularizedEvolution(population_size=12, tournament_size=4)
+STRATEGIES = [RandomSearch(), EVOLUTION, RegularizedEvolution(Objective("accuracy", (macs <= 300,)), population_size=8, tournament_size=8)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
+def test_every_strategy_keeps_the_contract(strategy):
+    check_strategy(strategy)
+
+
+@dataclass(frozen=True)
+class Repeats(RandomSearch):
+    def ask(self, state, count, rng, pending):
+        return super().ask(state, count, rng, [])
+
+
+@dataclass(frozen=True)
+class Forgets(RandomSearch):
+    def load(self, space, content, arrays):
+        return self.init(space)
+
+
+class Remembers(RandomSearch):
+    """Keeps a counter outside of the state."""
+
+    asked = 0
+
+    def ask(self, state, count, rng, pending):
+        object.__setattr__(self, "asked", self.asked + 1)
+        return super().ask(state, count, Random(self.asked), pending)
+
+
+@dataclass(frozen=True)
+class TooMany(RandomSearch):
+    def ask(self, state, count, rng, pending):
+        return super().ask(state, count + 1, rng, pending)
+
+
+@dataclass(frozen=True)
+class LastBatchOnly(RandomSearch):
+    def tell(self, state, trials):
+        return replace(state, seen=frozenset(fingerprint(trial.arch) for trial in trials))
+
+
+@pytest.mark.parametrize(
+    ("broken", "clause"),
+    [
+        (Repeats(), "pending is not proposed again"),
+        (Forgets(), "comes back from JSON"),
+        (Remembers(), "same seed gives the same search"),
+        (TooMany(), "at most as many"),
+        (LastBatchOnly(), "twice|one by one"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_the_contract_names_the_clause_that_is_broken(broken, clause):
+    with pytest.raises(ContractError, match=clause):
+        check_strategy(broken)
+
+
+def test_evolution_proposes_mutations_of_the_population_and_the_oldest_dies():
+    space = toy_space()
+    trials = [Trial(n, arch, {"accuracy": toy_accuracy(arch)}) for n, arch in enumerate(list(space.enumerate())[::10])]
+    strategy = RegularizedEvolution(population_size=10, tournament_size=10)
+    state = strategy.tell(strategy.init(space), trials)
+    assert [member.arch for member in state.population] == [trial.arch for trial in trials[-10:]]
+    near = {other for member in state.population for other in space.neighbours(member.arch)}
+    asked = strategy.ask(state, 4, Random(0), pending=())
+    # a mutation also draws the decisions that it brings to life, which neighbours leave at their first option
+    assert all(arch in near or any(set(arch) != set(member.arch) for member in state.population) for arch in asked)
+
+
+def test_a_tournament_of_everyone_has_the_best_as_its_winner_most_of_the_time():
+    space = toy_space()
+    trials = [Trial(n, arch, {"accuracy": toy_accuracy(arch)}) for n, arch in enumerate(list(space.enumerate())[:20])]
+    best = max(trials, key=lambda trial: trial.metrics["accuracy"]).arch
+    strategy = RegularizedEvolution(population_size=20, tournament_size=20)
+    state = strategy.tell(strategy.init(space), trials)
+    rng = Random(0)
+    wins = sum(strategy._tournament(state.population, rng) == best for _ in range(2000)) / 2000
+    assert abs(wins - (1 - (19 / 20) ** 20)) < 0.04  # drawn with replacement: P(the best is among 20 draws) = 0.642
+
+
+def test_evolution_finds_better_architectures_than_random_search_at_equal_evaluations():
+    space = toy_space()
+
+    def best_of(strategy, seed):
+        state, trials = strategy.init(space), []
+        while len(trials) < 80:
+            asked = strategy.ask(state, 4, Random(f"{seed}/{len(trials)}"), pending=())
+            batch = [Trial(len(trials) + i, arch, {"accuracy": toy_accuracy(arch)}) for i, arch in enumerate(asked)]
+            state, trials = strategy.tell(state, batch), trials + batch
+        return sum(sorted(trial.metrics["accuracy"] for trial in trials)[-5:])
+
+    wins = sum(best_of(EVOLUTION, seed) > best_of(RandomSearch(), seed) for seed in range(12))
+    assert wins >= 9
+
+
+def test_evolution_refuses_a_tournament_larger_than_its_population():
+    with pytest.raises(ValueError, match="tournament_size=11 and population_size=10"):
+        RegularizedEvolution(population_size=10, tournament_size=11)
+
+
+def test_a_state_of_another_space_is_refused():
+    space, other = toy_space(), Space((Decision("a", (1, 2)),))
+    content, arrays = EVOLUTION.save(EVOLUTION.tell(EVOLUTION.init(other), [Trial(0, other.architecture({"a": 1}), {"accuracy": 1.0})]))
+    with pytest.raises(SpaceError, match=f"{other.hash}.*{space.hash}"):
+        EVOLUTION.load(space, content, arrays)
+
+
+# ---------------------------------------------------------------- the loop
+
+
+class Killed(Exception):
+    pass
+
+
+def searched(folder, strategy, evaluate, *, evaluations=42, limit=None, **options):
+    space = toy_space()
+    drawn_from = within(space, [limit]) if limit else space
+    with open_store(folder / "run.sqlite") as store:
+        search = AskTellSearch(drawn_from, space, strategy, store, run="r", evaluations=evaluations, seed=3)
+        return ask_and_tell(search, evaluate, **options)
+
+
+def told_apart(trials):
+    return [(trial.number, trial.arch, trial.metrics, trial.status) for trial in trials]
+
+
+@pytest.mark.parametrize("strategy", [RandomSearch(), EVOLUTION], ids=lambda strategy: strategy.name)
+def test_a_search_stopped_anywhere_and_made_again_ends_like_one_left_alone(tmp_path, strategy):
+    space = toy_space()
+    whole = toy_evaluate(space)
+    (tmp_path / "alone").mkdir()
+    alone = searched(tmp_path / "alone", strategy, whole)
+    assert len(alone) == 42
+    evaluated = []
+    for stop_after in (1, 3, 4, 5, 9, 14):  # evaluations before each kill: within batches, and between them
+        left = [stop_after]
+
+        def dies(arch, left=left):
+            if not left[0]:
+                raise Killed
+            left[0] -= 1
+            evaluated.append(arch)
+            return whole(arch)
+
+        with pytest.raises(Killed):
+            searched(tmp_path, strategy, dies)
+    resumed = searched(tmp_path, strategy, lambda arch: (evaluated.append(arch), whole(arch))[1])
+    assert told_apart(resumed) == told_apart(alone)
+    assert evaluated == [trial.arch for trial in alone], "no finished trial is lost, and none repeated"
+
+
+def test_a_finished_search_made_again_evaluates_nothing(tmp_path):
+    first = searched(tmp_path, EVOLUTION, toy_evaluate(toy_space()))
+    assert searched(tmp_path, EVOLUTION, None) == first
+
+
+def test_a_failed_evaluation_is_recorded_and_the_search_goes_on(tmp_path):
+    def evaluate(arch):
+        if arch["depth"] == 2:
+            raise EvaluationFailed("its loss became NaN")
+        return {"accuracy": toy_accuracy(arch)}
+
+    trials = searched(tmp_path, EVOLUTION, evaluate)
+    failed = [trial for trial in trials if trial.status == "failed"]
+    assert len(trials) == 42
+    assert failed
+    assert all(trial.note == "its loss became NaN" and trial.arch["depth"] == 2 for trial in failed)
+
+
+def test_what_is_out_when_time_is_up_is_recorded_as_cut(tmp_path):
+    seen = []
+    trials = searched(
+        tmp_path, RandomSearch(), lambda arch: {"accuracy": toy_accuracy(arch)}, out_of_time=lambda: len(seen) >= 6, on_trial=seen.append
+    )
+    assert [trial.status for trial in trials] == ["ok"] * 6 + ["cut"] * 2
+
+
+def test_within_a_budget_the_loop_evaluates_nothing_over_it(tmp_path):
+    cost = toy_macs(toy_space())
+    limit = Limit(cost, cost.minimum()[0] * 3)
+    trials = searched(tmp_path, EVOLUTION, toy_evaluate(toy_space()), limit=limit, evaluations=20)
+    assert max(trial.metrics["macs"] for trial in trials) <= limit.upper
+
+
+def test_the_loop_refuses_what_was_never_asked_and_what_is_told_twice(tmp_path):
+    space = toy_space()
+    with open_store(tmp_path / "run.sqlite") as store:
+        search = AskTellSearch(space, space, RandomSearch(), store, run="r", evaluations=8)
+        batch = search.ask()
+        assert search.ask() == batch, "nothing new is asked for while a batch is out"
+        other = next(arch for arch in space.enumerate() if arch != batch[1])
+        with pytest.raises(AskTellError, match="was never asked"):
+            search.finish(Trial(1, other, {"accuracy": 0.5}))
+        with pytest.raises(AskTellError, match="was never asked"):
+            search.finish(Trial(17, other, {"accuracy": 0.5}))
+        search.finish(Trial(1, batch[1], {"accuracy": 0.5}))
+        with pytest.raises(AskTellError, match="finished already"):
+            search.finish(Trial(1, batch[1], {"accuracy": 0.5}))
+        assert [trial.number for trial in search.trials] == [1]
+
+
+def test_trials_told_out_of_order_give_the_same_search(tmp_path):
+    space, results = toy_space(), []
+    for name, order in (("forward", 1), ("backward", -1)):
+        with open_store(tmp_path / f"{name}.sqlite") as store:
+            search = AskTellSearch(space, space, EVOLUTION, store, run="r", evaluations=30)
+            while batch := search.ask():
+                for number, arch in list(batch.items())[::order]:
+                    search.finish(Trial(number, arch, {"accuracy": toy_accuracy(arch)}))
+            results.append(search.trials)
+    assert results[0] == results[1]
