@@ -28,7 +28,7 @@ from niwaki.space.space import Space
 
 COARSE_BINS = (192, 24)  # per budget in the first pass, for one and for two budgets
 FEWEST_BINS, MOST_BINS = (256, 16), (1 << 20, 1 << 8)
-COUNT_WORK = 1_600_000_000  # arcs times cells of a counting pass, about half a nanosecond each
+COUNT_WORK = 2_000_000_000  # arcs times cells of a counting pass, a third of a nanosecond each
 GRADIENT_WORK = 120_000_000  # of each of three passes
 STATE_WORK = 16  # what a cell of a message costs beside its arcs, in arcs
 MOST_CELLS = 20_000_000  # of all messages held at once
@@ -289,7 +289,7 @@ class Feasible:
         stages, slack, _ = reduced([stage.kept(part) for stage, part in zip(stages, which, strict=True)], slack)
         bins = self.affordable(stages, slack, work)
         if not _exact(slack, bins):  # no finer than the gap asks for: every stage rounds by a bin at most, from end to end
-            bins = min(bins, max(FEWEST_BINS[budgets], ceil(seen.steepness * len(stages) / (GAP / 2))))
+            bins = min(bins, max(FEWEST_BINS[budgets], ceil(seen.steepness * len(stages) / (GAP / 1.4))))
         fine = Binned(stages, slack, bins, "nearest").bracket([w[part] for w, part in zip(weights, which, strict=True)])
         return fine.widened(dropped * seen.total, seen.power)
 

@@ -15,8 +15,10 @@ from niwaki.factor.expect import expected
 from niwaki.factor.within import Within
 from niwaki.gradient.cost_loss import CostLoss, limit_loss, log_loss, product_loss
 from niwaki.net.control import Network
+from niwaki.net.place import Placement
 from niwaki.nn.relax import gumbel_softmax
 from niwaki.nn.supernet import supernet
+from niwaki.space.size import scope
 from niwaki.task.task import Task, derive_seed
 from niwaki.train.loop import TrainingDiverged, epoch_batches
 
@@ -33,6 +35,9 @@ class DMasking:
 
     objective: "mul" is FBNet's product, "add" CE + cost_weight log(cost / limit), "limit" (ours) pushes only while above the limit.
     logit_passes: how many times the architecture's share is gone over per epoch; 1 as published.
+    paths: what a step on the weights does about choices among layers, depths and resolutions: "mixture" runs all of them, as published;
+    "sample" (ours) takes the likeliest of the draw, so that the step costs one path and trains what will be delivered. Steps on the logits
+    always run the mixture, and widths, expansions and kernel sizes are always soft.
     """
 
     epochs: int = 90
@@ -47,6 +52,7 @@ class DMasking:
     logit_weight_decay: float = 5e-4
     architecture_share: float = 0.2
     logit_passes: int = 1
+    paths: Literal["mixture", "sample"] = "mixture"
     objective: Literal["mul", "add", "limit"] = "mul"
     alpha: float = 0.2
     beta: float = 0.6
@@ -65,6 +71,7 @@ class DMasking:
                 ("logit_lr", "above 0", self.logit_lr > 0),
                 ("architecture_share", "between 0 and 1", 0 < self.architecture_share < 1),
                 ("logit_passes", "at least 1", self.logit_passes >= 1),
+                ("paths", "mixture or sample", self.paths in ("mixture", "sample")),
                 ("objective", "mul, add or limit", self.objective in ("mul", "add", "limit")),
                 ("cost_weight", "at least 0", self.cost_weight >= 0),
             )
@@ -118,6 +125,7 @@ class DMaskingSearch:
         self.weight_part, self.architecture_part = task.search_split(method.architecture_share)
         self.weight_steps = ceil(len(self.weight_part) / method.batch_size)
         self.logit_steps = ceil(len(self.architecture_part) / method.batch_size) * method.logit_passes
+        self.forks = _forks(self.net.placement) if method.paths == "sample" else frozenset()
         self.step = 0
         self.history: list[SearchRecord] = []
         self._sums = [0.0, 0.0]  # of the epoch under way: loss of the weight steps, of the logit steps
@@ -204,7 +212,9 @@ class DMaskingSearch:
             group["lr"] = self.method.weight_lr * (1 + cos(pi * at)) / 2
         inputs, targets = self._batch(indices, epoch, step)
         with torch.no_grad():
-            decisions = self._decisions(epoch, step, step % len(self.spaces))
+            decisions: dict[str, Any] = dict(self._decisions(epoch, step, step % len(self.spaces)))
+            for name in self.forks:
+                decisions[name] = self.spaces[0].space[name].options[int(decisions[name].argmax())]
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss = self.task.loss(self.net(inputs, decisions), targets)
         loss.backward()
@@ -266,3 +276,9 @@ class DMaskingSearch:
             self.logit_optimizer.state[self.logits] = {key: value.to("cpu" if key == "step" else self.device, copy=True) for key, value in adam.items()}
         self.step, self._sums = state["step"], list(state["sums"])
         self.history = [SearchRecord(**{**record, "ratios": tuple(record["ratios"])}) for record in state["history"]]
+
+
+def _forks(placement: Placement) -> frozenset[str]:
+    """The decisions that cost the supernet a pass per option: on them depends whether a layer exists, or how large a map is, but no width."""
+    forks = {name for item in placement.items for name in scope(item.condition, *item.shape.spatial)}
+    return frozenset(forks - {name for item in placement.items for name in scope(*item.shape.channels)})

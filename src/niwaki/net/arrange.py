@@ -298,10 +298,10 @@ class _Layout:
             kind = "skip" if lane is not None else "plain" if all(x == corners[0][0] for x, _ in corners) else "branch"
             if first != last:  # down to the foot of its column, and from the head of the next one
                 foot, gutter, head = bottoms[first] - tops[first] + PAD, last * pitch - GUTTER / 2, PAD / 2
-                start, spine = points[0], moved(corners[0][0], tops[last])[0]
+                start, on = points[0], moved(corners[0][0], tops[last])[0]
                 points = [point for point, corner in zip(points, corners, strict=True) if column(corner[1]) == last]
                 if lane is None:
-                    points = [start, (start[0], foot), (gutter, foot), (gutter, head), (spine, head), *points]
+                    points = [start, (start[0], foot), (gutter, foot), (gutter, head), (on, head), *points]
                 else:  # it leaves the line of the edge that goes the same way
                     points = [(points[0][0], head), *points]
             routes.append(Route(edge, kind, tuple(points)))

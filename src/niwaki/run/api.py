@@ -159,6 +159,8 @@ def _introduce(folder: Folder, search: Search, command: str, progress: Progress)
         store.set_fact("examples", examples(task))
         store.set_fact("counts", {part: len(task.part(part)) for part in ("train", "validation", "test")})
         store.set_fact("started", time.strftime("%Y-%m-%d %H:%M"))
+        if search.left_out:
+            folder.note(f"Options that hardly fit the budget were left out of the supernet (search.trim): {'; '.join(search.left_out)}.")
         for budget in search.budgets:
             for limit in budget.limits:
                 if limit.upper >= (most := limit.cost.maximum()[0]):

@@ -81,12 +81,14 @@ class Search(_Section):
     logit_weight_decay: Amount | None = None
     architecture_share: Share | None = None  # of the training part, for the logits
     logit_passes: Count | None = None
+    paths: Literal["mixture", "sample"] | None = None  # in steps on the weights: all options of a layer or resolution, or one
     objective: Literal["mul", "add", "limit"] | None = None
     alpha: Amount | None = None
     beta: Amount | None = None
     cost_weight: Amount | None = None
     candidates: Count | None = None  # architectures of the learned distribution that are judged with shared weights
     finalists: Count | None = None  # the best of them, judged by a short training of their own
+    trim: Part | None = None  # options that fewer of the architectures within the budget take are left out of the supernet
     evaluations: Count | None = None  # trials of an ask/tell strategy
     proposals: Count = 4  # asked for at a time
     population_size: Annotated[int, Field(ge=2)] = 50

@@ -99,11 +99,6 @@ class Folder:
             self.note(found.note)
         return {key: torch.from_numpy(np.array(array)) for key, array in found.arrays.items()}, found.metadata
 
-    def drop(self, name: str) -> None:
-        """Deletes a checkpoint that nothing will need again."""
-        for path in self._checkpoint(name).parent.glob(f"{self._checkpoint(name).name}*"):
-            path.unlink(missing_ok=True)
-
     def _checkpoint(self, name: str) -> Path:
         return self.path / "checkpoints" / f"{name}.safetensors"
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from niwaki import zoo
@@ -19,10 +20,10 @@ from niwaki.factor.within import within
 from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.one_shot import OneShot, OneShotSearch
 from niwaki.net.control import Network
+from niwaki.net.edit import restrict
 from niwaki.net.place import space_of
 from niwaki.nn.build import build
-from niwaki.objective import Budget as Constraints
-from niwaki.objective import budget_text, parse_budgets
+from niwaki.objective import Objective, budget_text, parse_budgets
 from niwaki.run.config import Config, ConfigError
 from niwaki.run.model import ModelError, load_model
 from niwaki.run.search import SHIPPING_S, AskTell, Budget, Search
@@ -36,8 +37,11 @@ from niwaki.train.loop import start
 from niwaki.train.recipe import Recipe
 from niwaki.zoo.mobile import LARGEST, SMALLEST, mobile
 
-SUPERNET_MACS = 4e11  # what all epochs of a search may cost, counted on the supernet's forward passes; about three minutes of two cores
+SEARCH_MACS = 5e12  # what all epochs of a search may cost, counted on forward passes of the supernet's largest member
+MIXTURE = 6  # passes of the largest member that a step on the logits costs, with all block types, depths and resolutions
+LOGIT_STEPS = 400  # wanted of a search, by going over the architecture's share more than once an epoch
 FINAL_STEPS = 3000  # optimizer steps of the final training, the fewest and most epochs allowing
+TRIM = 0.05  # of the architectures within the budget; options of fewer are left out of niwaki's own family
 RATIO = DMasking().temperature_decay ** DMasking().epochs  # how far the published schedule lowers the temperature
 
 
@@ -72,6 +76,28 @@ def network_of(config: Config, task: ImageClassification) -> Network:
     return zoo.network(config.network, input_shape=task.input_shape, classes=task.outputs)
 
 
+def trimmed(network: Network, budgets: Sequence[Budget], share: float) -> tuple[Network, list[str]]:
+    """`network` without the options that hardly fit any budget, and what was left out, for people.
+
+    An option goes if, of the architectures within a budget (every choice drawn evenly), less than `share` take it, whichever the budget. It
+    keeps the supernet, which is as wide as the widest option, near the size of what may be delivered. Ours; 0 leaves everything in.
+    """
+    space = space_of(network)
+    even = {decision.name: np.full(len(decision.options), 1 / len(decision.options)) for decision in space.decisions}
+    seen = {name: np.zeros_like(p) for name, p in even.items()}
+    for budget in budgets:
+        _, slopes = within(space, budget.limits).feasible.log_probability(even)
+        for name, p in even.items():
+            seen[name] = np.maximum(seen[name], p * np.asarray(slopes[name]))  # P(option | within the budget)
+    kept, told = {}, []
+    for decision in space.decisions:
+        gone = [option for option, chance in zip(decision.options, seen[decision.name], strict=True) if chance < share]
+        if decision.condition is True and gone and len(gone) < len(decision.options):
+            kept[decision.name] = [option for option in decision.options if option not in gone]
+            told.append(f"{decision.name} {', '.join(map(str, gone))}")
+    return (restrict(network, kept) if kept else network), told
+
+
 def default_budget(task: ImageClassification) -> str:
     """A modest budget for images of this size."""
     side = max(task.input_shape[1:])
@@ -81,17 +107,17 @@ def default_budget(task: ImageClassification) -> str:
 def decide(config: Config, task: ImageClassification, network: Network) -> Config:
     """`config` with an answer for every key that was left open, from the sizes of data and network alone: never from a clock."""
     examples = len(task.part("train+validation"))
-    weight_part, _ = task.search_split(config.search.architecture_share or 0.2)
-    largest_macs = COSTS["macs"](network).maximum()[0]
-    affordable = SUPERNET_MACS / (len(weight_part) * max(largest_macs, 1))
-    search_epochs = config.search.epochs or max(12, min(60, round(affordable)))
     batch = 64 if examples < 20_000 else 128
+    search_batch = config.search.batch_size or batch
+    weight_part, architecture_part = task.search_split(config.search.architecture_share or DMasking.architecture_share)
+    per_epoch = COSTS["macs"](network).maximum()[0] * (len(weight_part) + MIXTURE * len(architecture_part))
+    search_epochs = config.search.epochs or max(8, min(40, round(SEARCH_MACS / max(per_epoch, 1))))
+    passes = ceil(LOGIT_STEPS / (search_epochs * ceil(len(architecture_part) / search_batch)))
     steps = ceil(examples / batch)
     recipe = Recipe()
     published = DMasking()
     warmup = config.search.warmup_epochs if config.search.warmup_epochs is not None else max(1, search_epochs // 4)
     values = {
-        "budget": [default_budget(task)],
         "threads": os.cpu_count() or 1,
         "search.epochs": search_epochs,
         "search.warmup_epochs": warmup,
@@ -104,7 +130,8 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.logit_lr": 0.05,
         "search.logit_weight_decay": published.logit_weight_decay,
         "search.architecture_share": published.architecture_share,
-        "search.logit_passes": 2,
+        "search.logit_passes": max(1, min(4, passes)),
+        "search.paths": "sample",
         "search.objective": "limit",
         "search.alpha": published.alpha,
         "search.beta": published.beta,
@@ -131,13 +158,19 @@ def search_of(config: Config, task: ImageClassification | None = None, network: 
     if config.warm_start is not None and not (Path(config.warm_start) / "checkpoints" / "search.safetensors").is_file():
         raise ConfigError("the configuration", [f"warm_start = {config.warm_start!r} is no folder of an earlier search: it has no checkpoints/search.safetensors"])
     task = task if task is not None else task_of(config)
-    network = network if network is not None else network_of(config, task)
-    space = space_of(network)
-    config = decide(config, task, network)
-    costs = {name: count(network) for name, count in COSTS.items()}
-    budgets = tuple(_limits(budget, costs) for budget in parse_budgets(config.budget or []))
+    given, network = network, network if network is not None else network_of(config, task)
+    if config.budget is None:
+        config = config.decided({"budget": [default_budget(task)]})
+    if config.search.trim is None:
+        config = config.decided({"search.trim": TRIM if config.network == "auto" and given is None else 0.0})
+    costs, budgets = _counted(config, network)
     for budget in budgets:
-        within(space, budget.limits)  # raises BudgetError, with the least there is and what reaches it
+        within(space_of(network), budget.limits)  # raises BudgetError, with the least there is and what reaches it
+    left_out: list[str] = []
+    if config.search.trim:
+        network, left_out = trimmed(network, budgets, config.search.trim)
+        costs, budgets = _counted(config, network, costs)
+    config = decide(config, task, network)
     search = Search(
         network, task, budgets, costs,
         method=_method(config),
@@ -149,6 +182,7 @@ def search_of(config: Config, task: ImageClassification | None = None, network: 
         device=config.device,
         minutes=config.minutes,
         warm_start=None if config.warm_start is None else Path(config.warm_start),
+        left_out=tuple(left_out),
     )  # fmt: skip
     return config, search
 
@@ -219,7 +253,7 @@ def _method(config: Config) -> DMasking | AskTell:
     strategy = (
         RandomSearch()
         if config.method == "random"
-        else RegularizedEvolution(population_size=config.search.population_size, tournament_size=config.search.tournament_size)
+        else RegularizedEvolution(Objective(config.data.metric), population_size=config.search.population_size, tournament_size=config.search.tournament_size)
     )
     one_shot = OneShot(chosen["epochs"], chosen["batch_size"], chosen["weight_lr"], chosen["momentum"], chosen["weight_decay"])
     return AskTell(strategy, chosen["evaluations"], config.evaluator, one_shot, config.search.proposals)
@@ -236,15 +270,19 @@ def _proxy(recipe: Recipe) -> Recipe:
     return replace(recipe, epochs=max(3, recipe.epochs // 4))
 
 
-def _limits(budget: Constraints, costs: Mapping[str, Cost]) -> Budget:
-    """The limits of one budget; a share is one of the largest member of the space."""
-    limits = []
-    for constraint in budget:
-        cost = costs[constraint.resource.name]
-        upper = constraint.of(cost.maximum()[0]).upper
-        assert upper is not None
-        limits.append(Limit(cost, int(upper)))
-    return Budget(budget_text(budget), tuple(limits))
+def _counted(config: Config, network: Network, reference: Mapping[str, Cost] | None = None) -> tuple[dict[str, Cost], tuple[Budget, ...]]:
+    """The costs of `network`, and the budgets as limits on them. A budget in % is a share of the largest member that `reference` counts."""
+    costs = {name: count(network) for name, count in COSTS.items()}
+    budgets = []
+    for budget in parse_budgets(config.budget or []):
+        limits = []
+        for constraint in budget:
+            name = constraint.resource.name
+            upper = constraint.of((reference or costs)[name].maximum()[0]).upper
+            assert upper is not None
+            limits.append(Limit(costs[name], int(upper)))
+        budgets.append(Budget(budget_text(budget), tuple(limits)))
+    return costs, tuple(budgets)
 
 
 def _plain(value: Any) -> Any:

@@ -74,6 +74,7 @@ class Search:
     device: str = "cpu"
     minutes: float | None = None
     warm_start: Path | None = None
+    left_out: tuple[str, ...] = ()  # options that were left out of the network, for people
 
 
 class Progress(Protocol):
@@ -262,7 +263,8 @@ def _choose(search: Search, at: int, space: Within, folder: Folder, progress: Pr
     metric = search.task.metric
 
     def compute() -> dict[str, Any]:
-        trials = [trial for trial in folder.store.trials(_run(at), space.space) if trial.status == "ok" and trial.source != "finalist"]
+        stored = [trial for trial in folder.store.trials(_run(at), space.space) if trial.source != "finalist"]
+        trials = [trial for trial in stored if trial.status == "ok"]
         ranked = sorted(trials, key=lambda trial: (-trial.metrics[metric], trial.metrics["loss"], trial.number))
         finalists = ranked[: search.finalists]
         if len(finalists) > 1:
@@ -270,7 +272,7 @@ def _choose(search: Search, at: int, space: Within, folder: Folder, progress: Pr
             judge = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device)
             judged = []
             for position, trial in enumerate(finalists):
-                result = once(folder, f"finalist {at} {position}", lambda trial=trial, position=position: _finalist(search, trial.arch, len(trials) + position, judge).to_json())
+                result = once(folder, f"finalist {at} {position}", lambda trial=trial, position=position: _finalist(search, trial.arch, len(stored) + position, judge).to_json())
                 judged.append(Trial.from_json(result, space.space))
                 folder.store.append(_run(at), judged[-1])
                 progress.advance(position + 1)

@@ -220,15 +220,17 @@ def evaluate(expr: Expr, decisions: Mapping[str, Any]) -> Any:
     return expr
 
 
-@lru_cache(maxsize=100_000)
 def values(expr: Expr) -> tuple:
     """All values of `expr`, one for each combination of options of its scope, the last decision fastest (C order)."""
-    if isinstance(expr, Table):
+    if isinstance(expr, Table):  # not from the cache: a table of 0 and 1 equals one of False and True
         return expr.values
     if isinstance(expr, Ref):
         return expr.options
-    if not isinstance(expr, Op):
-        return (expr,)
+    return _values(expr) if isinstance(expr, Op) else (expr,)
+
+
+@lru_cache(maxsize=100_000)
+def _values(expr: Op) -> tuple:
     decisions = refs(expr)
     columns = []
     for arg in expr.args:

@@ -38,13 +38,14 @@ def augment_for(images: Images) -> Augment:
     """What suits most sets of such images.
 
     Shifts of whole pixels; flips for colour images that are not tiny; for images under 16 pixels shifts, turns and scales by fractions
-    of a pixel. On digits, four folds of other writers each, two seeds: 99.1 % against 98.7 % with whole pixels; on 28 x 28
-    (Fashion-MNIST, 15 epochs) turning and scaling costs half a point instead.
+    of a pixel. On digits, four folds of other writers each, two seeds: 99.1 % against 98.7 % with whole pixels. On 8,000
+    images of Fashion-MNIST, one million multiply-adds, 15 epochs: 88.7 % without, 89.3 % with shifts of 0.06, 88.8 % of 0.1, 88.3 %
+    with turns and scales too: a network this small, trained this briefly, soon fits less than it is shown.
     """
     channels, height, width = images.image_shape
     if min(height, width) < TINY_SIDE:
         return Augment(shift=0.125, rotate=10, scale=0.1)
-    return Augment(shift=0.1, flip=channels >= 3 and min(height, width) >= FLIP_SIDE)
+    return Augment(shift=0.06, flip=channels >= 3 and min(height, width) >= FLIP_SIDE)
 
 
 def augment_images(images: Tensor, augment: Augment, background: Tensor, generator: torch.Generator) -> Tensor:
