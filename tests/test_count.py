@@ -129,7 +129,9 @@ def test_a_sum_of_widths_stays_a_sum_of_tables():
 
 def test_a_table_too_large_is_an_error_that_names_the_layer_and_the_choices():
     widths = tuple(range(1, 65))
-    network = Network(Chain(Conv(Choice(widths, "/a") + Choice(widths, "/b"), 1), Conv(Choice(widths, "/c") + Choice(widths, "/d"), 1)), (3, 4, 4))
+    network = Network(
+        Chain(Conv(Choice(widths, "/a") + Choice(widths, "/b"), 1), Conv(Choice(widths, "/c") + Choice(widths, "/d"), 1)), (3, 4, 4)
+    )
     with pytest.raises(CostError, match=r"conv1.*16,777,216.*a \(64\), b \(64\)"):
         count_macs(network)
 

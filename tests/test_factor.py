@@ -11,12 +11,13 @@ import torch
 from niwaki.factor import eliminate
 from niwaki.factor.chain import all_rows
 from niwaki.factor.draw import Sampler
-from niwaki.factor.eliminate import Binned, BudgetError, Feasible
+from niwaki.factor.eliminate import Binned, Feasible
 from niwaki.factor.expect import expected, log_probability_within, probability_within
 from niwaki.factor.factor import Cost, CostError, Factor, Limit, factor_of, factors_of
 from niwaki.factor.mode import most_likely
 from niwaki.factor.quantile import quantiles
 from niwaki.factor.within import within
+from niwaki.space.choice import BudgetError
 from niwaki.space.size import Ref, both, equal, op, round8, taken
 from niwaki.space.space import Decision, Space
 from random_spaces import random_factors, random_probabilities, random_space

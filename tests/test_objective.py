@@ -6,7 +6,6 @@ from random import Random
 import pytest
 
 from niwaki.objective import (
-    BudgetError,
     Constraint,
     Objective,
     ObjectiveError,
@@ -20,6 +19,7 @@ from niwaki.objective import (
     parse_limit,
     size,
 )
+from niwaki.space.choice import BudgetError
 from niwaki.testing.toy import toy_space
 from niwaki.trial import Trial
 

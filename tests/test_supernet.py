@@ -24,7 +24,9 @@ def lively(network: Network, seed: int = 0) -> Supernet:
     net, generator = supernet(network), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.4 if parameter.dim() > 1 else 0.5) + (parameter.dim() == 1) * 0.5)
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) * (0.4 if parameter.dim() > 1 else 0.5) + (parameter.dim() == 1) * 0.5
+            )
         for buffer in net.buffers():
             if buffer.is_floating_point():
                 buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
@@ -32,7 +34,10 @@ def lively(network: Network, seed: int = 0) -> Supernet:
 
 
 def one_hot(space, arch):
-    return {d.name: F.one_hot(torch.tensor(d.options.index(arch[d.name]) if d.name in arch else 0), len(d.options)).float() for d in space.decisions}
+    return {
+        d.name: F.one_hot(torch.tensor(d.options.index(arch[d.name]) if d.name in arch else 0), len(d.options)).float()
+        for d in space.decisions
+    }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -45,7 +50,11 @@ def test_mask_equals_slice_equals_the_extracted_module(name, training):
     for _ in range(12):
         arch = space.sample(rng)
         outputs = []
-        for forward in (lambda arch=arch: extract(net, arch)(x), lambda arch=arch: net(x, arch), lambda arch=arch: net(x, one_hot(space, arch))):
+        for forward in (
+            lambda arch=arch: extract(net, arch)(x),
+            lambda arch=arch: net(x, arch),
+            lambda arch=arch: net(x, one_hot(space, arch)),
+        ):
             net.load_state_dict(weights)  # training mode moves the running statistics
             net.train(training)
             with torch.no_grad():
@@ -87,7 +96,10 @@ def test_the_gradient_of_a_soft_call_is_that_of_finite_differences():
     network = BLOCKS["inverted residual"]
     net, space = lively(network).double(), space_of(network)
     x = torch.randn(6, *network.input_shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    logits = [torch.randn(len(d.options), generator=torch.Generator().manual_seed(i), dtype=torch.float64, requires_grad=True) for i, d in enumerate(space.decisions)]
+    logits = [
+        torch.randn(len(d.options), generator=torch.Generator().manual_seed(i), dtype=torch.float64, requires_grad=True)
+        for i, d in enumerate(space.decisions)
+    ]
 
     def loss(*logits):
         return net(x, {d.name: torch.softmax(value, 0) for d, value in zip(space.decisions, logits, strict=True)}).square().sum()
@@ -137,20 +149,37 @@ def test_thirty_two_options_call_as_many_convolutions_and_save_as_many_tensors_a
     counts = []
     for options in (2, 32):
         width = Choice(tuple(72 + 2 * i for i in range(-options + 1, 1)), "w")
-        network = Network(Chain(conv_bn_act(72), Chain(mbconv(width, expand=Choice(tuple(1 + i / 16 for i in range(options)), "e")), name="b"), conv_bn_act(8), GlobalPool(), Flatten(), Linear(5)), (3, 8, 8))
+        network = Network(
+            Chain(
+                conv_bn_act(72),
+                Chain(mbconv(width, expand=Choice(tuple(1 + i / 16 for i in range(options)), "e")), name="b"),
+                conv_bn_act(8),
+                GlobalPool(),
+                Flatten(),
+                Linear(5),
+            ),
+            (3, 8, 8),
+        )
         net = supernet(network)
         soft = {d.name: torch.full((len(d.options),), 1 / len(d.options), requires_grad=True) for d in space_of(network).decisions}
         saved, convolutions = [], []
         original = F.conv2d
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.shape) or t, lambda t: t), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(F, "conv2d", lambda *args, original=original, convolutions=convolutions: convolutions.append(1) or original(*args))
+        with (
+            torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.shape) or t, lambda t: t),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(
+                F, "conv2d", lambda *args, original=original, convolutions=convolutions: convolutions.append(1) or original(*args)
+            )
             net(torch.randn(2, 3, 8, 8), soft)
         counts.append((len(convolutions), len(saved)))
     assert counts[0] == counts[1]
 
 
 def test_a_repeat_that_is_off_costs_nothing_in_a_hard_call():
-    network = Network(Chain(conv_bn_act(8), Repeat(mbconv(8, expand=2, name="b"), Choice((0, 3), "depth")), GlobalPool(), Flatten(), Linear(2)), (3, 8, 8))
+    network = Network(
+        Chain(conv_bn_act(8), Repeat(mbconv(8, expand=2, name="b"), Choice((0, 3), "depth")), GlobalPool(), Flatten(), Linear(2)), (3, 8, 8)
+    )
     net = supernet(network)
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -26,12 +26,16 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but results and errors.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run (default: runs/<config>-<hash>).")]
-Setting = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration; may be repeated.")]
+Setting = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration; may be repeated.")
+]
 
 
 @app.command()
 def search(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="What to search; the embedded digits, if left out.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.toml]", help="What to search; the embedded digits, if left out.")
+    ] = None,
     settings: Setting = None,
     out: Out = None,
     minutes: Annotated[float | None, typer.Option(help="Wall-clock limit; a plan that keeps it is made by a short timing.")] = None,
@@ -44,8 +48,8 @@ def search(
 ) -> None:
     """Search, train and ship a network within a budget."""
     with _told(as_json):
-        from niwaki.run.config import load_config
         from niwaki.run.api import search_config
+        from niwaki.run.config import load_config
 
         given = {"minutes": minutes, "seed": seed, "threads": threads, "device": device}
         loaded = load_config(config, settings or (), given)
@@ -122,7 +126,9 @@ def export(folder: Path, as_json: AsJson = False, quiet: Quiet = False) -> None:
 @app.command()
 def profile(
     model: Annotated[str, typer.Argument(help="A name in the zoo, an .onnx file, module:attr or file.py:attr.")],
-    inputs: Annotated[list[str] | None, typer.Option("--input", help="1x3x224x224, or ids=1x128:int64<1000; once for each argument.")] = None,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", help="1x3x224x224, or ids=1x128:int64<1000; once for each argument.")
+    ] = None,
     arch: Annotated[Path | None, typer.Option(help="architecture.json, for a network with choices.")] = None,
     rule: Annotated[str, typer.Option(help="How to count: all, or fbnet.")] = "all",
     as_json: AsJson = False,
@@ -160,12 +166,19 @@ def space(
             for choice in found["choices"]:
                 options = ", ".join(map(str, choice["options"]))
                 print(f"{choice['name']:<40} {options}{'  (conditional)' if choice['conditional'] else ''}")
-        print(f"{len(found['choices'])} choices, {found['size']:,} architectures, " + (f"{found['distinct']:,} distinct" if found["distinct"] else found["distinct_reason"]))
+        print(
+            f"{len(found['choices'])} choices, {found['size']:,} architectures, "
+            + (f"{found['distinct']:,} distinct" if found["distinct"] else found["distinct_reason"])
+        )
         macs = found["macs"]
-        print(f"multiply-adds {macs['min']:,} to {macs['max']:,}; quantiles " + ", ".join(f"{q}: {v:,}" for q, v in macs["quantiles"].items()))
+        print(
+            f"multiply-adds {macs['min']:,} to {macs['max']:,}; quantiles " + ", ".join(f"{q}: {v:,}" for q, v in macs["quantiles"].items())
+        )
         if (within := found.get("within")) is not None:
             lo, hi = within["bounds"]["count"]
-            print(f"within {found['budget']}: {within['count']:,} architectures (certainly {lo:,} to {hi:,}), a share of {within['share']:.4g}")
+            print(
+                f"within {found['budget']}: {within['count']:,} architectures (certainly {lo:,} to {hi:,}), a share of {within['share']:.4g}"
+            )
 
 
 @app.command()
@@ -173,7 +186,9 @@ def reproduce(
     method: Annotated[str, typer.Argument(help="dmasking")],
     out: Annotated[Path | None, typer.Option(help="Folder of what was trained (default: runs/reproduce-METHOD).")] = None,
     claims: Annotated[Path, typer.Option(help="The page to write the result into.")] = Path("docs/claims.md"),
-    quick: Annotated[bool, typer.Option("--quick", help="A small part of the trainings, to see that everything works; decides nothing.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small part of the trainings, to see that everything works; decides nothing.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -182,7 +197,13 @@ def reproduce(
         from niwaki.run.reproduce import reproduce as run_claims
 
         with _watched(quiet) as progress:
-            found = run_claims(method, out=out or Path("runs") / f"reproduce-{method}{'-quick' if quick else ''}", claims=claims, quick=quick, progress=progress)
+            found = run_claims(
+                method,
+                out=out or Path("runs") / f"reproduce-{method}{'-quick' if quick else ''}",
+                claims=claims,
+                quick=quick,
+                progress=progress,
+            )
         if as_json:
             print(json.dumps(found))
             return
@@ -204,7 +225,11 @@ def _told(as_json: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _fail("interrupted; everything done so far is kept. The same command, or `niwaki resume FOLDER`, goes on from there", INTERRUPTED, as_json)
+        _fail(
+            "interrupted; everything done so far is kept. The same command, or `niwaki resume FOLDER`, goes on from there",
+            INTERRUPTED,
+            as_json,
+        )
     except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
         _fail(str(error), BAD_INPUT, as_json)
     except (RuntimeError, OSError) as error:

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
+from niwaki.space.choice import BudgetError
 from niwaki.trial import Trial
 
 COUNT = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -22,10 +23,6 @@ BYTES = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB
 MILLISECONDS: Mapping[str, int | Decimal] = {"": 1, "us": Decimal("0.001"), "ms": 1, "s": 1000}
 LARGEST = 10**18  # counts are 64-bit
 RUNTIMES = ("onnxruntime", "openvino", "torch")
-
-
-class BudgetError(ValueError):
-    """Budgets that cannot be read or asked for."""
 
 
 class ObjectiveError(ValueError):

@@ -1,8 +1,8 @@
 """A trained network as one file for a runtime: `model.onnx` and `model.pt2`, from stored images to logits, checked on real images.
 
-    shipment = capture(module, preprocess, images)
-    export_onnx(shipment, folder / "model.onnx", card)
-    export_pt2(shipment, folder / "model.pt2", card)
+shipment = capture(module, preprocess, images)
+export_onnx(shipment, folder / "model.onnx", card)
+export_pt2(shipment, folder / "model.pt2", card)
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ class Scratch:
     def __call__(self, arch: Mapping[str, Any]) -> dict[str, float]:
         module = build(self.network, arch, seed=derive_seed(self.seed, "scratch weights"))
         try:
-            trained = train(module, self.task, self.recipe, self.task.part("train"), seed=derive_seed(self.seed, "scratch"), device=self.device)
+            trained = train(
+                module, self.task, self.recipe, self.task.part("train"), seed=derive_seed(self.seed, "scratch"), device=self.device
+            )
         except TrainingDiverged as error:
             raise EvaluationFailed(str(error)) from error
         return evaluate(trained, self.task, self.task.part("validation"), device=self.device)

@@ -6,9 +6,10 @@ from math import ceil
 
 import numpy as np
 
-from niwaki.factor.eliminate import COARSE_BINS, Binned, BudgetError, Feasible, Probabilities
+from niwaki.factor.eliminate import COARSE_BINS, Binned, Feasible, Probabilities
 from niwaki.factor.factor import index_type
 from niwaki.factor.message import padded
+from niwaki.space.choice import BudgetError
 
 DRAW_WORK = 250_000_000  # arcs times cells of the one pass; about a quarter of a second, once
 ACCEPTED = 0.9  # part of the proposals that should turn out to keep the budgets

@@ -23,7 +23,7 @@ import numpy as np
 from niwaki.factor.chain import UNREACHABLE, Chain, all_rows, through
 from niwaki.factor.factor import Cost, CostError, Limit
 from niwaki.factor.message import Grid, Moves, meet, pull, scaled_
-from niwaki.space.architecture import Architecture
+from niwaki.space.choice import BudgetError
 from niwaki.space.space import Space
 
 COARSE_BINS = (192, 24)  # per budget in the first pass, for one and for two budgets
@@ -37,14 +37,6 @@ LISTED = 20_000_000  # option numbers; a space with fewer is counted by listing 
 WEIGHED = 2_000_000  # option numbers; in a space with fewer probabilities are added up over the list
 
 Probabilities = Mapping[str, np.ndarray]  # decision -> float64 (options,)
-
-
-class BudgetError(ValueError):
-    """No architecture keeps the budget, or none was found. `architecture`: that of least cost, where one budget alone cannot be kept."""
-
-    def __init__(self, message: str, architecture: Architecture | None = None) -> None:
-        super().__init__(message)
-        self.architecture = architecture
 
 
 @dataclass(frozen=True)
@@ -578,4 +570,3 @@ def _least_along(stages: Sequence[Arcs], amounts: Sequence[np.ndarray]) -> int:
 @lru_cache(maxsize=8)
 def _chain(space: Space, costs: tuple[Cost, ...]) -> Chain:
     return Chain(space, [factor.scope for cost in costs for factor in cost.factors])
-

@@ -150,7 +150,6 @@ class Cost:
             flat.append(([self.space.position(name) for name in factor.scope], strides, factor.table.ravel()))
         return flat
 
-
     @cached_property
     def _extremes(self) -> tuple[tuple[int, Architecture], ...]:
         combine = np.add if self.kind == "sum" else np.maximum

@@ -7,9 +7,10 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from niwaki.factor.eliminate import Arcs, Binned, BudgetError, Feasible, Probabilities
+from niwaki.factor.eliminate import Arcs, Binned, Feasible, Probabilities
 from niwaki.factor.message import pull_largest
 from niwaki.space.architecture import Architecture
+from niwaki.space.choice import BudgetError
 
 MODE_WORK = 60_000_000  # arcs times cells of the pass that gives the bound
 MOST_BINS = (4_096, 96)  # a finer bound no longer saves steps

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from niwaki.factor.draw import Sampler
-from niwaki.factor.eliminate import BudgetError, Count, Feasible, Probabilities, Probability
+from niwaki.factor.eliminate import Count, Feasible, Probabilities, Probability
 from niwaki.factor.factor import Limit
 from niwaki.factor.mode import most_likely
 from niwaki.space.architecture import Architecture
-from niwaki.space.choice import Value
+from niwaki.space.choice import BudgetError, Value
 from niwaki.space.space import Decision, Space
 
 TRIES = 64  # mutations drawn before all feasible neighbours are listed instead

@@ -163,12 +163,18 @@ class DMaskingSearch:
         weight_batches = epoch_batches(self.weight_part, self.method.batch_size, seed=derive_seed(self.seed, "weights", epoch))
         logit_batches: list[Tensor] = []
         for again in range(self.method.logit_passes if last > self.weight_steps else 0):
-            logit_batches += epoch_batches(self.architecture_part, self.method.batch_size, seed=derive_seed(self.seed, "logits", epoch, again))
+            logit_batches += epoch_batches(
+                self.architecture_part, self.method.batch_size, seed=derive_seed(self.seed, "logits", epoch, again)
+            )
         self.net.train()
         waiting: list[Tensor] = []
         for step in range(first, last):
             on_weights = step < self.weight_steps
-            waiting.append(self._weight_step(weight_batches[step], epoch, step) if on_weights else self._logit_step(logit_batches[step - self.weight_steps], epoch, step))
+            waiting.append(
+                self._weight_step(weight_batches[step], epoch, step)
+                if on_weights
+                else self._logit_step(logit_batches[step - self.weight_steps], epoch, step)
+            )
             if len(waiting) == CHECK_EVERY or step in (self.weight_steps - 1, last - 1):
                 for loss in self._checked(waiting, epoch, step):  # one by one: the same sum however the steps were split among calls
                     self._sums[0 if on_weights else 1] += loss
@@ -183,7 +189,9 @@ class DMaskingSearch:
             entropy = sum(float(distribution.entropy()) for distribution in self.distributions) / len(self.distributions)
         logit_steps = count - self.weight_steps
         logit_loss = self._sums[1] / logit_steps if logit_steps else None
-        self.history.append(SearchRecord(epoch + 1, self._sums[0] / self.weight_steps, logit_loss, self.temperature(epoch), entropy, ratios))
+        self.history.append(
+            SearchRecord(epoch + 1, self._sums[0] / self.weight_steps, logit_loss, self.temperature(epoch), entropy, ratios)
+        )
         self._sums = [0.0, 0.0]
 
     def _checked(self, losses: list[Tensor], epoch: int, step: int) -> list[float]:
@@ -199,7 +207,9 @@ class DMaskingSearch:
 
     def _decisions(self, epoch: int, step: int, budget: int) -> dict[str, Tensor]:
         generator = torch.Generator(self.device).manual_seed(derive_seed(self.seed, "gumbel", epoch, step))
-        return self.distributions[budget].draw(lambda logits: gumbel_softmax(logits, temperature=self.temperature(epoch), generator=generator))
+        return self.distributions[budget].draw(
+            lambda logits: gumbel_softmax(logits, temperature=self.temperature(epoch), generator=generator)
+        )
 
     def _batch(self, indices: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))
@@ -273,7 +283,9 @@ class DMaskingSearch:
                 self.weight_optimizer.state[parameter]["momentum_buffer"] = buffer.to(self.device, copy=True)
         adam = {key.removeprefix("adam."): value for key, value in tensors.items() if key.startswith("adam.")}
         if adam:
-            self.logit_optimizer.state[self.logits] = {key: value.to("cpu" if key == "step" else self.device, copy=True) for key, value in adam.items()}
+            self.logit_optimizer.state[self.logits] = {
+                key: value.to("cpu" if key == "step" else self.device, copy=True) for key, value in adam.items()
+            }
         self.step, self._sums = state["step"], list(state["sums"])
         self.history = [SearchRecord(**{**record, "ratios": tuple(record["ratios"])}) for record in state["history"]]
 

@@ -83,7 +83,9 @@ class OneShotSearch:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.method.lr * (1 + cos(pi * self.step / self.total_steps)) / 2
             torch.default_generator.manual_seed(derive_seed(self.seed, "dropout", epoch, step))
-            inputs, targets = self.task.augmented_batch(batches[step], self.device, torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step)))
+            inputs, targets = self.task.augmented_batch(
+                batches[step], self.device, torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))
+            )
             self.optimizer.zero_grad(set_to_none=True)
             arch = self.spaces[step % len(drawn)].from_indices(drawn[step % len(drawn)][step].tolist())
             loss = self.task.loss(self.net(inputs, arch), targets)

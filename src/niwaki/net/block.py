@@ -5,12 +5,30 @@ from __future__ import annotations
 from dataclasses import replace
 
 from niwaki.net.control import Chain, OneOf, Residual
-from niwaki.net.layer import Activation, BatchNorm, ChannelShuffle, Conv, Dropout, Flatten, GlobalPool, Identity, Layer, Linear, SqueezeExcite
+from niwaki.net.layer import (
+    Activation,
+    BatchNorm,
+    ChannelShuffle,
+    Conv,
+    Dropout,
+    Flatten,
+    GlobalPool,
+    Identity,
+    Layer,
+    Linear,
+    SqueezeExcite,
+)
 from niwaki.space.size import Expr, Symbol, in_channels, round8
 
 
 def conv_bn_act(
-    out_channels: Expr, kernel_size: Expr = 3, *, stride: int = 1, groups: Expr = 1, activation: Expr | None = "relu", name: str | None = None
+    out_channels: Expr,
+    kernel_size: Expr = 3,
+    *,
+    stride: int = 1,
+    groups: Expr = 1,
+    activation: Expr | None = "relu",
+    name: str | None = None,
 ) -> Chain:
     """Convolution, BatchNorm and, unless `activation` is None, an activation."""
     layers: list[Layer] = [Conv(out_channels, kernel_size, stride, groups, name="conv"), BatchNorm(name="bn")]
@@ -42,7 +60,11 @@ def mbconv(
     """
     layers: list[Layer] = []
     if isinstance(expand, Symbol) or expand != 1:
-        layers += [Conv(round8(expand * in_channels), 1, name="expand"), BatchNorm(name="expand_bn"), Activation(activation, name="expand_act")]
+        layers += [
+            Conv(round8(expand * in_channels), 1, name="expand"),
+            BatchNorm(name="expand_bn"),
+            Activation(activation, name="expand_act"),
+        ]
     layers += [depthwise(kernel_size, stride, name="dw"), BatchNorm(name="dw_bn"), Activation(activation, name="dw_act")]
     if squeeze_excite is not False:
         layers.append(SqueezeExcite(name="se") if squeeze_excite is True else squeeze_excite)

@@ -137,7 +137,9 @@ class Graph(Layer):
                 raise SpaceError(f"node {label!r} of graph {self.name!r} reads {unknown}; before it stand {sorted(known)}")
             known.add(label)
         if not nodes or (self.output is not None and self.output not in known):
-            raise SpaceError(f"graph {self.name!r} has no node {self.output!r} for its output; its nodes are {[label for label, _ in nodes]}")
+            raise SpaceError(
+                f"graph {self.name!r} has no node {self.output!r} for its output; its nodes are {[label for label, _ in nodes]}"
+            )
 
 
 @dataclass(frozen=True)

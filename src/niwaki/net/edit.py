@@ -109,7 +109,9 @@ class _Narrower:
             return with_parts(layer, (layer.when, self.layer(layer.body, inner, absolute=absolute)))
         if isinstance(layer, Graph):
             inside = [(node, where.inside(node.layer, label)) for label, node in layer.nodes]
-            return with_parts(layer, (*(replace(node, layer=self.layer(node.layer, at, absolute=absolute)) for node, at in inside), layer.output))
+            return with_parts(
+                layer, (*(replace(node, layer=self.layer(node.layer, at, absolute=absolute)) for node, at in inside), layer.output)
+            )
         return with_parts(layer, [self.size(part.value, where, part.field, absolute=absolute) for part in parts_of(layer)])
 
     def several(self, layer: Several, where: Where, *, absolute: bool) -> Layer:

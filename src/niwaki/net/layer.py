@@ -76,11 +76,14 @@ class GlobalPool(Layer):
     """Average over all positions: C x H x W to C x 1 x 1."""
 
 
+QUARTER = round8(op("int", in_channels * 0.25))  # MobileNetV3 and FBNetV2
+
+
 @dataclass(frozen=True)
 class SqueezeExcite(Layer):
     """Channel gate: x * gate(W2 act(W1 mean(x))), W1 and W2 with bias (Hu et al. 2018). `hidden`: the width between."""
 
-    hidden: Expr = round8(op("int", in_channels * 0.25))
+    hidden: Expr = QUARTER
     activation: str = "relu"
     gate: str = "hsigmoid"
 

@@ -250,7 +250,9 @@ class _Placer:
         """The shape of `tensor` as it is wherever `where` exists: in the third repeat, the second is known to have been there."""
         if tensor != INPUT and isinstance(self.items[tensor].layer, Sum):
             item = self.items[tensor]
-            possible = [source for source, edge in zip(item.inputs, item.edges, strict=True) if _together(where.condition, edge, where.path)]
+            possible = [
+                source for source, edge in zip(item.inputs, item.edges, strict=True) if _together(where.condition, edge, where.path)
+            ]
             if len(possible) == 1:
                 return self.seen(possible[0], where)
         return self.shape_of(tensor)
@@ -272,7 +274,9 @@ class _Placer:
             at = (*where.repeats, field)
             first = self.unnamed.setdefault(id(held), (at, name, held))
             if first[0] != at:
-                raise SpaceError(f"the same unnamed choice {choice.options} stands at {first[1]} and at {name}; name it to tie it, copy it to free it")
+                raise SpaceError(
+                    f"the same unnamed choice {choice.options} stands at {first[1]} and at {name}; name it to tie it, copy it to free it"
+                )
         found = self.decisions.setdefault(name, _Open(choice.options, [], where.at(field)))
         if found.options != choice.options:
             raise SpaceError(
@@ -315,7 +319,9 @@ class _Placer:
         self.paths.add(path)
         for size in shape.spatial:
             if smallest(size) < 1:
-                raise ShapeError(f"{path}: {type(layer).__name__} leaves nothing of its input {self.shape_of(inputs[0])}: its output would be {shape}")
+                raise ShapeError(
+                    f"{path}: {type(layer).__name__} leaves nothing of its input {self.shape_of(inputs[0])}: its output would be {shape}"
+                )
         edges = (True,) * len(inputs) if edges is None else edges
         seen = tuple(self.seen(source, where) for source in inputs)
         self.items.append(Placed(path, replace(layer, name=None), inputs, edges, where.condition, seen, shape))
@@ -343,10 +349,13 @@ class _Placer:
             if _canonical(size - groups * (size // groups), where.path, "its groups") != 0:
                 raise ShapeError(f"{where.path}: {label} channels {show(size)} are not always a multiple of the groups {show(groups)}")
         if layer.padding is None and any(k % 2 == 0 for k in (values(kernel) if isinstance(kernel, Symbol) else (kernel,))):
-            raise ShapeError(f"{where.path}: kernel size {show(kernel)} has an even value; only odd kernels keep the size, so state `padding`")
+            raise ShapeError(
+                f"{where.path}: kernel size {show(kernel)} has an even value; only odd kernels keep the size, so state `padding`"
+            )
         padding = layer.dilation * (kernel - 1) // 2 if layer.padding is None else layer.padding
         spatial = tuple(
-            _canonical((size + 2 * padding - layer.dilation * (kernel - 1) - 1) // layer.stride + 1, where.path, "its output size") for size in shape.spatial
+            _canonical((size + 2 * padding - layer.dilation * (kernel - 1) - 1) // layer.stride + 1, where.path, "its output size")
+            for size in shape.spatial
         )
         depthwise = groups == width == out
         placed = replace(layer, out_channels=out, kernel_size=kernel, groups=groups)
@@ -379,7 +388,10 @@ class _Placer:
         shape = self.image(layer, x, where)
         if layer.kind not in ("max", "avg"):
             raise SpaceError(f"{where.path}: Pool(kind={layer.kind!r}); a pool is 'max' or 'avg'")
-        spatial = tuple(_canonical((size + 2 * layer.padding - layer.kernel_size) // layer.stride + 1, where.path, "its output size") for size in shape.spatial)
+        spatial = tuple(
+            _canonical((size + 2 * layer.padding - layer.kernel_size) // layer.stride + 1, where.path, "its output size")
+            for size in shape.spatial
+        )
         return self.put(layer, (x,), where, Shape(shape.channels, spatial))
 
     @walk.register
@@ -404,7 +416,9 @@ class _Placer:
         spatial = (size, _canonical(size if height == width else op("max", 1, size * width // height), where.path, "its output size"))
         down = isinstance(layer, Subsample)
         if smallest(_canonical((height - size) if down else (size - height), where.path, "its size")) < 0:
-            raise ShapeError(f"{where.path}: {type(layer).__name__} to {show(size)} of a map {shape}; it only makes maps {'smaller' if down else 'larger'}")
+            raise ShapeError(
+                f"{where.path}: {type(layer).__name__} to {show(size)} of a map {shape}; it only makes maps {'smaller' if down else 'larger'}"
+            )
         return x if down and size == height else self.put(replace(layer, size=size), (x,), where, Shape(shape.channels, spatial))
 
     @walk.register
@@ -421,7 +435,9 @@ class _Placer:
         if _canonical(shape.width - layer.groups * (shape.width // layer.groups), where.path, "its channels") != 0:
             raise ShapeError(f"{where.path}: {show(shape.width)} channels are not always a multiple of {layer.groups} groups")
         if len(shape.channels) > 1:
-            raise ShapeError(f"{where.path}: ChannelShuffle of a concatenation of searched widths ({shape}) has no fixed channel order; put a convolution between")
+            raise ShapeError(
+                f"{where.path}: ChannelShuffle of a concatenation of searched widths ({shape}) has no fixed channel order; put a convolution between"
+            )
         return self.put(layer, (x,), where, shape)
 
     @walk.register
@@ -505,9 +521,13 @@ class _Placer:
                 f"end its body with a convolution"
             )
         if layer.when == "always" and same is not True:
-            raise ShapeError(f"{where.path}: the residual's body turns {before} into {after}; with when='always' they must be equal for every choice")
+            raise ShapeError(
+                f"{where.path}: the residual's body turns {before} into {after}; with when='always' they must be equal for every choice"
+            )
         if layer.when == "project" and same is not True:
-            x = self.match(x, after.width, same, where.inside(Identity(), "shortcut"), stride=_stride(before, after, where), activation=False)
+            x = self.match(
+                x, after.width, same, where.inside(Identity(), "shortcut"), stride=_stride(before, after, where), activation=False
+            )
             return self.add((y, x), where.inside(Identity(), "add"))
         if same is False:
             return y
@@ -525,7 +545,11 @@ class _Placer:
         for label, node in layer.nodes:
             inner = where.inside(node.layer, label)
             inputs = tuple(known[source] for source in node.inputs)
-            joined = inputs[0] if len(inputs) == 1 else (self.add if node.join == "add" else self.concat)(inputs, inner.inside(Identity(), node.join))
+            joined = (
+                inputs[0]
+                if len(inputs) == 1
+                else (self.add if node.join == "add" else self.concat)(inputs, inner.inside(Identity(), node.join))
+            )
             known[label] = self.walk(node.layer, joined, inner)
         return known[layer.output or layer.nodes[-1][0]]
 
@@ -579,9 +603,13 @@ class _Placer:
             return tensors[0]
         for other in shapes[1:]:
             if other.spatial != shapes[0].spatial:
-                raise ShapeError(f"{where.path}: one option gives {shapes[0]}, another {other}; options may differ in channels, not in rank, height or width")
+                raise ShapeError(
+                    f"{where.path}: one option gives {shapes[0]}, another {other}; options may differ in channels, not in rank, height or width"
+                )
             if other.channels != shapes[0].channels and (len(other.channels) > 1 or len(shapes[0].channels) > 1):
-                raise ShapeError(f"{where.path}: one option gives {shapes[0]}, another {other}; concatenated searched widths cannot be an option beside others; end the option with a convolution")
+                raise ShapeError(
+                    f"{where.path}: one option gives {shapes[0]}, another {other}; concatenated searched widths cannot be an option beside others; end the option with a convolution"
+                )
         if all(shape.channels == shapes[0].channels for shape in shapes):
             channels = shapes[0].channels
         else:
@@ -618,10 +646,14 @@ def _canonical(expr: Expr, path: str, what: str) -> Expr:
     """`canonical(expr)`, or an error that names the layer if it would range over too many combinations of options."""
     if not isinstance(expr, Symbol) or isinstance(expr, Table):
         return expr
-    decisions = {leaf.name: len(leaf.options) for found in leaves(expr) for leaf in getattr(found, "refs", (found,)) if isinstance(leaf, Ref)}
+    decisions = {
+        leaf.name: len(leaf.options) for found in leaves(expr) for leaf in getattr(found, "refs", (found,)) if isinstance(leaf, Ref)
+    }
     if (size := prod(decisions.values())) > LARGEST_TABLE:
         listed = ", ".join(f"{name} ({options} options)" for name, options in decisions.items())
-        raise SpaceError(f"{path}: {what} depends on {listed}: {size:,} combinations, more than {LARGEST_TABLE:,}; tie some of these choices, or put a layer of its own width between")
+        raise SpaceError(
+            f"{path}: {what} depends on {listed}: {size:,} combinations, more than {LARGEST_TABLE:,}; tie some of these choices, or put a layer of its own width between"
+        )
     return canonical(expr)
 
 

@@ -69,7 +69,9 @@ def _written(value: Any, shared: Mapping[int, int]) -> Any:
     if isinstance(value, Layer):
         kind = type(value).__name__
         if KINDS.get(kind) is not type(value):
-            raise SpaceError(f"a layer of type {kind} cannot be written as JSON; there are {', '.join(KINDS)} (Opaque for your own modules)")
+            raise SpaceError(
+                f"a layer of type {kind} cannot be written as JSON; there are {', '.join(KINDS)} (Opaque for your own modules)"
+            )
         return {"layer": kind} | {f.name: _written(getattr(value, f.name), shared) for f in fields(value) if _kept(f, value)}
     if isinstance(value, Node):
         return {"node": {f.name: _written(getattr(value, f.name), shared) for f in fields(value)}}

@@ -94,7 +94,14 @@ def module_of(layer: Layer, item: Placed) -> nn.Module:
 def _(layer: Conv, item: Placed) -> nn.Module:
     padding = layer.dilation * (layer.kernel_size - 1) // 2 if layer.padding is None else layer.padding
     conv = nn.Conv2d(
-        item.input_shapes[0].width, layer.out_channels, layer.kernel_size, layer.stride, padding, layer.dilation, layer.groups, bias=layer.bias
+        item.input_shapes[0].width,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        padding,
+        layer.dilation,
+        layer.groups,
+        bias=layer.bias,
     )
     # He et al. 2015 with fan-out counted per group: MobileNetV2's and FBNet's initialisation
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -154,7 +161,9 @@ def _(layer: Dropout, item: Placed) -> nn.Module:
 @module_of.register
 def _(layer: Opaque, item: Placed) -> nn.Module:
     if layer.make is None:
-        raise SpaceError(f"{item.path}: the opaque layer {layer.factory} was loaded without its factory; pass factories={{{layer.factory!r}: ...}} to from_json")
+        raise SpaceError(
+            f"{item.path}: the opaque layer {layer.factory} was loaded without its factory; pass factories={{{layer.factory!r}: ...}} to from_json"
+        )
     module = layer.make(**dict(layer.kwargs))
     if not isinstance(module, nn.Module):
         raise SpaceError(f"{item.path}: the factory {layer.factory} gave a {type(module).__name__}, not a torch.nn.Module")
@@ -165,11 +174,12 @@ def _(layer: Opaque, item: Placed) -> nn.Module:
 def _(layer: SqueezeExcite, item: Placed) -> nn.Module:
     """The two convolutions; in a built module they stand apart, in a supernet together."""
     width = item.shape.width
-    pair = nn.ModuleDict({"reduce": nn.Conv2d(width, layer.hidden, 1), "expand": nn.Conv2d(layer.hidden, width, 1)})
-    for conv in pair.values():
+    convs = {"reduce": nn.Conv2d(width, layer.hidden, 1), "expand": nn.Conv2d(layer.hidden, width, 1)}
+    for conv in convs.values():
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(conv.bias)
-    return pair
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
+    return nn.ModuleDict(convs)
 
 
 class Wires:

@@ -125,7 +125,14 @@ class Feature:
 
     __slots__ = ("_whole", "gate", "mask", "norm", "tensor")
 
-    def __init__(self, tensor: Tensor, mask: Tensor | None = None, *, norm: Callable[[Tensor, Tensor | None], Tensor] | None = None, gate: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        tensor: Tensor,
+        mask: Tensor | None = None,
+        *,
+        norm: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+        gate: Tensor | None = None,
+    ) -> None:
         self.tensor, self.mask, self.norm, self.gate = tensor, mask, norm, gate
         self._whole: Tensor | None = None
 
@@ -175,7 +182,9 @@ class Plan:
         weights = {}
         for name, options in self.open.items():
             if name not in soft:
-                raise SpaceError(f"the supernet is not told what to do about the decision {name!r}; give an option or a tensor of {options} weights")
+                raise SpaceError(
+                    f"the supernet is not told what to do about the decision {name!r}; give an option or a tensor of {options} weights"
+                )
             if soft[name].shape != (options,):
                 raise SpaceError(f"the weights of the decision {name!r} have the shape {tuple(soft[name].shape)}; it has {options} options")
             weights[name] = soft[name]
@@ -190,8 +199,20 @@ class Plan:
             # one pass for each combination of resolutions; the weights are the same ones
             outputs: dict[Combo, Feature] = {}
             for combo in self.regions.combos[region]:
-                inner = Env({**weights, **{name: F.one_hot(torch.tensor(self.regions.position[name, option]), self.open[name]).to(weights[name]) for name, option in combo}}, self.places)
-                inputs = [Feature(x) if source == INPUT else features[source][combo] if isinstance(features[source], dict) else features[source] for source in step.item.inputs]
+                inner = Env(
+                    {
+                        **weights,
+                        **{
+                            name: F.one_hot(torch.tensor(self.regions.position[name, option]), self.open[name]).to(weights[name])
+                            for name, option in combo
+                        },
+                    },
+                    self.places,
+                )
+                inputs = [
+                    Feature(x) if source == INPUT else features[source][combo] if isinstance(features[source], dict) else features[source]
+                    for source in step.item.inputs
+                ]
                 outputs[combo] = run_layer(step.item.layer, self._settled(step, combo), inner, layers, inputs)
             if self.regions.gives[at] is not None:
                 features.append(outputs)
@@ -239,17 +260,23 @@ class Plan:
         if isinstance(layer, Activation) and isinstance(layer.kind, Symbol):
             kinds = self._expect((layer.kind,), condition, lambda kind: [float(kind == one) for one in sorted(set(values(layer.kind)))])
         if isinstance(layer, ChannelShuffle) and isinstance(item.shape.width, Symbol):
-            sizes = self._expect((item.shape.width,), condition, lambda width: [float(width == one) for one in sorted(set(values(item.shape.width)))])
+            sizes = self._expect(
+                (item.shape.width,), condition, lambda width: [float(width == one) for one in sorted(set(values(item.shape.width)))]
+            )
         edges = tuple(1.0 if edge is True else self._expect((edge,), condition, lambda holds: [float(holds)]) or 1.0 for edge in item.edges)
         norm_first = isinstance(layer, BatchNorm) and any(isinstance(reader.layer, (Activation, BatchNorm)) for reader in readers)
-        return Step(item, inputs_index, output_index, mask, kernel, hidden, kinds, edges, pairs, sizes, norm_first, len(readers) == 1, _area(item))
+        return Step(
+            item, inputs_index, output_index, mask, kernel, hidden, kinds, edges, pairs, sizes, norm_first, len(readers) == 1, _area(item)
+        )
 
     def _mask(self, channels: tuple[Expr, ...], condition: Expr) -> Expectation | None:
         """P(channel is kept | condition), for each channel of the runs side by side; None if all are always kept."""
         if not any(isinstance(size, Symbol) for size in channels):
             return None
         widest = [largest(size) for size in channels]
-        return self._expect(channels, condition, lambda *sizes: [float(j < size) for size, most in zip(sizes, widest, strict=True) for j in range(most)])
+        return self._expect(
+            channels, condition, lambda *sizes: [float(j < size) for size, most in zip(sizes, widest, strict=True) for j in range(most)]
+        )
 
     def _pairs(self, item: Placed) -> tuple[tuple[int, int, Expectation], ...]:
         widths, outs = item.input_shapes[0].width, item.layer.out_channels  # type: ignore[attr-defined]
@@ -450,7 +477,9 @@ def _(layer: Sum, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feat
     weights = [None if isinstance(edge, float) else edge(env)[0] for edge in step.edges]
     width = _width(step.item.shape.channels)
     first = inputs[0]
-    if all(f.tensor is first.tensor and f.mask is first.mask and f.norm is None for f in inputs) and any(f.gate is not None for f in inputs):
+    if all(f.tensor is first.tensor and f.mask is first.mask and f.norm is None for f in inputs) and any(
+        f.gate is not None for f in inputs
+    ):
         # squeeze-excite or not: the two differ in the gate alone, so their sum costs one map
         gate = sum((1.0 if f.gate is None else f.gate) * (1.0 if w is None else w) for f, w in zip(inputs, weights, strict=True))
         return Feature(first.tensor, first.mask, gate=gate)  # type: ignore[arg-type]
@@ -474,7 +503,9 @@ def _(layer: Cat, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feat
     tensors, masks = zip(*(feature.waiting() for feature in inputs), strict=True)
     if all(mask is None for mask in masks):
         return Feature(torch.cat(tensors, 1))
-    ones = [torch.ones(x.shape[1], dtype=x.dtype, device=x.device) if mask is None else mask for x, mask in zip(tensors, masks, strict=True)]
+    ones = [
+        torch.ones(x.shape[1], dtype=x.dtype, device=x.device) if mask is None else mask for x, mask in zip(tensors, masks, strict=True)
+    ]
     return Feature(torch.cat(tensors, 1), torch.cat(ones))
 
 
@@ -490,7 +521,7 @@ class _ScaledAdd(torch.autograd.Function):
         return torch.add(a, b, alpha=scale.item())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         b, scale = ctx.saved_tensors
         to_b = grad * scale if ctx.needs_input_grad[1] else None
         to_scale = torch.dot(grad.flatten(), b.flatten()) if ctx.needs_input_grad[2] else None
@@ -552,7 +583,9 @@ def _regions(placement: Placement) -> _Regions:
     def region(names: Mapping[str, Any]) -> int | None:
         return next((at for at, group in enumerate(groups) if group.keys() & names.keys()), None)
 
-    combos = [tuple(tuple(zip(group, options, strict=True)) for options in product(*(ref.options for ref in group.values()))) for group in groups]
+    combos = [
+        tuple(tuple(zip(group, options, strict=True)) for options in product(*(ref.options for ref in group.values()))) for group in groups
+    ]
     position = {(name, option): at for group in groups for name, ref in group.items() for at, option in enumerate(ref.options)}
     return _Regions([region({**b, **a}) for b, a in zip(before, after, strict=True)], [region(a) for a in after], combos, position)
 
@@ -565,7 +598,9 @@ def _dense_of_groups(weight: Tensor, groups: int, width: int, pairs: tuple[tuple
     total = weight.new_zeros(weight.shape[0], width, *weight.shape[2:])
     for channels, out, chance in pairs:
         into, outs = channels // groups, out // groups
-        dense = torch.cat([F.pad(weight[g * outs : (g + 1) * outs, :into], (0, 0, 0, 0, g * into, width - (g + 1) * into)) for g in range(groups)])
+        dense = torch.cat(
+            [F.pad(weight[g * outs : (g + 1) * outs, :into], (0, 0, 0, 0, g * into, width - (g + 1) * into)) for g in range(groups)]
+        )
         total = total + chance(env)[0] * F.pad(dense, (0, 0, 0, 0, 0, 0, 0, weight.shape[0] - out))
     return total
 

@@ -88,8 +88,8 @@ def inherit_(module: nn.Module, net: Supernet, arch: Mapping[str, Any]) -> None:
             index, hidden = step.inputs_index, slice(0, item.layer.hidden)
             for part, out, into in (("reduce", hidden, index), ("expand", index, hidden)):
                 target, weights = module.get_submodule(f"{name}_{part}"), source[part]  # type: ignore[index]
-                target.weight.copy_(take(take(weights.weight, 0, out), 1, into))  # type: ignore[operator, union-attr]
-                target.bias.copy_(take(weights.bias, 0, out))  # type: ignore[operator, union-attr]
+                target.weight.copy_(take(take(weights.weight, 0, out), 1, into))  # type: ignore[operator]
+                target.bias.copy_(take(weights.bias, 0, out))  # type: ignore[operator]
             continue
         target = module.get_submodule(name)
         if isinstance(item.layer, Opaque):
@@ -118,7 +118,9 @@ def at_largest(item: Placed) -> Placed:
     if isinstance(layer, Conv) and isinstance(layer.groups, Symbol) and layer.groups != item.input_shapes[0].width:
         raise SpaceError(f"{item.path}: a supernet has no shared weights for a searched number of groups; make it a OneOf of convolutions")
     depthwise = isinstance(layer, Conv) and layer.groups == item.input_shapes[0].width == layer.out_channels
-    sizes: dict[str, Any] = {f.name: largest(value) for f in fields(layer) if isinstance(value := getattr(layer, f.name), Symbol) and f.name != "kind"}
+    sizes: dict[str, Any] = {
+        f.name: largest(value) for f in fields(layer) if isinstance(value := getattr(layer, f.name), Symbol) and f.name != "kind"
+    }
     if depthwise:
         sizes = {**sizes, "out_channels": shape(item.shape).channels[0], "groups": shape(item.shape).channels[0]}
     return replace(item, layer=replace(layer, **sizes), input_shapes=tuple(map(shape, item.input_shapes)), shape=shape(item.shape))

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def search(
     return _run(config, out, "search", fresh=fresh, progress=progress, command="niwaki.search(...)", task=task, network=described)
 
 
-def search_config(config: Config, *, out: Path | None, name: str, fresh: bool = False, progress: Progress | None = None, command: str = "") -> Result:
+def search_config(
+    config: Config, *, out: Path | None, name: str, fresh: bool = False, progress: Progress | None = None, command: str = ""
+) -> Result:
     """The run that a configuration asks for."""
     return _run(config, out, name, fresh=fresh, progress=progress, command=command)
 
@@ -80,7 +83,9 @@ def resume(path: str | Path, *, progress: Progress | None = None) -> Result:
         raise RunError(f"{path} is no run: it has no config.json")
     asked = json.loads((path / "config.json").read_text())["asked"]
     if given := asked.get("given"):
-        raise RunError(f"the run in {path} was started from Python with a {' and a '.join(given)} of its own; make the same call of niwaki.search again to go on")
+        raise RunError(
+            f"the run in {path} was started from Python with a {' and a '.join(given)} of its own; make the same call of niwaki.search again to go on"
+        )
     return _run(Config.model_validate(asked["config"]), path, path.name, progress=progress, command=f"niwaki resume {path}")
 
 
@@ -133,7 +138,12 @@ def _run(
         _set_threads(decided)
         decided, search, expected = fit_to_minutes(config, decided, search)
         made.append(search)
-        return {"config": decided.to_json(), "data": search.task.describe(), "expected_s": expected, "space": space_of(search.network).to_json()}
+        return {
+            "config": decided.to_json(),
+            "data": search.task.describe(),
+            "expected_s": expected,
+            "space": space_of(search.network).to_json(),
+        }
 
     folder = Folder(path, asked=asked, plan=plan)
     try:
@@ -141,7 +151,9 @@ def _run(
         _set_threads(decided)
         search = made[0] if made else search_of(decided, task, network)[1]
         if search.task.images.sha256 != folder.plan["data"]["sha256"]:
-            raise RunError(f"the data have changed since the run in {path} began ({search.task.images.source}); choose another --out, or --fresh")
+            raise RunError(
+                f"the data have changed since the run in {path} began ({search.task.images.source}); choose another --out, or --fresh"
+            )
         _introduce(folder, search, command, progress)
         return _finish(search, folder, progress)
     finally:
@@ -164,7 +176,9 @@ def _introduce(folder: Folder, search: Search, command: str, progress: Progress)
         for budget in search.budgets:
             for limit in budget.limits:
                 if limit.upper >= (most := limit.cost.maximum()[0]):
-                    folder.note(f"The budget {budget.text} keeps nothing out: the largest network has {most:,} {limit.cost.unit or limit.cost.name}.")
+                    folder.note(
+                        f"The budget {budget.text} keeps nothing out: the largest network has {most:,} {limit.cost.unit or limit.cost.name}."
+                    )
     if store.fact("finished") is None:
         expected = folder.plan["expected_s"]
         spent = sum(store.fact("seconds", {}).values())
@@ -185,7 +199,7 @@ def _finish(search: Search, folder: Folder, progress: Progress) -> Result:
     places = [folder.path if at == 0 else folder.path / f"budget-{at + 1}" for at in range(len(chosen))]
     once(folder, "files", lambda: [ship(search, one, place) for one, place in zip(chosen, places, strict=True)])
     for at, one in enumerate(chosen):
-        once(folder, f"answers {at}", lambda one=one: answers(search.task, one.module, search.device))
+        once(folder, f"answers {at}", partial(answers, search.task, one.module, search.device))
     _facts(folder, search)
     if not again:
         folder.spend("export", time.monotonic() - shipping)
@@ -201,7 +215,13 @@ def _finish(search: Search, folder: Folder, progress: Progress) -> Result:
                 "metrics": {"validation": one.validation, "test": one.test},
             })  # fmt: skip
         keys = ("architecture", "macs", "params", "accuracy")
-        return {**{key: rows[0][key] for key in keys}, "folder": str(folder.path), "seconds": before + time.monotonic() - began, "seed": search.seed, "budgets": rows}
+        return {
+            **{key: rows[0][key] for key in keys},
+            "folder": str(folder.path),
+            "seconds": before + time.monotonic() - began,
+            "seed": search.seed,
+            "budgets": rows,
+        }
 
     summary = once(folder, "summary", summarise)
     summary["folder"] = str(folder.path)

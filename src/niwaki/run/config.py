@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from niwaki.objective import Budget, BudgetError, budget_text, parse_budget, parse_budgets
+from niwaki.objective import Budget, budget_text, parse_budget, parse_budgets
+from niwaki.space.choice import BudgetError
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]

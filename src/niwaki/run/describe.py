@@ -27,7 +27,8 @@ def describe_space(word: str, budget: str | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {
         "network": word,
         "choices": [
-            {"name": decision.name, "options": list(decision.options), "conditional": decision.condition is not True} for decision in space.decisions
+            {"name": decision.name, "options": list(decision.options), "conditional": decision.condition is not True}
+            for decision in space.decisions
         ],
         "size": space.size,
         "distinct": programs,

@@ -14,11 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from niwaki.store.checkpoint import StoreError, load_checkpoint, save_checkpoint
+from niwaki.store.checkpoint import load_checkpoint, save_checkpoint
 from niwaki.store.engine import Store, open_store
 from niwaki.store.files import atomic_write
 
 SAVE_EVERY_S = 10.0  # seconds between checkpoints; what a kill costs at most
+
+# What a run writes, beside config.json. A database goes after its log: alone it is an older state of itself, a log without it is not.
+WRITTEN = ("run.sqlite-wal", "run.sqlite-shm", "run.sqlite", "checkpoints", "budget-*", "model.*", "architecture.json", "report.html")
+LEFT_BEHIND = (".lock", ".*.partial", ".*.partial-*")  # by a process that was killed
 
 
 class RunError(RuntimeError):
@@ -30,56 +34,87 @@ class Folder:
 
     asked: what the run was asked for; a folder of something else is refused. plan: makes what that was resolved to, once, for a new
     folder; what is in the folder already stays as it is, so that a resumed run does what it began, whatever a clock would say now.
+    fresh: an earlier run in the folder, of whatever was asked then, is deleted, but only once the new one is planned. say: is told the notes.
+
+    Where `plan` fails nothing is left behind, and nothing that was there is lost.
     """
 
-    def __init__(self, path: str | Path, *, asked: dict[str, Any] | None = None, plan: Callable[[], dict[str, Any]] = dict) -> None:
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        asked: dict[str, Any] | None = None,
+        plan: Callable[[], dict[str, Any]] = dict,
+        fresh: bool = False,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.path, self._say, self._saved = Path(path), say, time.monotonic()
+        self._booked = time.monotonic()
         file = self.path / "config.json"
         if asked is None and not file.is_file():
             raise RunError(f"{self.path} is no run: it has no config.json")
+        made = _make(self.path)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")
-        except OSError as error:
-            raise RunError(f"the output folder {self.path} cannot be written: {error.strerror or error}") from error
+            self._lock = _locked(self.path)
+        except RunError:
+            _unmake(made)
+            raise
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(f"another process is at work in {self.path}; wait for it, or choose another --out") from error
-        if file.is_file():
-            content: dict[str, Any] = json.loads(file.read_text())
-            if asked is not None and (differing := differences(content["asked"], json.loads(json.dumps(asked)))):
+            content = None if fresh else read_config(self.path)
+            if content is None:
+                content = self._begin(asked, plan)
+            elif asked is not None and (differing := differences(content["asked"], json.loads(json.dumps(asked)))):
                 raise RunError(
                     f"{self.path} holds a run of another configuration: {'; '.join(differing[:5])}{' ...' if len(differing) > 5 else ''}. "
                     f"Choose another --out, or --fresh to start this one anew"
                 )
-        else:
-            others = [entry.name for entry in self.path.iterdir() if entry.name not in (".lock", ".config.json.partial")]
-            if others:
-                raise RunError(f"{self.path} is not empty and holds no run ({', '.join(sorted(others)[:3])}); choose another --out")
-            content = json.loads(json.dumps({"asked": asked, "plan": plan()}))
-            atomic_write(file, json.dumps(content, indent=2) + "\n")
-        self.asked, self.plan = content["asked"], content["plan"]
-        self.store: Store = open_store(self.path / "run.sqlite")
-        self._saved = time.monotonic()
+            self.asked, self.plan = content["asked"], content["plan"]
+            self.store: Store = open_store(self.path / "run.sqlite")
+        except BaseException:
+            self._lock.close()
+            _unmake(made)
+            raise
+
+    def _begin(self, asked: dict[str, Any] | None, plan: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Plans a new run and writes down what it is, in place of what the folder holds of an earlier one."""
+        file = self.path / "config.json"
+        if not file.is_file():
+            left = {entry for pattern in LEFT_BEHIND for entry in self.path.glob(pattern)}
+            if others := sorted(entry.name for entry in self.path.iterdir() if entry not in left):
+                listed = f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}"
+                raise RunError(f"{self.path} is not empty and holds no run ({listed}); choose another --out")
+        content = json.loads(json.dumps({"asked": asked, "plan": plan()}))
+        for pattern in WRITTEN:  # config.json goes last, by being replaced: the folder stays a run, whenever the process stops
+            for entry in sorted(self.path.glob(pattern)):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        atomic_write(file, json.dumps(content, indent=2) + "\n")
+        return content
 
     def close(self) -> None:
         self.store.close()
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
-        self._lock.close()
+        self._lock.close()  # gives the lock back, too
 
     def note(self, text: str) -> None:
-        """Keeps `text` among the notes that the report shows; once."""
+        """Says `text`, and keeps it among the notes that the report shows; once."""
         notes = self.store.fact("notes", [])
         if text not in notes:
             self.store.set_fact("notes", [*notes, text])
+            self._say(text)
 
-    def spend(self, phase: str, seconds: float) -> None:
-        """Adds wall time to what `phase` has taken, over all processes that worked on it."""
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    def book(self, phase: str) -> None:
+        """Adds the wall time since the last booking to what `phase` has taken, over all processes that worked on it."""
+        now = time.monotonic()
         spent = self.store.fact("seconds", {})
-        self.store.set_fact("seconds", {**spent, phase: spent.get(phase, 0.0) + seconds})
+        self.store.set_fact("seconds", {**spent, phase: spent.get(phase, 0.0) + now - self._booked})
+        self._booked = now
 
-    # --- checkpoints ---------------------------------------------------------------------------------------------------
+    def elapsed(self) -> float:
+        """Seconds of wall time that the run has taken, over all processes; of one that was killed, up to its last booking."""
+        return sum(self.store.fact("seconds", {}).values()) + time.monotonic() - self._booked
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def save(self, name: str, state: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
         tensors, content = state
@@ -103,12 +138,27 @@ class Folder:
         return self.path / "checkpoints" / f"{name}.safetensors"
 
 
+def read_config(path: Path) -> dict[str, Any] | None:
+    """What the run in `path` was asked for and planned to do, `{"asked", "plan"}`; None if there is no run."""
+    file = path / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        if {"asked", "plan"} <= set(content):
+            return content
+        problem = "it says not what was asked and planned"
+    except (ValueError, TypeError) as error:
+        problem = str(error)
+    raise RunError(f"{file} is damaged or not niwaki's: {problem}. Choose another --out, or --fresh to start the run anew")
+
+
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What differs between two configurations, as `key: old, now new`."""
+    """What differs between two configurations, key by key."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
-    return [] if old == new else [f"{path} is {old!r} there and {new!r} now"]
+    return [] if old == new else [f"{path.removeprefix('config.')} is {_word(old)} there and {_word(new)} now"]
 
 
 def once(folder: Folder, name: str, compute: Callable[[], Any]) -> Any:
@@ -120,13 +170,42 @@ def once(folder: Folder, name: str, compute: Callable[[], Any]) -> Any:
     return known
 
 
-def clear(path: Path) -> None:
-    """Deletes what a run wrote in its folder, and nothing else."""
-    if not path.exists():
-        return
-    if not (path / "config.json").is_file() and any(entry.name != ".lock" for entry in path.iterdir()):
-        raise RunError(f"{path} holds no run; --fresh only deletes runs")
-    shutil.rmtree(path)
+def _word(value: Any) -> str:
+    return "left open" if value is None else json.dumps(value)
 
 
-__all__ = ["Folder", "RunError", "StoreError", "clear", "differences", "once"]
+def _make(path: Path) -> list[Path]:
+    """Makes the folder `path`; gives those that were not there before, the outermost first."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()][::-1]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _unmake(missing)
+        in_the_way = next((folder for folder in (path, *path.parents) if folder.is_file()), None)
+        reason = f"{in_the_way} is a file" if in_the_way else error.strerror or str(error)
+        raise RunError(f"the output folder {path} cannot be made: {reason}; choose another --out") from error
+    return missing
+
+
+def _unmake(made: list[Path]) -> None:
+    """Removes what `_make` made and nothing has been written into."""
+    for folder in reversed(made):
+        (folder / ".lock").unlink(missing_ok=True)
+        try:
+            folder.rmdir()
+        except OSError:  # something is in it, or it is not there
+            return
+
+
+def _locked(path: Path) -> Any:
+    """The open lock file of a run's folder. The system gives the lock back when the process ends, however it ends."""
+    try:
+        lock = open(path / ".lock", "a")
+    except OSError as error:
+        raise RunError(f"the output folder {path} cannot be written to: {error.strerror or error}; choose another --out") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise RunError(f"another process is at work in {path}; wait for it, or choose another --out") from error
+    return lock

@@ -22,7 +22,14 @@ from niwaki.cost.count import count_macs, count_params, layer_table
 from niwaki.net.control import Network
 from niwaki.net.place import space_of
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64, "int32": torch.int32, "uint8": torch.uint8, "bool": torch.bool}
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
 _INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+)(?:<(?P<below>\d+))?)?")
 _MULTIPLY_ADDS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
@@ -53,12 +60,18 @@ def load_model(word: str) -> Network | nn.Module | onnx.ModelProto:
             raise ModelError(f"{where} has no {attribute!r}; it has {public}")
         found = getattr(found, part)
     if not isinstance(found, (Network, nn.Module)) and callable(found):
-        needed = [p.name for p in inspect.signature(found).parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        needed = [
+            p.name
+            for p in inspect.signature(found).parameters.values()
+            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
         if needed:
             raise ModelError(f"{word} needs the arguments {', '.join(needed)}; name a function that gives the model without arguments")
         found = found()
     if not isinstance(found, (Network, nn.Module)):
-        raise ModelError(f"{word} is a {type(found).__name__}; a niwaki Network, a torch.nn.Module, or a class or function that gives one is needed")
+        raise ModelError(
+            f"{word} is a {type(found).__name__}; a niwaki Network, a torch.nn.Module, or a class or function that gives one is needed"
+        )
     return found
 
 
@@ -100,7 +113,9 @@ def _profile_network(network: Network, inputs: Sequence[str], arch: str | Path |
         choices = data.get("architecture", data.get("choices", data))
         chosen = space.architecture({name: tuple(option) if isinstance(option, list) else option for name, option in choices.items()})
     elif space.decisions:
-        raise ModelError(f"this network has {len(space.decisions)} choices; give one of its architectures by --arch FILE, or see them all by `niwaki space`")
+        raise ModelError(
+            f"this network has {len(space.decisions)} choices; give one of its architectures by --arch FILE, or see them all by `niwaki space`"
+        )
     else:
         chosen = space.architecture({})
     rows = layer_table(network, chosen, rule)
@@ -143,7 +158,12 @@ def _profile_module(module: nn.Module, inputs: Sequence[str]) -> dict[str, Any]:
         module.train(was_training)
         for hook in hooks:
             hook.remove()
-    return {"macs": sum(row["macs"] for row in layers), "params": sum(p.numel() for p in module.parameters()), "rule": "all", "layers": layers}
+    return {
+        "macs": sum(row["macs"] for row in layers),
+        "params": sum(p.numel() for p in module.parameters()),
+        "rule": "all",
+        "layers": layers,
+    }
 
 
 def _profile_onnx(model: onnx.ModelProto) -> dict[str, Any]:
@@ -153,7 +173,10 @@ def _profile_onnx(model: onnx.ModelProto) -> dict[str, Any]:
         if first and not first[0].dim_value:
             first[0].dim_value = 1
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input]}
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in [*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input]
+    }
     weights = {w.name: list(w.dims) for w in inferred.graph.initializer}
     layers = []
     for node in inferred.graph.node:
@@ -167,7 +190,9 @@ def _profile_onnx(model: onnx.ModelProto) -> dict[str, Any]:
             else:
                 transposed = any(a.name == "transB" and a.i for a in node.attribute)
                 macs = prod(shape) * (kernel[1] if transposed else kernel[-2] if len(kernel) > 1 else kernel[0])
-        layers.append({"path": node.name or node.output[0], "kind": node.op_type, "shape": shape[1:], "macs": macs, "params": sum(map(prod, own))})
+        layers.append(
+            {"path": node.name or node.output[0], "kind": node.op_type, "shape": shape[1:], "macs": macs, "params": sum(map(prod, own))}
+        )
     return {
         "macs": sum(row["macs"] for row in layers),
         "params": sum(prod(dims) for name, dims in weights.items()),

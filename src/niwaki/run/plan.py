@@ -40,7 +40,7 @@ from niwaki.zoo.mobile import LARGEST, SMALLEST, mobile
 SEARCH_MACS = 5e12  # what all epochs of a search may cost, counted on forward passes of the supernet's largest member
 MIXTURE = 6  # passes of the largest member that a step on the logits costs, with all block types, depths and resolutions
 LOGIT_STEPS = 400  # wanted of a search, by going over the architecture's share more than once an epoch
-FINAL_STEPS = 3000  # optimizer steps of the final training, the fewest and most epochs allowing
+FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest and most epochs allow it
 TRIM = 0.05  # of the architectures within the budget; options of fewer are left out of niwaki's own family
 RATIO = DMasking().temperature_decay ** DMasking().epochs  # how far the published schedule lowers the temperature
 
@@ -63,7 +63,9 @@ def network_of(config: Config, task: ImageClassification) -> Network:
     channels, height, width = task.input_shape
     if config.network == "auto":
         if min(height, width) < SMALLEST:
-            raise ConfigError("the configuration", [f"network = 'auto' is made for images of at least {SMALLEST} pixels; these are {height} x {width}"])
+            raise ConfigError(
+                "the configuration", [f"network = 'auto' is made for images of at least {SMALLEST} pixels; these are {height} x {width}"]
+            )
         size = min(height, LARGEST)
         return Network(mobile(size, channels, task.outputs).body, task.input_shape)
     if ":" in config.network:
@@ -139,7 +141,7 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.candidates": 48,
         "search.finalists": 1,
         "search.evaluations": 200,
-        "train.epochs": max(15, min(150, ceil(FINAL_STEPS / steps))),
+        "train.epochs": max(15, min(300, ceil(FINAL_STEPS / steps))),
         "train.batch_size": batch,
         **{f"train.{key}": _plain(value) for key, value in asdict(recipe).items() if key not in ("epochs", "batch_size")},
     }
@@ -156,7 +158,10 @@ def search_of(config: Config, task: ImageClassification | None = None, network: 
     elif config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("the configuration", ["device = 'cuda': this machine has no CUDA device that torch can use"])
     if config.warm_start is not None and not (Path(config.warm_start) / "checkpoints" / "search.safetensors").is_file():
-        raise ConfigError("the configuration", [f"warm_start = {config.warm_start!r} is no folder of an earlier search: it has no checkpoints/search.safetensors"])
+        raise ConfigError(
+            "the configuration",
+            [f"warm_start = {config.warm_start!r} is no folder of an earlier search: it has no checkpoints/search.safetensors"],
+        )
     task = task if task is not None else task_of(config)
     given, network = network, network if network is not None else network_of(config, task)
     if config.budget is None:
@@ -227,7 +232,7 @@ def estimate(search: Search) -> dict[str, float]:
             else OneShotSearch(search.network, search.task, spaces, search.method.one_shot, device=search.device)
         )
         seconds["search"] = learner.total_steps * _seconds_per_step(learner)
-    arch = spaces[0].mode({d.name: [1 / len(d.options)] * len(d.options) for d in space.decisions})  # any member within the budget
+    arch = spaces[0].mode({d.name: np.full(len(d.options), 1 / len(d.options)) for d in space.decisions})  # any member within the budget
     training = start(build(search.network, arch), search.task, search.recipe, search.task.part("train+validation"), device=search.device)
     per_step = _seconds_per_step(training)
     scratch = search.proxy.epochs * training.steps_per_epoch * per_step
@@ -253,7 +258,9 @@ def _method(config: Config) -> DMasking | AskTell:
     strategy = (
         RandomSearch()
         if config.method == "random"
-        else RegularizedEvolution(Objective(config.data.metric), population_size=config.search.population_size, tournament_size=config.search.tournament_size)
+        else RegularizedEvolution(
+            Objective(config.data.metric), population_size=config.search.population_size, tournament_size=config.search.tournament_size
+        )
     )
     one_shot = OneShot(chosen["epochs"], chosen["batch_size"], chosen["weight_lr"], chosen["momentum"], chosen["weight_decay"])
     return AskTell(strategy, chosen["evaluations"], config.evaluator, one_shot, config.search.proposals)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,7 +52,7 @@ class AskTell:
     strategy: Strategy
     evaluations: int
     evaluator: str = "shared"
-    one_shot: OneShot = OneShot()
+    one_shot: OneShot = field(default_factory=OneShot)
     batch: int = 8
 
 
@@ -129,7 +130,7 @@ def run(search: Search, folder: Folder, progress: Progress | None = None) -> lis
     for at, budget in enumerate(search.budgets):
         arch, validation = _choose(search, at, spaces[at], folder, progress)
         module = _train(search, at, arch, folder, progress, clock)
-        test = once(folder, f"test {at}", lambda module=module: evaluate(module, search.task, search.task.part("test"), device=search.device))
+        test = once(folder, f"test {at}", partial(evaluate, module, search.task, search.task.part("test"), device=search.device))
         chosen.append(Chosen(budget, arch, validation, test, module))
     return chosen
 
@@ -147,10 +148,12 @@ def _by_gradient(search: Search, method: DMasking, spaces: Sequence[Within], fol
     _learn(learner, folder, progress, clock, share=0.6)
     judge = SharedWeights(learner.net, search.task, seed=search.seed)
     for at, space in enumerate(spaces):
-        once(folder, f"candidates {at}", lambda at=at, space=space: _candidates(search, at, space, learner, judge, folder, progress))
+        once(folder, f"candidates {at}", partial(_candidates, search, at, space, learner, judge, folder, progress))
 
 
-def _candidates(search: Search, at: int, space: Within, learner: DMaskingSearch, judge: SharedWeights, folder: Folder, progress: Progress) -> int:
+def _candidates(
+    search: Search, at: int, space: Within, learner: DMaskingSearch, judge: SharedWeights, folder: Folder, progress: Progress
+) -> int:
     probabilities = learner.distributions[at].arrays()
     folder.store.set_fact(f"probabilities {at}", {name: p.tolist() for name, p in probabilities.items()})
     archs = [space.mode(probabilities)]  # the most likely architecture within the budget: over it, by construction, never
@@ -163,7 +166,9 @@ def _candidates(search: Search, at: int, space: Within, learner: DMaskingSearch,
         if number not in known:
             began = time.perf_counter()
             metrics = judge(arch)
-            folder.store.append(_run(at), Trial(number, arch, {**metrics, **_counted(search, arch)}, "dmasking", time.perf_counter() - began))
+            folder.store.append(
+                _run(at), Trial(number, arch, {**metrics, **_counted(search, arch)}, "dmasking", time.perf_counter() - began)
+            )
         progress.advance(number + 1)
     return len(archs)
 
@@ -236,7 +241,7 @@ def _by_asking(search: Search, method: AskTell, spaces: Sequence[Within], folder
     else:
         judge = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device)
     for at, space in enumerate(spaces):
-        once(folder, f"candidates {at}", lambda at=at, space=space: _ask(search, method, at, space, judge, folder, progress, clock))
+        once(folder, f"candidates {at}", partial(_ask, search, method, at, space, judge, folder, progress, clock))
 
 
 def _ask(search: Search, method: AskTell, at: int, space: Within, judge: Any, folder: Folder, progress: Progress, clock: Clock) -> int:
@@ -272,7 +277,11 @@ def _choose(search: Search, at: int, space: Within, folder: Folder, progress: Pr
             judge = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device)
             judged = []
             for position, trial in enumerate(finalists):
-                result = once(folder, f"finalist {at} {position}", lambda trial=trial, position=position: _finalist(search, trial.arch, len(stored) + position, judge).to_json())
+                result = once(
+                    folder,
+                    f"finalist {at} {position}",
+                    partial(_finalist, search, trial.arch, len(stored) + position, judge),
+                )
                 judged.append(Trial.from_json(result, space.space))
                 folder.store.append(_run(at), judged[-1])
                 progress.advance(position + 1)
@@ -287,20 +296,27 @@ def _choose(search: Search, at: int, space: Within, folder: Folder, progress: Pr
     return Architecture.from_json(found["arch"], space.space), found["metrics"]
 
 
-def _finalist(search: Search, arch: Architecture, number: int, judge: Scratch) -> Trial:
+def _finalist(search: Search, arch: Architecture, number: int, judge: Scratch) -> dict[str, Any]:
     began = time.perf_counter()
     try:
         metrics = judge(arch)
     except EvaluationFailed as error:
-        return Trial(number, arch, {}, "finalist", time.perf_counter() - began, status="failed", note=str(error))
-    return Trial(number, arch, {**metrics, **_counted(search, arch)}, "finalist", time.perf_counter() - began)
+        return Trial(number, arch, {}, "finalist", time.perf_counter() - began, status="failed", note=str(error)).to_json()
+    return Trial(number, arch, {**metrics, **_counted(search, arch)}, "finalist", time.perf_counter() - began).to_json()
 
 
 def _train(search: Search, at: int, arch: Architecture, folder: Folder, progress: Progress, clock: Clock) -> fx.GraphModule:
     """The chosen network, trained from scratch on training and validation data."""
     name = "training" if len(search.budgets) == 1 else f"training {at}"
     module = build(search.network, arch, seed=derive_seed(search.seed, "final weights"))
-    training = start(module, search.task, search.recipe, search.task.part("train+validation"), seed=derive_seed(search.seed, "final"), device=torch.device(search.device))
+    training = start(
+        module,
+        search.task,
+        search.recipe,
+        search.task.part("train+validation"),
+        seed=derive_seed(search.seed, "final"),
+        device=torch.device(search.device),
+    )
     share = 0.6 + 0.4 * (at + 1) / len(search.budgets)
     _learn(training, folder, progress, clock, share=share, name=name)
     return training.evaluation_module()  # type: ignore[return-value]

@@ -45,7 +45,9 @@ def card_of(search: Search, chosen: Chosen) -> ModelCard:
     counted = {name: cost(chosen.arch) for name, cost in search.costs.items()}
     return ModelCard(
         class_names=images.class_names,
-        preprocessing=Preprocessing(images.images.shape[1:], str(images.images.dtype), pixel_range(images.images), tuple(mean.tolist()), tuple(std.tolist())),
+        preprocessing=Preprocessing(
+            images.images.shape[1:], str(images.images.dtype), pixel_range(images.images), tuple(mean.tolist()), tuple(std.tolist())
+        ),
         macs=counted["macs"],
         params=counted["params"],
         size_bytes=counted["size"],
@@ -69,7 +71,12 @@ def answers(task: ImageClassification, module: nn.Module, device: str) -> dict[s
     return {
         "confusion": confusion_matrix(logits, truth).tolist(),
         "mistakes": [
-            {"image": png_text(task.images.test_images[i]), "label": names[int(truth[i])], "predicted": names[int(guess[i])], "probability": float(sure[i])}
+            {
+                "image": png_text(task.images.test_images[i]),
+                "label": names[int(truth[i])],
+                "predicted": names[int(guess[i])],
+                "probability": float(sure[i]),
+            }
             for i in worst.tolist()
         ],
     }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, combinations_with_replacement, permutations, product
 from math import comb, perm
+from typing import Any
 
 from niwaki.space.size import Symbol, op
 
@@ -16,6 +17,14 @@ MOST_OPTIONS = 100_000
 
 class SpaceError(ValueError):
     """Choices, spaces or architectures that do not fit together."""
+
+
+class BudgetError(ValueError):
+    """Budgets that cannot be read, or that no architecture keeps; `architecture` is the one of least cost, where one limit alone cannot be kept."""
+
+    def __init__(self, message: str, architecture: Any = None) -> None:
+        super().__init__(message)
+        self.architecture = architecture
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,9 @@ class Choice(Symbol):
         if len(set(self.options)) < len(self.options):
             raise SpaceError(f"{label} lists an option twice: {self.options}")
         if self.name is not None and not _is_name(self.name.removeprefix("/")):
-            raise SpaceError(f"{self.name!r} cannot name a choice; a name has letters, digits and '_', after a '/' if it means the whole network")
+            raise SpaceError(
+                f"{self.name!r} cannot name a choice; a name has letters, digits and '_', after a '/' if it means the whole network"
+            )
 
     def __getitem__(self, index: int) -> Symbol:
         """Element `index` of the option taken, where the options are tuples (see `choose`)."""
@@ -58,7 +69,7 @@ class Choice(Symbol):
         """The elements of the option taken: `first, second = choose(2, (8, 16, 24), name="pair")`."""
         if not all(isinstance(option, tuple) for option in self.options):
             raise TypeError(f"{self!r} has options that are no tuples, so it cannot be unpacked")
-        return (self[i] for i in range(len(self.options[0])))
+        return (self[i] for i in range(len(tuple(self.options[0]))))  # type: ignore[arg-type]
 
 
 def choose(k: int, options: Sequence[Value], *, distinct: bool = True, ordered: bool = True, name: str | None = None) -> Choice:
@@ -77,10 +88,8 @@ def choose(k: int, options: Sequence[Value], *, distinct: bool = True, ordered: 
     if count > MOST_OPTIONS:
         raise SpaceError(f"choosing {k} of {n} options gives {count:,} options, more than {MOST_OPTIONS:,}; use several choices instead")
     if distinct:
-        taken = permutations(options, k) if ordered else combinations(options, k)
-    else:
-        taken = product(options, repeat=k) if ordered else combinations_with_replacement(options, k)
-    return Choice(tuple(taken), name)
+        return Choice(tuple(permutations(options, k) if ordered else combinations(options, k)), name)
+    return Choice(tuple(product(options, repeat=k) if ordered else combinations_with_replacement(options, k)), name)
 
 
 def _is_value(option: object) -> bool:

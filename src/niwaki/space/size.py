@@ -301,5 +301,8 @@ def narrow(expr: Expr, decided: Mapping[str, Any]) -> Expr:
     if not isinstance(table, Table):
         return table
     left = tuple(ref for ref in table.refs if ref.name not in decided)
-    entries = (evaluate(table, {**decided, **dict(zip((ref.name for ref in left), options, strict=True))}) for options in product(*(ref.options for ref in left)))
+    entries = (
+        evaluate(table, {**decided, **dict(zip((ref.name for ref in left), options, strict=True))})
+        for options in product(*(ref.options for ref in left))
+    )
     return canonical(Op("table", (Table(left, tuple(entries)),)))

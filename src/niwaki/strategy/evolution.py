@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from niwaki.factor.eliminate import BudgetError
 from niwaki.objective import Objective
 from niwaki.space.architecture import Architecture, tupled
-from niwaki.space.choice import SpaceError
+from niwaki.space.choice import BudgetError, SpaceError
 from niwaki.strategy.strategy import SearchSpace, fingerprint, unseen
 from niwaki.trial import Trial
 

@@ -165,9 +165,7 @@ class Training:
         return {"recipe": recipe, "seed": self.seed, "examples": len(self.indices), "examples_seed": derive_seed(self.indices.tolist())}
 
 
-def start(
-    module: nn.Module, task: Task, recipe: Recipe, indices: Tensor, *, seed: int = 0, device: torch.device | str = "cpu"
-) -> Training:
+def start(module: nn.Module, task: Task, recipe: Recipe, indices: Tensor, *, seed: int = 0, device: torch.device | str = "cpu") -> Training:
     """A training of the module, in place, on the examples `indices` of the task. Order and augmentation follow from `seed` alone.
 
     The weights are taken as they are: build the module under a seed of your own. Go on with `run` until it is `finished`.
