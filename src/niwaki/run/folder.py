@@ -190,11 +190,11 @@ def _make(path: Path) -> list[Path]:
 def _unmake(made: list[Path]) -> None:
     """Removes what `_make` made and nothing has been written into."""
     for folder in reversed(made):
-        (folder / ".lock").unlink(missing_ok=True)
         try:
+            (folder / ".lock").unlink(missing_ok=True)
             folder.rmdir()
-        except OSError:  # something is in it, or it is not there
-            return
+        except OSError:  # something is in it, or it was never made
+            continue
 
 
 def _locked(path: Path) -> Any:
