@@ -194,7 +194,7 @@ def branched(network: Network, count: int) -> Subject:
     placed = fix(place(network), member(network)).items
     searched = {item.path for item in soft_items(network) if isinstance(item.layer, Conv) and isinstance(item.layer.out_channels, Symbol)}
     blocks: list[nn.Module] = []
-    for path, group in groupby(placed, key=lambda item: item.path.rpartition(".")[0]):
+    for path, group in groupby(placed, key=lambda item: item.path.replace(".se.yes", ".se").rpartition(".")[0]):
         items = {item.path.rpartition(".")[2]: item for item in group}
         if convolutions := [item for item in items.values() if isinstance(item.layer, Conv)]:
             options = count if any(item.path in searched for item in convolutions) else 1
@@ -322,10 +322,10 @@ def measure(number: int, case: Case, *, quick: bool, seed: int) -> tuple[Table, 
     names = list(subjects(case, options))
     say(f"{case.name}: peak memory of fresh processes ...")
     promised = [name for name in names if name.startswith(("plain", "masks"))]
-    jobs = [(name, turn) for name in ["", *names] for turn in range(1 if quick or name not in ("", *promised) else RESTARTS)]
+    jobs = [(name, turn) for name in ("", *(promised if quick else names)) for turn in range(1 if quick or name not in ("", *promised) else RESTARTS)]
     with ThreadPoolExecutor(2) as pool:  # before this process grows, so that they never wait for memory
         peaks = list(pool.map(lambda job: peak_in_fresh_process(number, job[0], quick=quick, seed=seed), jobs))
-    peak = {name: median(value for (other, _), value in zip(jobs, peaks, strict=True) if other == name) for name in ["", *names]}
+    peak = {name: median(value for (other, _), value in zip(jobs, peaks, strict=True) if other == name) for name, _ in jobs}
 
     images, labels = batch_of(case, seed)
     made = {name: make() for name, make in subjects(case, options).items()}
@@ -343,11 +343,11 @@ def measure(number: int, case: Case, *, quick: bool, seed: int) -> tuple[Table, 
 
     rows, claims = [], []
     for name in names:
-        net = (peak[name] - peak[""]) / (peak[REFERENCE] - peak[""])
-        rows.append((
-            name, f"{1000 * seconds_of[name]:.0f} ms", times[name].text(), f"{saved[name] / 2**20:.1f} MiB", f"{ratio(saved, name):.3f}",
-            f"{peak[name]:.0f} MiB", f"{ratio(peak, name):.3f}", f"{net:.3f}",
-        ))  # fmt: skip
+        memory = ("", "", "")
+        if name in peak:
+            net = (peak[name] - peak[""]) / (peak[REFERENCE] - peak[""])
+            memory = (f"{peak[name]:.0f} MiB", f"{ratio(peak, name):.3f}", f"{net:.3f}")
+        rows.append((name, f"{1000 * seconds_of[name]:.0f} ms", times[name].text(), f"{saved[name] / 2**20:.1f} MiB", f"{ratio(saved, name):.3f}", *memory))
         if name.startswith("masks"):
             figures = (times[name].median, ratio(saved, name), ratio(peak, name))
             claims.append(Claim(

@@ -24,7 +24,7 @@ network = Network(
 
 if __name__ == "__main__":
     space, macs = niwaki.space_of(network), niwaki.count_macs(network)
-    small = niwaki.within(space, [niwaki.Limit(macs, 50_000)])
+    small = niwaki.within(space, [niwaki.Limit(macs, 200_000)])
     print(f"{space.size:,} architectures of {macs.minimum()[0]:,} to {macs.maximum()[0]:,} multiply-adds")
-    print(f"{small.count.count:,} of them ({small.count.share:.1%}) have at most 50,000")
-    print(niwaki.search(network, budget="macs<=50k", out="runs/own-network", minutes=3).metrics)
+    print(f"{small.count.count:,} of them ({small.count.share:.1%}) have at most 200,000")
+    print(niwaki.search(network, budget="macs<=200k", out="runs/own-network", minutes=3).metrics)

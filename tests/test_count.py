@@ -96,7 +96,7 @@ def simulated_peak(network: Network, arch) -> int:
         for source in item.inputs:
             last_read[source] = max(last_read.get(source, -1), at)
     size = {INPUT: torch.Size(network.input_shape).numel()}
-    held, peak = {INPUT}, 0
+    held, peak = {INPUT}, size[INPUT]
     for at, item in enumerate(placement.items):
         size[at] = torch.Size((sum(item.shape.channels), *item.shape.spatial)).numel()
         overwrites = isinstance(item.layer, (BatchNorm, Activation, Dropout, Flatten)) and last_read[item.inputs[0]] <= at

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +25,10 @@ app = typer.Typer(
 )
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+INPUT_ERRNOS = {  # of files that the user named, or of a disk that the user can make room on
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
+}  # fmt: skip
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but results and errors.")]
@@ -79,11 +86,13 @@ def predict(
 ) -> None:
     """Classify files with the exported model, in ONNX Runtime."""
     with _told(as_json):
+        from niwaki.deploy.predict import PredictError
         from niwaki.deploy.predict import predict as classify
 
         model = folder / "model.onnx" if folder.is_dir() else folder
         if not model.is_file():
-            raise FileNotFoundError(f"{folder} has no model.onnx; has its run finished? `niwaki resume {folder}` goes on with it")
+            missing = f"{folder} has no model.onnx; has its run finished? `niwaki resume {folder}` goes on with it"
+            raise PredictError(missing if folder.is_dir() else f"there is no {folder}; a run's folder or a model.onnx is needed")
         found = classify(model, files)
         if not as_json:
             for row in found.rows:
@@ -176,9 +185,8 @@ def space(
         )
         if (within := found.get("within")) is not None:
             lo, hi = within["bounds"]["count"]
-            print(
-                f"within {found['budget']}: {within['count']:,} architectures (certainly {lo:,} to {hi:,}), a share of {within['share']:.4g}"
-            )
+            sure = "" if lo == hi else f" (certainly {lo:,} to {hi:,})"
+            print(f"within {found['budget']}: {within['count']:,} architectures{sure}, a share of {within['share']:.4g}")
 
 
 @app.command()
@@ -211,9 +219,20 @@ def reproduce(
             print(f"{claim['verdict']:<18} {claim['claim']}\n{'':<18} paper: {claim['paper']}; measured: {claim['measured']}")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `niwaki` command."""
-    app()
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        code = app(list(arguments), prog_name="niwaki", standalone_mode=False)
+    except typer.Abort:
+        code = INTERRUPTED
+    except Exception as error:
+        # an unknown option or a missing argument; which class says so has changed with typer's versions, what it offers has not
+        if (format_message := getattr(error, "format_message", None)) is None:
+            raise
+        command = next((f"{word} " for word in arguments[:1] if word in {info.name or info.callback.__name__ for info in app.registered_commands}), "")
+        code = _tell(f"{format_message().rstrip('.')}; `niwaki {command}--help` lists what there is", BAD_INPUT, "--json" in arguments)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 # --- errors, progress, results -----------------------------------------------------------------------------------------------
@@ -224,72 +243,123 @@ def _told(as_json: bool) -> Iterator[None]:
     """Turns errors into one clear message and the exit code: 2 for bad input, 1 for work that failed."""
     try:
         yield
-    except KeyboardInterrupt:
-        _fail(
-            "interrupted; everything done so far is kept. The same command, or `niwaki resume FOLDER`, goes on from there",
-            INTERRUPTED,
-            as_json,
-        )
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        _fail(str(error), BAD_INPUT, as_json)
-    except (RuntimeError, OSError) as error:
-        # our own errors say what happened; anything else is a mistake of ours and shows where
-        if type(error).__module__.split(".")[0] != "niwaki" and not isinstance(error, OSError):
-            raise
-        bad_input = type(error).__name__ in ("RunError", "StoreError", "ModelError")
-        _fail(str(error), BAD_INPUT if bad_input else FAILED, as_json)
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt as stop:
+        raise typer.Exit(_tell(str(stop) or "interrupted", INTERRUPTED, as_json)) from None
+    except Exception as error:
+        code, message = _verdict(error)
+        if message is None:
+            traceback.print_exc()
+            message = f"this should not have happened, and is a mistake in niwaki or below it: {type(error).__name__}: {error}"
+        raise typer.Exit(_tell(message, code, as_json)) from None
 
 
-def _fail(message: str, code: int, as_json: bool) -> None:
+def _verdict(error: Exception) -> tuple[int, str | None]:
+    """The exit code for an error, and what to tell; no message where the error was not foreseen, and a traceback is of more use."""
+    kind = type(error).__name__
+    raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
+    if kind in ("RunError", "StoreError") or (isinstance(error, ValueError) and raised_in and raised_in[0].startswith("niwaki.")):
+        return BAD_INPUT, str(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        message = f"{place}{error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            message += (
+                "; make room, then the same command, or `niwaki resume` with the run's folder, goes on. Nothing that was stored is lost"
+            )
+        return BAD_INPUT if error.errno in INPUT_ERRNOS else FAILED, message
+    if type(error).__module__.startswith("niwaki."):  # RunFailed, ExportError and the like
+        return FAILED, str(error)
+    if kind == "OutOfMemoryError":
+        return FAILED, f"{str(error).splitlines()[0]}; a smaller search.batch_size or train.batch_size needs less"
+    return FAILED, None
+
+
+def _tell(message: str, code: int, as_json: bool) -> int:
+    """Says what went wrong, on standard error, and for programs as the last line of standard output; gives `code` back."""
     print(f"error: {message}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": message}))
-    raise typer.Exit(code)
+        print(json.dumps({"error": message, "exit_code": code}))
+    return code
 
 
 @contextmanager
 def _watched(quiet: bool) -> Iterator[Any]:
-    """Progress bars with the time left, on standard error."""
+    """Who tells, on standard error, how far the work is: bars with the time left on a terminal, now and then a line in a file."""
     if quiet:
         from niwaki.run.search import Silent
 
         yield Silent()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    elif not sys.stderr.isatty():
+        yield _Lines()
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    bars = Progress(
-        TextColumn("{task.description:<26}"), BarColumn(bar_width=40), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        console=console,
-    )  # fmt: skip
-    with bars:
-        yield _Bars(bars, console.print)
+        columns = (
+            TextColumn("{task.description:<26}"),
+            BarColumn(bar_width=40),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+        )
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+            yield _Bars(bars)
 
 
 class _Bars:
-    def __init__(self, bars: Any, say: Callable[..., None]) -> None:
-        self._bars, self._say, self._task = bars, say, None
-        self._next_line, self._name, self._total = 0.0, "", 0
+    """One bar for each phase, those that are over above the one under way."""
+
+    def __init__(self, bars: Any) -> None:
+        self._bars, self._task, self._name, self._total = bars, None, "", 0
 
     def phase(self, name: str, total: int) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, completed=self._total)
-        self._task = self._bars.add_task(name, total=total)
-        self._name, self._total = name, total
+        self._finish()
+        self._task, self._name, self._total = None, name, total
 
     def advance(self, done: int) -> None:
+        if self._task is None:  # only now: what was done before this process does not count as speed
+            self._task = self._bars.add_task(self._name, total=self._total, completed=done)
         self._bars.update(self._task, completed=done)
-        if not self._bars.console.is_terminal and time.monotonic() > self._next_line:  # a log file gets a line now and then
-            self._next_line = time.monotonic() + 20
-            self._say(f"{self._name}: {done} of {self._total}")
 
     def note(self, text: str) -> None:
-        self._say(text, highlight=False)
+        self._bars.console.print(text, highlight=False, markup=False)
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            self._bars.stop_task(self._task)
+
+
+class _Lines:
+    """A line when a phase begins, and another every 20 seconds."""
+
+    EVERY_S = 20.0
+
+    def __init__(self) -> None:
+        self._name, self._total, self._first, self._began, self._next = "", 0, 0, 0.0, 0.0
+
+    def phase(self, name: str, total: int) -> None:
+        now = time.monotonic()
+        self._name, self._total, self._first, self._began, self._next = name, total, -1, now, now + self.EVERY_S
+        self.note(name)
+
+    def advance(self, done: int) -> None:
+        if self._first < 0:
+            self._first = done
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + self.EVERY_S
+            steps = done - self._first
+            left = f", about {(now - self._began) / steps * (self._total - done):.0f} s left" if steps else ""
+            self.note(f"{self._name}: {done} of {self._total}{left}")
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _command() -> str:
-    return " ".join(["niwaki", *sys.argv[1:]])
+    return shlex.join(["niwaki", *sys.argv[1:]])
 
 
 def _print_result(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:

@@ -293,6 +293,7 @@ class _Liveness:
         open_until = {tensor: max(at for at, _ in readers) for tensor, readers in self.readers.items()}
         open_until[self.placement.output] = len(self.items)
         candidates = [INPUT]
+        yield factor_of("the input", True, self.placement.input_shape)
         for at, item in enumerate(self.items):
             runs = self.runs[at]
             if isinstance(item.layer, (BatchNorm, Activation, Dropout, Flatten)):

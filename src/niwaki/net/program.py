@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from itertools import accumulate, islice, pairwise
 from math import prod
 from typing import Any
@@ -60,6 +61,7 @@ def program(network: Network, arch: Mapping[str, Value] | None = None) -> Progra
     return Program(tuple((layers.found[number], inputs) for number, inputs in entries), output, network.input_shape)
 
 
+@lru_cache(maxsize=32)
 def distinct(network: Network) -> tuple[int | None, str]:
     """The number of different programs, exact, or None and the reason why it is not known."""
     placement, space = place(network), space_of(network)

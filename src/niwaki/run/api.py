@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,14 +21,19 @@ from niwaki.deploy.card import versions
 from niwaki.net.control import Network
 from niwaki.net.place import space_of
 from niwaki.net.text import network_hash
-from niwaki.run.config import Config, load_config
-from niwaki.run.folder import Folder, RunError, clear, once
-from niwaki.run.plan import fit_to_minutes, search_of
+from niwaki.run.config import Config, config_of, load_config
+from niwaki.run.folder import Folder, RunError, once, read_config
+from niwaki.run.plan import PLANNED, fit_to_minutes, search_of
 from niwaki.run.search import Progress, Search, Silent, run
 from niwaki.run.ship import answers, examples, ship
 from niwaki.run.story import network_facts, write_page
 from niwaki.space.architecture import Architecture
 from niwaki.task.classify import ImageClassification
+from niwaki.train.loop import TrainingDiverged
+
+
+class RunFailed(RuntimeError):
+    """A run whose configuration was sound, and whose work came to nothing."""
 
 
 @dataclass(frozen=True)
@@ -77,41 +84,47 @@ def search_config(
 
 
 def resume(path: str | Path, *, progress: Progress | None = None) -> Result:
-    """Goes on with the run in `path`."""
+    """Goes on with the run in `path`; gives the result of one that is finished."""
     path = Path(path)
-    if not (path / "config.json").is_file():
+    if (content := read_config(path)) is None:
         raise RunError(f"{path} is no run: it has no config.json")
-    asked = json.loads((path / "config.json").read_text())["asked"]
+    asked = content["asked"]
     if given := asked.get("given"):
         raise RunError(
-            f"the run in {path} was started from Python with a {' and a '.join(given)} of its own; make the same call of niwaki.search again to go on"
+            f"the run in {path} was started from Python with a {' and a '.join(given)} of its own; make the same call of niwaki.search again"
         )
-    return _run(Config.model_validate(asked["config"]), path, path.name, progress=progress, command=f"niwaki resume {path}")
+    return _run(config_of(asked["config"], str(path / "config.json")), path, path.name, progress=progress, command=f"niwaki resume {path}")
 
 
 def write_report(path: str | Path) -> Path:
-    """Writes report.html of the run in `path` from what its store holds, finished or not."""
-    folder = Folder(path)
+    """Writes report.html of the run in `path` from what its store holds: finished, stopped, or with a process at work in it."""
+    folder = Folder(path, read_only=True)
     try:
         return write_page(folder)
     finally:
         folder.close()
 
 
-def export_run(path: str | Path) -> list[dict[str, Any]]:
-    """Exports the networks of a finished run anew; one row per file."""
+def export_run(path: str | Path, *, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Exports the networks of a finished run anew; one row per file: its path, bytes, and how far it was off on real images."""
     path = Path(path)
     folder = Folder(path)
-    finished = folder.store.fact("finished")
-    if finished:
-        folder.store.set_fact("result files", None)
-    folder.close()
-    if not finished:
-        raise RunError(f"the run in {path} is not finished; `niwaki resume {path}` goes on with it")
-    resume(path, progress=Silent())
-    folder = Folder(path)
     try:
-        return [row for rows in folder.store.fact("result files", []) for row in rows]
+        if not folder.store.fact("finished"):
+            raise RunError(f"the run in {path} is not finished; `niwaki resume {path}` goes on with it")
+        if given := folder.asked.get("given"):
+            what = f"the run in {path} was started from Python with a {' and a '.join(given)} of its own"
+            raise RunError(f"{what}; delete its model.onnx and make the same call of niwaki.search again, which exports it anew")
+        folder.store.set_fact("result files", None)
+    finally:
+        folder.close()
+    resume(path, progress=progress)
+    folder = Folder(path, read_only=True)
+    try:
+        rows = folder.store.fact("result files", [])
+        return [
+            {**row, "file": str(place / row["file"])} for place, files in zip(_places(path, len(rows)), rows, strict=True) for row in files
+        ]
     finally:
         folder.close()
 
@@ -129,80 +142,116 @@ def _run(
         asked["network"] = network_hash(network)
     key = config.hash if not given else f"{config.hash}-{_short(asked)}"
     path = Path(out) if out is not None else Path("runs") / f"{name}-{key}"
-    if fresh:
-        clear(path)
     made: list[Search] = []
 
     def plan() -> dict[str, Any]:
         decided, search = search_of(config, task, network)
-        _set_threads(decided)
-        decided, search, expected = fit_to_minutes(config, decided, search)
+        with _repeatable(decided):
+            decided, search, expected = fit_to_minutes(config, decided, search)
         made.append(search)
         return {
             "config": decided.to_json(),
             "data": search.task.describe(),
             "expected_s": expected,
+            "network": network_hash(search.network),
             "space": space_of(search.network).to_json(),
         }
 
-    folder = Folder(path, asked=asked, plan=plan)
+    folder = Folder(path, asked=asked, plan=plan, fresh=fresh, say=progress.note)
     try:
         decided = Config.model_validate(folder.plan["config"])
-        _set_threads(decided)
         search = made[0] if made else search_of(decided, task, network)[1]
-        if search.task.images.sha256 != folder.plan["data"]["sha256"]:
-            raise RunError(
-                f"the data have changed since the run in {path} began ({search.task.images.source}); choose another --out, or --fresh"
-            )
-        _introduce(folder, search, command, progress)
-        return _finish(search, folder, progress)
+        _check_unchanged(folder, search)
+        with _repeatable(decided):
+            _introduce(folder, search, config, command, progress)
+            return _finish(search, folder, progress)
+    except KeyboardInterrupt:
+        again = "The same call of niwaki.search" if given else f"`niwaki resume {path}`, or the same command again,"
+        raise KeyboardInterrupt(f"interrupted; everything done so far is kept in {path}. {again} goes on from there") from None
+    except TrainingDiverged as error:
+        raise RunFailed(
+            f"{error}. The last good state is kept in {path / 'checkpoints'}; what the configuration says needs a change, so go on in another folder"
+        ) from error
     finally:
         folder.close()
 
 
-def _introduce(folder: Folder, search: Search, command: str, progress: Progress) -> None:
+def _check_unchanged(folder: Folder, search: Search) -> None:
+    """Refuses to go on with other data, or with another network, than the run began with."""
+    advice = "choose another --out, or --fresh to start anew"
+    if search.task.images.sha256 != folder.plan["data"]["sha256"]:
+        raise RunError(f"the data have changed since the run in {folder.path} began ({search.task.images.source}); {advice}")
+    if network_hash(search.network) != folder.plan["network"]:
+        raise RunError(f"the network {folder.plan['config']['network']!r} has changed since the run in {folder.path} began; {advice}")
+
+
+def _introduce(folder: Folder, search: Search, asked: Config, command: str, progress: Progress) -> None:
     """Keeps what the report tells about the run's beginning, and says how long it will take."""
     store, task = folder.store, search.task
-    if store.fact("started") is None:
-        store.set_fact("command", command)
-        store.set_fact("versions", versions())
-        store.set_fact("machine", {"processor": platform.processor() or platform.machine(), "system": platform.system(), "python": platform.python_version(),
-                                   "threads": str(torch.get_num_threads()), "device": search.device})  # fmt: skip
-        store.set_fact("examples", examples(task))
-        store.set_fact("counts", {part: len(task.part(part)) for part in ("train", "validation", "test")})
-        store.set_fact("started", time.strftime("%Y-%m-%d %H:%M"))
-        if search.left_out:
-            folder.note(f"Options that hardly fit the budget were left out of the supernet (search.trim): {'; '.join(search.left_out)}.")
-        for budget in search.budgets:
-            for limit in budget.limits:
-                if limit.upper >= (most := limit.cost.maximum()[0]):
-                    folder.note(
-                        f"The budget {budget.text} keeps nothing out: the largest network has {most:,} {limit.cost.unit or limit.cost.name}."
-                    )
-    if store.fact("finished") is None:
-        expected = folder.plan["expected_s"]
-        spent = sum(store.fact("seconds", {}).values())
-        left = max(0.0, sum(expected.values()) - spent)
-        phases = ", ".join(f"{phase} {_duration(seconds)}" for phase, seconds in expected.items())
-        progress.note(f"{folder.path}: about {_duration(left)} {'left' if spent else 'in all'} ({phases}), then tests and export")
+    if store.fact("finished"):
+        return
+    folder.book("planning")
+    expected, spent = folder.plan["expected_s"], store.fact("seconds", {})
+    left = sum(max(0.0, seconds - spent.get(phase, 0.0)) for phase, seconds in expected.items())
+    phases = ", ".join(f"{phase} {_duration(seconds)}" for phase, seconds in expected.items())
+    begun = store.fact("started") is not None
+    progress.note(f"{folder.path}: about {_duration(left)} {'left' if begun else 'in all'} ({phases}), then test and export")
+    if begun:
         for note in store.fact("notes", []):
             progress.note(note)
+        return
+    store.set_fact("command", command)
+    store.set_fact("versions", versions())
+    store.set_fact("machine", {"processor": platform.processor() or platform.machine(), "system": platform.system(), "python": platform.python_version(),
+                               "threads": str(torch.get_num_threads()), "device": search.device})  # fmt: skip
+    store.set_fact("examples", examples(task))
+    store.set_fact("counts", {part: len(task.part(part)) for part in ("train", "validation", "test")})
+    for note in _remarks(folder, search, asked):
+        folder.note(note)
+    store.set_fact("started", time.strftime("%Y-%m-%d %H:%M"))
+
+
+def _remarks(folder: Folder, search: Search, asked: Config) -> Iterator[str]:
+    """What a reader should know of the plan before the work begins."""
+    if search.left_out:
+        yield f"Options that hardly fit the budget were left out of the supernet (search.trim): {'; '.join(search.left_out)}."
+    for budget in search.budgets:
+        for limit in budget.limits:
+            if limit.upper >= (most := limit.cost.maximum()[0]):
+                yield f"The budget {budget.text} keeps nothing out: the largest network has {most:,} {limit.cost.unit or limit.cost.name}."
+    decided = folder.plan["config"]
+    if shortened := [
+        f"{section}.{key} = {decided[section][key]}"
+        for section, key in PLANNED
+        if asked.minutes and getattr(getattr(asked, section), key) is None
+    ]:
+        yield f"To end within {asked.minutes:g} minutes, the plan is: {', '.join(shortened)}."
 
 
 def _finish(search: Search, folder: Folder, progress: Progress) -> Result:
-    began, before = time.monotonic(), sum(folder.store.fact("seconds", {}).values())
+    store = folder.store
     chosen = run(search, folder, progress)
-    again = folder.store.fact("result files") is not None
-    if not again:
+    places = _places(folder.path, len(chosen))
+    known = store.fact("result files")
+    if known and not all((place / row["file"]).is_file() for place, rows in zip(places, known, strict=True) for row in rows):
+        store.set_fact("result files", None)  # somebody deleted one
+        known = None
+    if not known:
         progress.phase("exporting", len(chosen))
-    shipping = time.monotonic()
-    places = [folder.path if at == 0 else folder.path / f"budget-{at + 1}" for at in range(len(chosen))]
-    once(folder, "files", lambda: [ship(search, one, place) for one, place in zip(chosen, places, strict=True)])
+
+    def export() -> list[Any]:
+        files = []
+        for one, place in zip(chosen, places, strict=True):
+            files.append(ship(search, one, place))
+            progress.advance(len(files))
+        return files
+
+    once(folder, "files", export)
     for at, one in enumerate(chosen):
         once(folder, f"answers {at}", partial(answers, search.task, one.module, search.device))
-    _facts(folder, search)
-    if not again:
-        folder.spend("export", time.monotonic() - shipping)
+    once(folder, "network facts", lambda: network_facts(search, folder))
+    if not store.fact("finished"):
+        folder.book("export")
 
     def summarise() -> dict[str, Any]:
         rows = []
@@ -218,29 +267,50 @@ def _finish(search: Search, folder: Folder, progress: Progress) -> Result:
         return {
             **{key: rows[0][key] for key in keys},
             "folder": str(folder.path),
-            "seconds": before + time.monotonic() - began,
+            "seconds": round(folder.elapsed(), 2),
             "seed": search.seed,
             "budgets": rows,
         }
 
     summary = once(folder, "summary", summarise)
+    # the folder may have been moved since, or be called from elsewhere
     summary["folder"] = str(folder.path)
-    folder.store.set_fact("finished", True)
-    page = write_page(folder)
-    progress.note(f"report: {page}")
+    for row, place in zip(summary["budgets"], places, strict=True):
+        row["folder"] = str(place)
+    if not store.fact("finished") or not known or not (folder.path / "report.html").is_file():
+        store.set_fact("finished", True)
+        write_page(folder)
     first = chosen[0]
     metrics = {key: summary[key] for key in ("macs", "params", "accuracy")} | {"test": first.test, "validation": first.validation}
     return Result(first.module.eval(), first.arch, metrics, folder.path, summary)
 
 
-def _facts(folder: Folder, search: Search) -> None:
-    """Keeps what the report tells about space and network."""
-    once(folder, "network facts", lambda: network_facts(search, folder))
+def _places(path: Path, budgets: int) -> list[Path]:
+    """Where the network of each budget is exported to: the first in the folder itself."""
+    return [path if at == 0 else path / f"budget-{at + 1}" for at in range(budgets)]
 
 
-def _set_threads(config: Config) -> None:
+@contextmanager
+def _repeatable(config: Config) -> Iterator[None]:
+    """Within, torch computes with the threads of `config`, and the same bits each time, on a GPU too; afterwards as before."""
+    threads, deterministic, benchmark = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+    )
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if config.device.startswith("cuda"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts: without it matrix products may differ
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False  # it times kernels, and may take another one each time
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def _duration(seconds: float) -> str:

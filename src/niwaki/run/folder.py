@@ -8,13 +8,13 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from niwaki.store.checkpoint import load_checkpoint, save_checkpoint
+from niwaki.store.checkpoint import load_checkpoint, pack, previous_path, save_checkpoint
 from niwaki.store.engine import Store, open_store
 from niwaki.store.files import atomic_write
 
@@ -35,6 +35,7 @@ class Folder:
     asked: what the run was asked for; a folder of something else is refused. plan: makes what that was resolved to, once, for a new
     folder; what is in the folder already stays as it is, so that a resumed run does what it began, whatever a clock would say now.
     fresh: an earlier run in the folder, of whatever was asked then, is deleted, but only once the new one is planned. say: is told the notes.
+    read_only: looks at a run that another process may be at work in.
 
     Where `plan` fails nothing is left behind, and nothing that was there is lost.
     """
@@ -47,19 +48,17 @@ class Folder:
         plan: Callable[[], dict[str, Any]] = dict,
         fresh: bool = False,
         say: Callable[[str], None] = lambda text: None,
+        read_only: bool = False,
     ) -> None:
-        self.path, self._say, self._saved = Path(path), say, time.monotonic()
-        self._booked = time.monotonic()
-        file = self.path / "config.json"
-        if asked is None and not file.is_file():
+        self.path, self._say = Path(path), say
+        self._lock: TextIO | None = None
+        self._saved = self._booked = time.monotonic()
+        if asked is None and not (self.path / "config.json").is_file():
             raise RunError(f"{self.path} is no run: it has no config.json")
-        made = _make(self.path)
+        made = [] if read_only else _make(self.path)
         try:
-            self._lock = _locked(self.path)
-        except RunError:
-            _unmake(made)
-            raise
-        try:
+            if not read_only:
+                self._lock = _locked(self.path)
             content = None if fresh else read_config(self.path)
             if content is None:
                 content = self._begin(asked, plan)
@@ -69,9 +68,9 @@ class Folder:
                     f"Choose another --out, or --fresh to start this one anew"
                 )
             self.asked, self.plan = content["asked"], content["plan"]
-            self.store: Store = open_store(self.path / "run.sqlite")
+            self.store: Store = open_store(self.path / "run.sqlite", read_only=read_only)
         except BaseException:
-            self._lock.close()
+            self._unlock()
             _unmake(made)
             raise
 
@@ -92,7 +91,11 @@ class Folder:
 
     def close(self) -> None:
         self.store.close()
-        self._lock.close()  # gives the lock back, too
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()  # which gives the lock back, too
 
     def note(self, text: str) -> None:
         """Says `text`, and keeps it among the notes that the report shows; once."""
@@ -120,6 +123,18 @@ class Folder:
         tensors, content = state
         save_checkpoint(self._checkpoint(name), {key: tensor.numpy() for key, tensor in tensors.items()}, content)
         self._saved = time.monotonic()
+
+    def seal(self, name: str, state: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
+        """Lets the newest checkpoint and the one before it both hold `state`, in which `name` ended: nothing earlier is needed any more.
+
+        A finished run then has the same files however often it was stopped, and one of them may be damaged without loss.
+        """
+        tensors, content = state
+        data = pack({key: tensor.numpy() for key, tensor in tensors.items()}, content)
+        newest = self._checkpoint(name)
+        for path in (newest, previous_path(newest)):
+            if not path.is_file() or path.read_bytes() != data:
+                atomic_write(path, data)
 
     def due(self) -> bool:
         """Whether it is time for another checkpoint."""
@@ -197,10 +212,10 @@ def _unmake(made: list[Path]) -> None:
             continue
 
 
-def _locked(path: Path) -> Any:
+def _locked(path: Path) -> TextIO:
     """The open lock file of a run's folder. The system gives the lock back when the process ends, however it ends."""
     try:
-        lock = open(path / ".lock", "a")
+        lock = open(path / ".lock", "a")  # noqa: SIM115 held until the run is closed
     except OSError as error:
         raise RunError(f"the output folder {path} cannot be written to: {error.strerror or error}; choose another --out") from error
     try:

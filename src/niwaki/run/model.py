@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -21,6 +22,8 @@ from niwaki import zoo
 from niwaki.cost.count import count_macs, count_params, layer_table
 from niwaki.net.control import Network
 from niwaki.net.place import space_of
+from niwaki.net.text import from_json
+from niwaki.space.choice import SpaceError
 
 _DTYPES = {
     "float32": torch.float32,
@@ -32,6 +35,7 @@ _DTYPES = {
 }
 _INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+)(?:<(?P<below>\d+))?)?")
 _MULTIPLY_ADDS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 
 
 class ModelError(ValueError):
@@ -39,7 +43,7 @@ class ModelError(ValueError):
 
 
 def load_model(word: str) -> Network | nn.Module | onnx.ModelProto:
-    """The model that `word` names: in the zoo, an `.onnx` file, `module:attr` or `file.py:attr`.
+    """The model that `word` names: in the zoo, an `.onnx` file, an architecture.json that a run wrote, `module:attr` or `file.py:attr`.
 
     attr is a Network, a torch module, or a class or function that gives one without arguments.
     """
@@ -50,6 +54,8 @@ def load_model(word: str) -> Network | nn.Module | onnx.ModelProto:
             return onnx.load(word)
         except Exception as error:  # protobuf's own kinds
             raise ModelError(f"{word} is no ONNX model: {error}") from error
+    if word.endswith(".json"):
+        return _described(Path(word))
     if ":" not in word:
         return zoo.network(word)
     where, _, attribute = word.rpartition(":")
@@ -67,7 +73,12 @@ def load_model(word: str) -> Network | nn.Module | onnx.ModelProto:
         ]
         if needed:
             raise ModelError(f"{word} needs the arguments {', '.join(needed)}; name a function that gives the model without arguments")
-        found = found()
+        try:
+            found = found()
+        except SpaceError:
+            raise  # says itself what does not fit
+        except Exception as error:
+            raise ModelError(f"{word} cannot be made: {_raised(error)}") from error
     if not isinstance(found, (Network, nn.Module)):
         raise ModelError(
             f"{word} is a {type(found).__name__}; a niwaki Network, a torch.nn.Module, or a class or function that gives one is needed"
@@ -100,7 +111,7 @@ def profile(word: str, *, inputs: Sequence[str] = (), arch: str | Path | None = 
         return _profile_network(model, inputs, arch, rule)
     if rule != "all":
         raise ModelError(f"--rule {rule} counts described networks only; {word} is counted by the rule 'all'")
-    return _profile_onnx(model) if isinstance(model, onnx.ModelProto) else _profile_module(model, inputs)
+    return _profile_onnx(model, inputs) if isinstance(model, onnx.ModelProto) else _profile_module(model, inputs)
 
 
 def _profile_network(network: Network, inputs: Sequence[str], arch: str | Path | None, rule: str) -> dict[str, Any]:
@@ -109,9 +120,7 @@ def _profile_network(network: Network, inputs: Sequence[str], arch: str | Path |
         network = Network(network.body, shape[1:] if len(shape) == len(network.input_shape) + 1 else shape)
     space = space_of(network)
     if arch is not None:
-        data = json.loads(Path(arch).read_text())
-        choices = data.get("architecture", data.get("choices", data))
-        chosen = space.architecture({name: tuple(option) if isinstance(option, list) else option for name, option in choices.items()})
+        chosen = space.architecture(_choices(Path(arch)))
     elif space.decisions:
         raise ModelError(
             f"this network has {len(space.decisions)} choices; give one of its architectures by --arch FILE, or see them all by `niwaki space`"
@@ -134,11 +143,13 @@ def _profile_module(module: nn.Module, inputs: Sequence[str]) -> dict[str, Any]:
     layers: list[dict[str, Any]] = []
 
     def count(path: str, layer: Any):
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
+        def hook(_: nn.Module, taken: Any, output: Any) -> None:
             shape = list(output.shape) if isinstance(output, torch.Tensor) else []
             macs = 0
             if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
                 macs = prod(shape) // shape[0] * prod(layer.weight.shape[1:])
+            elif isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+                macs = prod(taken[0].shape[2:]) * layer.weight.numel()
             elif isinstance(layer, nn.Linear):
                 macs = prod(shape) // shape[0] * layer.in_features
             params = sum(p.numel() for p in layer.parameters(recurse=False)) if all(row["path"] != path for row in layers) else 0
@@ -166,39 +177,80 @@ def _profile_module(module: nn.Module, inputs: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _profile_onnx(model: onnx.ModelProto) -> dict[str, Any]:
-    """Counted from the graph after shape inference, with a batch of one."""
-    for value in model.graph.input:
+def _profile_onnx(model: onnx.ModelProto, inputs: Sequence[str]) -> dict[str, Any]:
+    """Counted from the graph after shape inference. Sizes that the file leaves open come from `inputs`; an open batch is one image."""
+    given = [parse_input(text) for text in inputs]
+    weights = {w.name: w for w in model.graph.initializer}
+    sources = [value for value in model.graph.input if value.name not in weights]
+    for at, (name, example) in enumerate(given):
+        value = next((value for value in sources if value.name == name), None) if name else sources[at] if at < len(sources) else None
+        if value is None or len(value.type.tensor_type.shape.dim) != example.dim():
+            listed = ", ".join(
+                f"{v.name} ({' x '.join(d.dim_param or str(d.dim_value) for d in v.type.tensor_type.shape.dim)})" for v in sources
+            )
+            raise ModelError(f"--input {inputs[at]} fits no input of the model; they are {listed}")
+        for dim, size in zip(value.type.tensor_type.shape.dim, example.shape, strict=True):
+            dim.dim_value = size
+    for value in sources:
         first = value.type.tensor_type.shape.dim
         if first and not first[0].dim_value:
             first[0].dim_value = 1
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shapes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in [*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input]
-    }
-    weights = {w.name: list(w.dims) for w in inferred.graph.initializer}
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True, strict_mode=True)
+    except Exception as error:  # onnx's own kinds have no common base below Exception
+        raise ModelError(f"the shapes of the ONNX model cannot be inferred: {str(error).strip().splitlines()[0]}") from error
+    graph = inferred.graph
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.value_info, *graph.output, *graph.input]}
+    shapes |= {name: list(weight.dims) for name, weight in weights.items()}
+    batch = max(1, shapes[sources[0].name][0]) if sources and shapes[sources[0].name] else 1
+    learned = {name: prod(weight.dims) for name, weight in weights.items() if weight.data_type in _FLOATS}
     layers = []
-    for node in inferred.graph.node:
-        shape = shapes.get(node.output[0], [])
-        own = [weights[name] for name in node.input if name in weights]
-        macs = 0
-        if node.op_type in _MULTIPLY_ADDS and shape:
-            kernel = weights.get(node.input[1]) or shapes.get(node.input[1], [])
-            if node.op_type == "Conv":
-                macs = prod(shape) * prod(kernel[1:])
+    for node in graph.node:
+        shape, macs = shapes.get(node.output[0], []), 0
+        if node.op_type in _MULTIPLY_ADDS:
+            kernel = shapes.get(node.input[1], [])
+            if 0 in (*shape, *kernel) or not kernel:
+                raise ModelError(
+                    f"the sizes of {node.name or node.output[0]} ({node.op_type}) are left open; give those of the inputs by --input"
+                )
+            if node.op_type == "ConvTranspose":
+                macs = prod(shapes[node.input[0]][2:]) * prod(kernel)
             else:
-                transposed = any(a.name == "transB" and a.i for a in node.attribute)
-                macs = prod(shape) * (kernel[1] if transposed else kernel[-2] if len(kernel) > 1 else kernel[0])
-        layers.append(
-            {"path": node.name or node.output[0], "kind": node.op_type, "shape": shape[1:], "macs": macs, "params": sum(map(prod, own))}
-        )
-    return {
-        "macs": sum(row["macs"] for row in layers),
-        "params": sum(prod(dims) for name, dims in weights.items()),
-        "rule": "all",
-        "layers": layers,
-    }
+                macs = prod(shape) // batch * _terms(node, kernel)
+        own = sum(learned.get(name, 0) for name in node.input)
+        layers.append({"path": node.name or node.output[0], "kind": node.op_type, "shape": shape[1:], "macs": macs, "params": own})
+    return {"macs": sum(row["macs"] for row in layers), "params": sum(learned.values()), "rule": "all", "layers": layers}
+
+
+def _terms(node: onnx.NodeProto, kernel: Sequence[int]) -> int:
+    """Multiply-adds in each number that the node gives."""
+    if node.op_type == "Conv":
+        return prod(kernel[1:])
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    return kernel[1] if transposed else kernel[-2] if len(kernel) > 1 else kernel[0]
+
+
+def _described(file: Path) -> Network:
+    """The network in an architecture.json."""
+    try:
+        description = json.loads(file.read_text("utf-8"))["network"]
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{file} describes no network: {error}") from error
+    return from_json(description)
+
+
+def _choices(file: Path) -> dict[str, Any]:
+    """What an architecture.json chooses: alone, as `niwaki search --json` prints it, or as a run writes it."""
+    try:
+        data = json.loads(file.read_text("utf-8"))
+        choices = data.get("architecture", data.get("choices", data))
+        return {name: tuple(option) if isinstance(option, list) else option for name, option in choices.get("choices", choices).items()}
+    except OSError as error:
+        raise ModelError(f"--arch {file} cannot be read: {error.strerror}") from error
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"--arch {file} is no architecture in JSON: {error}") from error
 
 
 def _module(where: str) -> Any:
@@ -207,6 +259,10 @@ def _module(where: str) -> Any:
             return importlib.import_module(where)
         except ModuleNotFoundError as error:
             raise ModelError(f"there is no module {where!r}: {error}") from error
+        except SpaceError:
+            raise
+        except Exception as error:
+            raise ModelError(f"the module {where!r} cannot be imported: {_raised(error)}") from error
     path = Path(where)
     if not path.is_file():
         raise ModelError(f"there is no file {where}")
@@ -215,5 +271,17 @@ def _module(where: str) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses and torch.export look a class's module up by its name
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SpaceError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{where} cannot be run: {_raised(error)}") from error
     return module
+
+
+def _raised(error: Exception) -> str:
+    """The error of somebody's code in one line, with the place where it was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = "" if isinstance(error, SyntaxError) else f" ({Path(last.filename).name}, line {last.lineno})"
+    return f"{type(error).__name__}: {error}{where}"

@@ -15,25 +15,28 @@ import torch
 
 from niwaki import zoo
 from niwaki.cost.count import COSTS
+from niwaki.evaluate.shared import SharedWeights
 from niwaki.factor.factor import Cost, Limit
 from niwaki.factor.within import within
 from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.one_shot import OneShot, OneShotSearch
 from niwaki.net.control import Network
 from niwaki.net.edit import restrict
-from niwaki.net.place import space_of
+from niwaki.net.place import place, space_of
 from niwaki.nn.build import build
 from niwaki.objective import Objective, budget_text, parse_budgets
-from niwaki.run.config import Config, ConfigError
+from niwaki.run.config import Config, ConfigError, config_of
 from niwaki.run.model import ModelError, load_model
 from niwaki.run.search import SHIPPING_S, AskTell, Budget, Search
+from niwaki.run.warm_start import checkpoint_of
+from niwaki.space.size import largest, smallest
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.random import RandomSearch
 from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
 from niwaki.task.folder import image_folder
 from niwaki.task.images import npz
-from niwaki.train.loop import start
+from niwaki.train.loop import Training, start
 from niwaki.train.recipe import Recipe
 from niwaki.zoo.mobile import LARGEST, SMALLEST, mobile
 
@@ -42,6 +45,12 @@ MIXTURE = 6  # passes of the largest member that a step on the logits costs, wit
 LOGIT_STEPS = 400  # wanted of a search, by going over the architecture's share more than once an epoch
 FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest and most epochs allow it
 TRIM = 0.05  # of the architectures within the budget; options of fewer are left out of niwaki's own family
+PLANNED = {  # what a time limit may reduce where nothing was asked for, and the least that means anything
+    ("search", "epochs"): 3,
+    ("search", "candidates"): 8,
+    ("search", "evaluations"): 8,
+    ("train", "epochs"): 3,
+}
 RATIO = DMasking().temperature_decay ** DMasking().epochs  # how far the published schedule lowers the temperature
 
 
@@ -76,6 +85,28 @@ def network_of(config: Config, task: ImageClassification) -> Network:
             found = Network(found.body, task.input_shape)
         return found
     return zoo.network(config.network, input_shape=task.input_shape, classes=task.outputs)
+
+
+def _check_fits(network: Network, task: ImageClassification) -> None:
+    """Refuses a network that cannot read the images of `task`, or that does not tell its classes apart."""
+    if network.input_shape != task.input_shape:
+        raise ModelError(
+            f"the network reads images of {_sizes(network.input_shape)}, the data are {_sizes(task.input_shape)} (channels, height, width)"
+        )
+    placement = place(network)
+    shape = placement.shape_of(placement.output)
+    least, most = smallest(shape.width), largest(shape.width)
+    if shape.spatial or (least, most) != (task.outputs, task.outputs):
+        given = (
+            f"maps of {_sizes((most, *map(largest, shape.spatial)))}"
+            if shape.spatial
+            else f"{least if least == most else f'{least} to {most}'} numbers"
+        )
+        raise ModelError(f"the network gives {given} for an image, where {task.outputs} are needed: one for each class of the data")
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def trimmed(network: Network, budgets: Sequence[Budget], share: float) -> tuple[Network, list[str]]:
@@ -139,7 +170,7 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.beta": published.beta,
         "search.cost_weight": published.cost_weight,
         "search.candidates": 48,
-        "search.finalists": 1,
+        "search.finalists": 4,
         "search.evaluations": 200,
         "train.epochs": max(15, min(300, ceil(FINAL_STEPS / steps))),
         "train.batch_size": batch,
@@ -157,13 +188,14 @@ def search_of(config: Config, task: ImageClassification | None = None, network: 
         config = Config.model_validate({**config.to_json(), "device": "cuda" if torch.cuda.is_available() else "cpu"})
     elif config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("the configuration", ["device = 'cuda': this machine has no CUDA device that torch can use"])
-    if config.warm_start is not None and not (Path(config.warm_start) / "checkpoints" / "search.safetensors").is_file():
+    if config.warm_start is not None and not checkpoint_of(Path(config.warm_start)).is_file():
         raise ConfigError(
             "the configuration",
-            [f"warm_start = {config.warm_start!r} is no folder of an earlier search: it has no checkpoints/search.safetensors"],
+            [f"warm_start = {config.warm_start!r} is no folder of an earlier search: there is no {checkpoint_of(Path(config.warm_start))}"],
         )
     task = task if task is not None else task_of(config)
     given, network = network, network if network is not None else network_of(config, task)
+    _check_fits(network, task)
     if config.budget is None:
         config = config.decided({"budget": [default_budget(task)]})
     if config.search.trim is None:
@@ -178,7 +210,7 @@ def search_of(config: Config, task: ImageClassification | None = None, network: 
     config = decide(config, task, network)
     search = Search(
         network, task, budgets, costs,
-        method=_method(config),
+        method=_method(config, task.metric),
         recipe=_recipe(config),
         proxy=_proxy(_recipe(config)),
         candidates=config.search.candidates or 1,
@@ -193,65 +225,108 @@ def search_of(config: Config, task: ImageClassification | None = None, network: 
 
 
 def fit_to_minutes(asked: Config, config: Config, search: Search) -> tuple[Config, Search, dict[str, float]]:
-    """Configuration and search with as many epochs as the time limit allows, by a short timing; and the seconds expected for each phase.
+    """Configuration and search with as much of everything in PLANNED as the time limit allows, by a short timing; and the seconds expected
+    of each phase.
 
-    Epochs that were asked for stay as they are. Without a limit nothing changes, and the estimate is all.
+    What was asked for stays as it is. Without a limit nothing changes, and the estimate is all.
     """
-    expected = estimate(search)
+    seconds = estimate(search)
     if config.minutes is None:
-        return config, search, expected
+        return config, search, seconds
     room = 0.9 * max(10.0, 60 * config.minutes - SHIPPING_S)
-    if (total := sum(expected.values())) <= room:
-        return config, search, expected
-    # search and training shrink alike, down to the fewest epochs that mean anything
-    scale, data = room / total, config.to_json()
-    if asked.search.epochs is None:
-        epochs = max(3, int(data["search"]["epochs"] * scale))
-        data["search"].update(epochs=epochs)
-        if asked.search.warmup_epochs is None:
-            data["search"].update(warmup_epochs=max(1, epochs // 4))
-        if asked.search.temperature_decay is None:
-            data["search"].update(temperature_decay=RATIO ** (1 / epochs))
-    if asked.train.epochs is None:
-        data["train"].update(epochs=max(3, int(data["train"]["epochs"] * scale)))
-    config = Config.model_validate(data)
-    recipe = _recipe(config)
-    search = replace(search, method=_method(config), recipe=recipe, proxy=_proxy(recipe))
-    return config, search, {phase: seconds * scale for phase, seconds in expected.items()}
+    for scale in 0.97 ** np.arange(150):  # down to a hundredth
+        smaller = _scaled(asked, config, float(scale))
+        expected = {phase: _share(phase, config, smaller) * value for phase, value in seconds.items()}
+        if sum(expected.values()) <= room:
+            break
+    recipe = _recipe(smaller)
+    return (
+        smaller,
+        replace(
+            search,
+            method=_method(smaller, search.task.metric),
+            recipe=recipe,
+            proxy=_proxy(recipe),
+            candidates=smaller.search.candidates or 1,
+        ),
+        expected,
+    )
+
+
+def _scaled(asked: Config, config: Config, scale: float) -> Config:
+    """`config` with what `asked` left open shrunk, all alike, down to the least that means anything."""
+    data = config.to_json()
+    for (section, key), least in PLANNED.items():
+        if getattr(getattr(asked, section), key) is None:
+            data[section][key] = min(data[section][key], max(least, round(data[section][key] * scale)))
+    epochs = data["search"]["epochs"]
+    if asked.search.warmup_epochs is None:
+        data["search"]["warmup_epochs"] = min(config.search.warmup_epochs or 0, epochs // 4)
+    if asked.search.temperature_decay is None and epochs != config.search.epochs:
+        data["search"]["temperature_decay"] = RATIO ** (1 / epochs)
+    return config_of(data, "the planned configuration")
+
+
+def _share(phase: str, config: Config, smaller: Config) -> float:
+    """What of the time of `phase` under `config` is left under `smaller`."""
+
+    def ratio(section: str, key: str) -> float:
+        return getattr(getattr(smaller, section), key) / getattr(getattr(config, section), key)
+
+    proxy = _proxy(_recipe(smaller)).epochs / _proxy(_recipe(config)).epochs
+    trials = ratio("search", "candidates") if config.method == "dmasking" else ratio("search", "evaluations")
+    from_scratch = config.method != "dmasking" and config.evaluator == "scratch"
+    return {
+        "search": trials * proxy if from_scratch else ratio("search", "epochs"),
+        "judging": trials,
+        "finalists": proxy,
+        "training": ratio("train", "epochs"),
+    }[phase]
 
 
 def estimate(search: Search) -> dict[str, float]:
-    """Seconds that each phase will take on this machine, by timing a few steps of each."""
+    """Seconds that each phase will take on this machine, in their order, by timing a few steps of each."""
     space = space_of(search.network)
     spaces = [within(space, budget.limits) for budget in search.budgets]
-    seconds: dict[str, float] = {}
-    if isinstance(search.method, DMasking) or search.method.evaluator == "shared":
-        learner: Any = (
-            DMaskingSearch(search.network, search.task, spaces, search.method, device=search.device)
-            if isinstance(search.method, DMasking)
-            else OneShotSearch(search.network, search.task, spaces, search.method.one_shot, device=search.device)
-        )
-        seconds["search"] = learner.total_steps * _seconds_per_step(learner)
-    arch = spaces[0].mode({d.name: np.full(len(d.options), 1 / len(d.options)) for d in space.decisions})  # any member within the budget
+    even = {decision.name: np.full(len(decision.options), 1 / len(decision.options)) for decision in space.decisions}
+    arch = spaces[0].mode(even)  # any member within the budget
     training = start(build(search.network, arch), search.task, search.recipe, search.task.part("train+validation"), device=search.device)
     per_step = _seconds_per_step(training)
-    scratch = search.proxy.epochs * training.steps_per_epoch * per_step
-    if isinstance(search.method, AskTell) and search.method.evaluator == "scratch":
-        seconds["search"] = scratch * search.method.evaluations * len(spaces)
+    from_scratch = search.proxy.epochs * training.steps_per_epoch * per_step
+    seconds: dict[str, float] = {}
+    method = search.method
+    if isinstance(method, AskTell) and method.evaluator == "scratch":
+        seconds["search"] = from_scratch * method.evaluations * len(spaces)
+    else:
+        learner: DMaskingSearch | OneShotSearch
+        if isinstance(method, DMasking):
+            learner = DMaskingSearch(search.network, search.task, spaces, method, device=search.device)
+            weight_steps = method.epochs * learner.weight_steps
+            seconds["search"] = weight_steps * _seconds_per_step(learner)
+            if method.warmup_epochs < method.epochs:  # steps on the logits run all paths, and cost several times as much
+                learner.step = method.warmup_epochs * learner.weight_steps + learner.weight_steps
+                seconds["search"] += (learner.total_steps - weight_steps) * _seconds_per_step(learner)
+        else:
+            learner = OneShotSearch(search.network, search.task, spaces, method.one_shot, device=search.device)
+            seconds["search"] = learner.total_steps * _seconds_per_step(learner)
+        began = time.perf_counter()
+        SharedWeights(learner.net, search.task)(arch)
+        trials = search.candidates if isinstance(method, DMasking) else method.evaluations
+        seconds["judging"] = (time.perf_counter() - began) * trials * len(spaces)
     if search.finalists > 1:
-        seconds["finalists"] = scratch * search.finalists * len(spaces)
+        seconds["finalists"] = from_scratch * search.finalists * len(spaces)
     seconds["training"] = search.recipe.epochs * training.steps_per_epoch * per_step * len(spaces)
     return seconds
 
 
-def _seconds_per_step(learner: Any, steps: int = 3) -> float:
+def _seconds_per_step(learner: DMaskingSearch | OneShotSearch | Training, steps: int = 4) -> float:
     learner.run(1)  # the first one allocates
-    began = time.perf_counter()
+    began, before = time.perf_counter(), learner.step
     learner.run(steps)
-    return (time.perf_counter() - began) / steps
+    return (time.perf_counter() - began) / max(1, learner.step - before)
 
 
-def _method(config: Config) -> DMasking | AskTell:
+def _method(config: Config, metric: str) -> DMasking | AskTell:
     chosen = config.search.model_dump()
     if config.method == "dmasking":
         return DMasking(**{field.name: chosen[field.name] for field in fields(DMasking)})
@@ -259,7 +334,7 @@ def _method(config: Config) -> DMasking | AskTell:
         RandomSearch()
         if config.method == "random"
         else RegularizedEvolution(
-            Objective(config.data.metric), population_size=config.search.population_size, tournament_size=config.search.tournament_size
+            Objective(metric), population_size=config.search.population_size, tournament_size=config.search.tournament_size
         )
     )
     one_shot = OneShot(chosen["epochs"], chosen["batch_size"], chosen["weight_lr"], chosen["momentum"], chosen["weight_decay"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,16 +27,17 @@ from niwaki.net.place import space_of
 from niwaki.nn.build import build
 from niwaki.run.ask_tell import AskTellSearch, ask_and_tell
 from niwaki.run.folder import Folder, RunError, once
+from niwaki.run.warm_start import warm_start_
 from niwaki.space.architecture import Architecture
-from niwaki.store.checkpoint import load_checkpoint
 from niwaki.strategy.strategy import Strategy
 from niwaki.task.classify import ImageClassification
 from niwaki.task.task import derive_seed
-from niwaki.train.loop import Training, evaluate, start
+from niwaki.train.loop import Training, TrainingDiverged, evaluate, start
 from niwaki.train.recipe import Recipe
 from niwaki.trial import EvaluationFailed, Trial
 
 CHUNK_S = 1.0  # seconds between looks at the clock
+FINALIST = "finalist"  # the source of a trial that trains one of the best again
 SHIPPING_S = 20.0  # kept free of a time limit, for test, export and report
 
 
@@ -104,16 +108,23 @@ class Chosen:
 
 
 class Clock:
-    """Wall time of a run over all its processes, against its limit."""
+    """Wall time of a run over all its processes, against its limit. Each phase may take its share of it, as the plan expects the phases."""
 
     def __init__(self, folder: Folder, minutes: float | None) -> None:
-        self.before = sum(folder.store.fact("seconds", {}).values())
-        self.began = time.monotonic()
-        self.limit_s = None if minutes is None else 60 * minutes
+        self.folder = folder
+        self.limit_s = None if minutes is None else max(1.0, 60 * minutes - SHIPPING_S)
+        self.expected: dict[str, float] = folder.plan.get("expected_s", {})
 
-    def over(self, share: float = 1.0) -> bool:
-        """Whether more than `share` of the time, less what shipping needs, has passed."""
-        return self.limit_s is not None and self.before + time.monotonic() - self.began > share * max(1.0, self.limit_s - SHIPPING_S)
+    def over(self, phase: str, part: float = 1.0) -> bool:
+        """Whether the time for everything up to `part` of `phase` has passed. What was not needed before is there for the later phases."""
+        if self.limit_s is None:
+            return False
+        phases = list(self.expected)
+        if phase not in phases:
+            return self.folder.elapsed() > self.limit_s
+        before = sum(self.expected[name] for name in phases[: phases.index(phase)])
+        share = (before + part * self.expected[phase]) / max(1e-9, sum(self.expected.values()))
+        return self.folder.elapsed() > share * self.limit_s
 
 
 def run(search: Search, folder: Folder, progress: Progress | None = None) -> list[Chosen]:
@@ -144,11 +155,12 @@ def _by_gradient(search: Search, method: DMasking, spaces: Sequence[Within], fol
         return
     learner = DMaskingSearch(search.network, search.task, spaces, method, seed=search.seed, device=search.device)
     if search.warm_start is not None:
-        _inherit_from(search.warm_start, learner, folder)
-    _learn(learner, folder, progress, clock, share=0.6)
+        folder.note(warm_start_(learner, search.warm_start))
+    _learn(learner, folder, progress, clock, phase="search", name="search")
     judge = SharedWeights(learner.net, search.task, seed=search.seed)
     for at, space in enumerate(spaces):
         once(folder, f"candidates {at}", partial(_candidates, search, at, space, learner, judge, folder, progress))
+    folder.book("judging")
 
 
 def _candidates(
@@ -164,11 +176,7 @@ def _candidates(
     progress.phase(f"judging {len(archs)} candidates", len(archs))
     for number, arch in enumerate(archs):
         if number not in known:
-            began = time.perf_counter()
-            metrics = judge(arch)
-            folder.store.append(
-                _run(at), Trial(number, arch, {**metrics, **_counted(search, arch)}, "dmasking", time.perf_counter() - began)
-            )
+            folder.store.append(_run(at), _judged(search, number, arch, judge, "dmasking"))
         progress.advance(number + 1)
     return len(archs)
 
@@ -188,16 +196,20 @@ class _Learner(Protocol):
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None: ...
 
 
-def _learn(learner: _Learner | Training, folder: Folder, progress: Progress, clock: Clock, *, share: float, name: str = "search") -> None:
-    """Runs `learner` to its end, from its last checkpoint, saving and logging on the way; cut short where the time is up."""
+def _learn(
+    learner: _Learner | Training, folder: Folder, progress: Progress, clock: Clock, *, phase: str, name: str, part: float = 1.0
+) -> None:
+    """Runs `learner` to its end, from its last checkpoint, saving and logging on the way; cut short where the time is up.
+
+    phase: whose time it takes, up to `part` of it. name: of its checkpoints, its log and its facts.
+    """
     if (saved := folder.load(name)) is not None:
         learner.load(*saved)
     total = learner.recipe.epochs * learner.steps_per_epoch if isinstance(learner, Training) else learner.total_steps
     progress.phase(name, total)
     progress.advance(learner.step)
-    steps, logged = 4, 0
-    began = time.monotonic()
-    try:
+    steps, logged = 4, len(learner.history)  # an epoch is logged before it is in a checkpoint
+    with interruptible() as interrupted:
         while not learner.finished and folder.store.fact(f"cut {name}") is None:
             at = time.monotonic()
             learner.run(steps)
@@ -206,17 +218,45 @@ def _learn(learner: _Learner | Training, folder: Folder, progress: Progress, clo
             steps = max(1, min(2 * steps, int(steps * CHUNK_S / max(took, 1e-3))))
             logged = _log(learner, folder, name, logged)
             progress.advance(learner.step)
-            if clock.over(share) and not learner.finished:
-                folder.save(name, learner.state_dict())
+            cut = clock.over(phase, part) and not learner.finished
+            if cut or interrupted() or learner.finished or folder.due():
+                folder.save(name, _whole(learner))
+                folder.book(phase)
+            if cut:
                 folder.store.set_fact(f"cut {name}", learner.step)
-                folder.note(f"The time limit cut {name} after {learner.step} of {total} steps.")
-            elif learner.finished or folder.due():
-                folder.save(name, learner.state_dict())
-    except KeyboardInterrupt:
-        folder.save(name, learner.state_dict())
-        raise
+                folder.note(f"The time limit cut {name} short: {learner.step} of {total} steps were taken.")
+            if interrupted():
+                raise KeyboardInterrupt
+    folder.seal(name, _whole(learner))
+
+
+def _whole(learner: _Learner | Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of `learner`, of which every number is finite: a checkpoint never takes the place of a better one."""
+    tensors, content = learner.state_dict()
+    if wrong := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
+        raise TrainingDiverged(f"{wrong} became NaN or infinite", len(learner.history) + 1, learner.step)
+    return tensors, content
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within, Ctrl-C only makes the yielded function true, so that a step is never left half done; a second Ctrl-C stops at once."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or handler is not signal.default_int_handler:
+        yield lambda: False  # somebody else's to handle
+        return
+    pressed: list[int] = []
+
+    def remember(number: int, frame: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: bool(pressed)
     finally:
-        folder.spend(name, time.monotonic() - began)
+        signal.signal(signal.SIGINT, handler)
 
 
 def _log(learner: _Learner | Training, folder: Folder, name: str, logged: int) -> int:
@@ -236,25 +276,39 @@ def _by_asking(search: Search, method: AskTell, spaces: Sequence[Within], folder
     judge: Any
     if method.evaluator == "shared":
         learner = OneShotSearch(search.network, search.task, spaces, method.one_shot, seed=search.seed, device=search.device)
-        _learn(learner, folder, progress, clock, share=0.4)
-        judge = SharedWeights(learner.net, search.task, seed=search.seed)
+        if search.warm_start is not None:
+            folder.note(warm_start_(learner, search.warm_start))
+        _learn(learner, folder, progress, clock, phase="search", name="search")
+        judge, phase = SharedWeights(learner.net, search.task, seed=search.seed), "judging"
     else:
-        judge = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device)
+        judge, phase = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device), "search"
     for at, space in enumerate(spaces):
-        once(folder, f"candidates {at}", partial(_ask, search, method, at, space, judge, folder, progress, clock))
+        once(folder, f"candidates {at}", partial(_ask, search, method, at, space, judge, folder, progress, clock, phase))
+        folder.book(phase)
 
 
-def _ask(search: Search, method: AskTell, at: int, space: Within, judge: Any, folder: Folder, progress: Progress, clock: Clock) -> int:
+def _ask(
+    search: Search, method: AskTell, at: int, space: Within, judge: Any, folder: Folder, progress: Progress, clock: Clock, phase: str
+) -> int:
     asking = AskTellSearch(
         space, space.space, method.strategy, folder.store, run=_run(at), evaluations=method.evaluations, batch_size=method.batch,
         seed=derive_seed(search.seed, "ask", at),
     )  # fmt: skip
     progress.phase(f"{method.strategy.name}: {method.evaluations} evaluations", method.evaluations)
     progress.advance(len(asking.trials))
-    done = ask_and_tell(
-        asking, lambda arch: {**judge(arch), **_counted(search, arch)},
-        out_of_time=lambda: clock.over(0.6), on_trial=lambda trial: progress.advance(trial.number + 1),
-    )  # fmt: skip
+    part = (at + 1) / len(search.budgets)
+
+    def evaluate(arch: Architecture) -> dict[str, float]:
+        return {**judge(arch), **_counted(search, arch)}
+
+    def out_of_time() -> bool:  # one network there must be
+        return clock.over(phase, part) and any(trial.status == "ok" for trial in asking.trials)
+
+    def on_trial(trial: Trial) -> None:
+        folder.book(phase)
+        progress.advance(trial.number + 1)
+
+    done = ask_and_tell(asking, evaluate, out_of_time=out_of_time, on_trial=on_trial)
     if (finished := sum(trial.status != "cut" for trial in done)) < method.evaluations:
         folder.note(f"The search for {search.budgets[at].text} ended after {finished} of {method.evaluations} evaluations.")
     return finished
@@ -264,31 +318,28 @@ def _ask(search: Search, method: AskTell, at: int, space: Within, judge: Any, fo
 
 
 def _choose(search: Search, at: int, space: Within, folder: Folder, progress: Progress) -> tuple[Architecture, dict[str, float]]:
-    """The best trial within the budget by validation; of several finalists, the best after a short training of its own."""
-    metric = search.task.metric
+    """The best trial within the budget by validation; of several finalists, the best after a short training of its own.
+
+    A few hundred examples cannot tell 99.0 from 99.3 %: trials within one standard error of the best metric count as equal to it, and
+    among these the smaller loss decides, which sees more of every answer.
+    """
+    metric, examples = search.task.metric, len(search.task.part("validation"))
+
+    def best_first(trials: Sequence[Trial]) -> list[Trial]:
+        succeeded = [trial for trial in trials if trial.status == "ok"]
+        best = max((trial.metrics[metric] for trial in succeeded), default=0.0)
+        tied = best - (max(best * (1 - best), 0.0) / examples) ** 0.5
+        return sorted(succeeded, key=lambda trial: (-min(trial.metrics[metric], tied), trial.metrics["loss"], trial.number))
 
     def compute() -> dict[str, Any]:
-        stored = [trial for trial in folder.store.trials(_run(at), space.space) if trial.source != "finalist"]
-        trials = [trial for trial in stored if trial.status == "ok"]
-        ranked = sorted(trials, key=lambda trial: (-trial.metrics[metric], trial.metrics["loss"], trial.number))
-        finalists = ranked[: search.finalists]
+        stored = folder.store.trials(_run(at), space.space)
+        trials = [trial for trial in stored if trial.source != FINALIST]
+        finalists = best_first(trials)[: search.finalists]
         if len(finalists) > 1:
-            progress.phase(f"training {len(finalists)} finalists", len(finalists))
-            judge = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device)
-            judged = []
-            for position, trial in enumerate(finalists):
-                result = once(
-                    folder,
-                    f"finalist {at} {position}",
-                    partial(_finalist, search, trial.arch, len(stored) + position, judge),
-                )
-                judged.append(Trial.from_json(result, space.space))
-                folder.store.append(_run(at), judged[-1])
-                progress.advance(position + 1)
-            judged = [trial for trial in judged if trial.status == "ok"]
-            finalists = sorted(judged, key=lambda trial: (-trial.metrics[metric], trial.metrics["loss"], trial.number))
+            known = {trial.number: trial for trial in stored if trial.source == FINALIST}
+            finalists = best_first(_train_finalists(search, at, finalists, len(trials), known, folder, progress))
         if not finalists:
-            raise RunError(f"no architecture within {search.budgets[at].text} could be evaluated; the trials in {folder.path} say why")
+            raise RunError(f"no architecture within {search.budgets[at].text} could be evaluated{_first_failure(stored)}")
         best = finalists[0]
         return {"arch": best.arch.to_json(), "metrics": dict(best.metrics)}
 
@@ -296,13 +347,36 @@ def _choose(search: Search, at: int, space: Within, folder: Folder, progress: Pr
     return Architecture.from_json(found["arch"], space.space), found["metrics"]
 
 
-def _finalist(search: Search, arch: Architecture, number: int, judge: Scratch) -> dict[str, Any]:
+def _train_finalists(
+    search: Search, at: int, finalists: Sequence[Trial], first: int, known: Mapping[int, Trial], folder: Folder, progress: Progress
+) -> list[Trial]:
+    """Each finalist again, as a trial of a short training of its own. first: the number of the first of these trials."""
+    progress.phase(f"training {len(finalists)} finalists", len(finalists))
+    judge = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device)
+    judged = []
+    for number, finalist in enumerate(finalists, start=first):
+        trial = known.get(number)
+        if trial is None:
+            trial = _judged(search, number, finalist.arch, judge, FINALIST)
+            folder.store.append(_run(at), trial)
+            folder.book("finalists")
+        judged.append(trial)
+        progress.advance(len(judged))
+    return judged
+
+
+def _first_failure(trials: Sequence[Trial]) -> str:
+    return next((f"; trial {trial.number}: {trial.note}" for trial in trials if trial.status == "failed"), "")
+
+
+def _judged(search: Search, number: int, arch: Architecture, judge: Callable[[Architecture], dict[str, float]], source: str) -> Trial:
+    """The trial of `arch`; a failed one where it has no metrics."""
     began = time.perf_counter()
     try:
         metrics = judge(arch)
     except EvaluationFailed as error:
-        return Trial(number, arch, {}, "finalist", time.perf_counter() - began, status="failed", note=str(error)).to_json()
-    return Trial(number, arch, {**metrics, **_counted(search, arch)}, "finalist", time.perf_counter() - began).to_json()
+        return Trial(number, arch, {}, source, time.perf_counter() - began, status="failed", note=str(error))
+    return Trial(number, arch, {**metrics, **_counted(search, arch)}, source, time.perf_counter() - began)
 
 
 def _train(search: Search, at: int, arch: Architecture, folder: Folder, progress: Progress, clock: Clock) -> fx.GraphModule:
@@ -317,23 +391,8 @@ def _train(search: Search, at: int, arch: Architecture, folder: Folder, progress
         seed=derive_seed(search.seed, "final"),
         device=torch.device(search.device),
     )
-    share = 0.6 + 0.4 * (at + 1) / len(search.budgets)
-    _learn(training, folder, progress, clock, share=share, name=name)
+    _learn(training, folder, progress, clock, phase="training", name=name, part=(at + 1) / len(search.budgets))
     return training.evaluation_module()  # type: ignore[return-value]
-
-
-def _inherit_from(earlier: Path, learner: DMaskingSearch, folder: Folder) -> None:
-    """Starts from the weights and logits of an earlier run, where names and shapes agree."""
-    found = load_checkpoint(earlier / "checkpoints" / "search.safetensors")
-    if found is None:
-        raise FileNotFoundError(f"{earlier} has no checkpoint of a search to start from")
-    own, taken = learner.net.state_dict(), 0
-    for key, value in own.items():
-        other = found.arrays.get(f"net.{key}")
-        if other is not None and other.shape == tuple(value.shape):
-            value.copy_(torch.from_numpy(np.array(other)))
-            taken += 1
-    folder.note(f"Warm start: {taken} of {len(own)} tensors of the supernet come from {earlier.name}.")
 
 
 def _counted(search: Search, arch: Architecture) -> dict[str, float]:

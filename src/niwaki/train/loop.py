@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,12 +29,14 @@ class TrainingDiverged(RuntimeError):
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch was like. epoch: from 1. loss: mean over its steps, with label smoothing. seconds: wall time."""
+    """What one epoch was like. epoch: from 1. loss: mean over its steps, with label smoothing.
+
+    No wall time: it stands in checkpoints, and those of the same training are the same.
+    """
 
     epoch: int
     loss: float
     lr: float
-    seconds: float
 
 
 class Training:
@@ -49,7 +50,7 @@ class Training:
         self.steps_per_epoch = math.ceil(len(indices) / recipe.batch_size)
         self.step = 0  # steps done, over all epochs
         self.history: list[EpochRecord] = []
-        self._loss_sum, self._seconds = 0.0, 0.0  # of the epoch under way
+        self._loss_sum = 0.0  # of the epoch under way
         self._autocast = _bfloat16(recipe, device)
 
     @property
@@ -65,7 +66,6 @@ class Training:
         """Takes `max_steps` steps, or as many as are left of the epoch under way: a training never runs over the end of an epoch."""
         if self.finished:
             return
-        began = time.perf_counter()
         epoch, first = divmod(self.step, self.steps_per_epoch)
         last = self.steps_per_epoch if max_steps is None else min(self.steps_per_epoch, first + max_steps)
         batches = epoch_batches(self.indices, self.recipe.batch_size, seed=derive_seed(self.seed, "order", epoch))
@@ -77,11 +77,10 @@ class Training:
                 if len(losses) % CHECK_EVERY == 0 or i == last - 1:
                     self._check(losses, epoch, i + 1 - len(losses))
                     losses.clear()
-        self._seconds += time.perf_counter() - began
         if last == self.steps_per_epoch:
             lr = self.optimizer.param_groups[0]["lr"]
-            self.history.append(EpochRecord(epoch + 1, self._loss_sum / self.steps_per_epoch, lr, self._seconds))
-            self._loss_sum, self._seconds = 0.0, 0.0
+            self.history.append(EpochRecord(epoch + 1, self._loss_sum / self.steps_per_epoch, lr))
+            self._loss_sum = 0.0
 
     def evaluation_module(self) -> nn.Module:
         """What the training has led to so far: a copy in evaluation mode, with the averaged weights where the recipe averages."""
@@ -104,7 +103,6 @@ class Training:
             "step": self.step,
             "ema_updates": self.ema.updates if self.ema is not None else 0,
             "loss_sum": self._loss_sum,
-            "seconds": self._seconds,
             "history": [asdict(record) for record in self.history],
         }
 
@@ -120,7 +118,7 @@ class Training:
                 self.optimizer.state[parameter] = {key: value.to(self.device, copy=True) for key, value in saved.items()}
         if self.ema is not None:
             self.ema.load(_under("ema.", tensors), state["ema_updates"])
-        self.step, self._loss_sum, self._seconds = state["step"], state["loss_sum"], state["seconds"]
+        self.step, self._loss_sum = state["step"], state["loss_sum"]
         self.history = [EpochRecord(**record) for record in state["history"]]
 
     def _step(self, indices: Tensor, epoch: int) -> Tensor:

@@ -1,0 +1,398 @@
+"""The search pays: DMaskingNAS's network against random members of the same family and budget, trained the same way.
+
+    python benchmarks/search_pays.py [--data FOLDER] [--workers N] [--preset cpu|gpu] [--quick]
+
+For each seed: `niwaki.search` with its defaults, 16 architectures drawn uniformly from those at most 10 % below the budget, and a uniformly
+scaled MobileNetV2; all trained on the same images by the same recipe, weights and order from the same seed. Every finished training is kept
+in benchmarks/work/; started again, the benchmark goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from harness import HERE, Claim, Result, Table, arguments, duration, load_average, machine, on_one_thread, report, say
+
+import niwaki
+from niwaki.cost.count import count_macs
+from niwaki.factor.factor import Limit
+from niwaki.factor.within import within
+from niwaki.net.block import classifier, conv_bn_act, mbconv
+from niwaki.net.control import Chain, Network
+from niwaki.net.place import space_of
+from niwaki.nn.build import build
+from niwaki.run.config import load_config
+from niwaki.run.folder import Folder
+from niwaki.run.plan import search_of
+from niwaki.space.architecture import Architecture
+from niwaki.store.files import atomic_write
+from niwaki.task.classify import ImageClassification
+from niwaki.task.embedded import digits
+from niwaki.task.images import Images, arrays, npz, stratified_cut
+from niwaki.task.task import derive_seed
+from niwaki.train.loop import evaluate, train
+from niwaki.train.recipe import Recipe
+from niwaki.zoo.mobile import mobile
+
+NEAR = 0.9  # random networks have more than this part of the budget
+RESAMPLES = 10_000
+SET_SEED = 0  # of the images that are taken from the full set: one set, whatever the seed of a run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """images: of the training set that are used, class by class. train_epochs: of the final training of every network. search_epochs, candidates: of
+    the search; None for niwaki's own choice. rivals: random networks for each seed.
+    """
+
+    images: int
+    budget: int
+    train_epochs: int
+    search_epochs: int | None = None
+    candidates: int | None = None
+    rivals: int = 16
+    seeds: int = 3
+    device: str = "cpu"
+
+
+PLANS = {
+    "cpu": Plan(images=12_000, budget=500_000, train_epochs=10),
+    "gpu": Plan(images=60_000, budget=500_000, train_epochs=60, search_epochs=90, device="cuda"),
+    "quick": Plan(images=300, budget=200_000, train_epochs=1, search_epochs=1, candidates=2, rivals=2, seeds=1),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to do, in a process of its own. kind: "search", "random", "mobilenetv2"; number: of the random network."""
+
+    kind: str
+    seed: int
+    number: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}-{self.seed}" + (f"-{self.number}" if self.kind == "random" else "")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a benchmark works, and on what."""
+
+    plan: Plan
+    data: str  # a folder, or "digits"
+    work: str
+
+    def done(self, job: Job) -> dict[str, Any] | None:
+        path = Path(self.work) / f"{job.key}.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+
+def jobs_of(plan: Plan) -> Iterator[Job]:
+    """All that is to be done, the longest first."""
+    for kind, count in (("search", 1), ("mobilenetv2", 1), ("random", plan.rivals)):
+        yield from (Job(kind, seed, number) for seed in range(plan.seeds) for number in range(count))
+
+
+# --- data and networks ---------------------------------------------------------------------------------------------------------------
+
+
+def data_folder(given: str | None) -> Path:
+    """The folder with train.npz and test.npz of Fashion-MNIST."""
+    shared = os.environ.get("NIWAKI_SHARED")
+    looked = [Path(given)] if given else [*([Path(shared, "data", "fashion_mnist")] if shared else []), HERE.parent.parent / "shared" / "data" / "fashion_mnist"]
+    for folder in looked:
+        if (folder / "train.npz").is_file() and (folder / "test.npz").is_file():
+            return folder
+    raise SystemExit(
+        f"no Fashion-MNIST (train.npz and test.npz, each with the arrays images and labels) in {', '.join(map(str, looked))}; "
+        f"give its folder with --data, or the folder above data/fashion_mnist as NIWAKI_SHARED"
+    )
+
+
+@lru_cache(maxsize=1)
+def images_of(data: str, count: int) -> Images:
+    """`count` of the training images, every class as often as in the full set, and all test images."""
+    full = digits() if data == "digits" else npz(data)
+    if count >= len(full.labels):
+        return full
+    _, kept = stratified_cut(full.labels, count / len(full.labels), np.random.default_rng(derive_seed(SET_SEED, "search pays")))
+    return arrays(
+        full.images[kept], full.labels[kept], full.test_images, full.test_labels, class_names=full.class_names, source=f"{len(kept):,} images of {full.source}"
+    )
+
+
+@lru_cache(maxsize=4)
+def task_of(data: str, count: int, seed: int) -> ImageClassification:
+    return ImageClassification(images_of(data, count), seed=seed)
+
+
+@lru_cache(maxsize=4)
+def space_for(input_shape: tuple[int, int, int], classes: int) -> Network:
+    return mobile(input_shape[1], input_shape[0], classes)
+
+
+def mobilenetv2(multiplier: float, input_shape: tuple[int, int, int], classes: int) -> Network:
+    """The first four stages of MobileNetV2 (Sandler et al. 2018, table 2), every width times `multiplier`, for images of about 28 pixels.
+
+    All seven, scaled to half a million multiply-adds, would be four channels wide; the last stride, which would leave a map of 2 x 2, is 1.
+    Widths are even numbers, for steps of eight would be coarse here.
+    """
+
+    def width(channels: int) -> int:
+        return max(2, 2 * round(channels * multiplier / 2))
+
+    rows = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 1))
+    blocks = [(t, c, s if at == 0 else 1) for t, c, n, s in rows for at in range(n)]
+    return Network(
+        Chain(
+            conv_bn_act(width(32), 3, stride=2, activation="relu6", name="stem"),
+            *(mbconv(width(c), 3, expand=t, stride=s, activation="relu6", name=f"block{at}") for at, (t, c, s) in enumerate(blocks)),
+            classifier(classes),
+        ),
+        input_shape,
+    )
+
+
+@lru_cache(maxsize=4)
+def scaled_mobilenetv2(budget: int, input_shape: tuple[int, int, int], classes: int) -> Network:
+    """The largest uniformly scaled MobileNetV2 within the budget."""
+    fitting = bisect_right(range(1, 400), budget, key=lambda percent: macs_of(mobilenetv2(percent / 100, input_shape, classes)))
+    if not fitting:
+        raise ValueError(f"no uniformly scaled MobileNetV2 for {input_shape} has at most {budget:,} multiply-adds")
+    return mobilenetv2(fitting / 100, input_shape, classes)
+
+
+def macs_of(plain: Network) -> int:
+    return count_macs(plain)(space_of(plain).architecture({}))
+
+
+@lru_cache(maxsize=8)
+def random_members(network: Network, budget: int, count: int, seed: int) -> list[Architecture]:
+    """Different architectures, uniformly drawn from those within the budget and at most 10 % below it."""
+    space, macs = space_of(network), count_macs(network)
+    allowed, rng = within(space, [Limit(macs, budget)]), np.random.default_rng(derive_seed(seed, "random members"))
+    found: dict[Architecture, None] = {}
+    while len(found) < count:
+        rows = allowed.sample_many(64, rng)
+        found.update((space.from_indices(row.tolist()), None) for row, cost in zip(rows, macs.batch(rows), strict=True) if cost > NEAR * budget)
+    return list(found)[:count]
+
+
+# --- one job ----------------------------------------------------------------------------------------------------------------------------
+
+
+def settings(plan: Plan) -> dict[str, Any]:
+    """What is told to `niwaki.search` beside network, data, budget and seed; the rest is its own defaults."""
+    told: dict[str, Any] = {"train.epochs": plan.train_epochs, "threads": 1, "device": plan.device}
+    if plan.search_epochs is not None:
+        told |= {"search.epochs": plan.search_epochs, **({"search.warmup_epochs": 0} if plan.search_epochs == 1 else {})}
+    if plan.candidates is not None:
+        told["search.candidates"] = plan.candidates
+    return told
+
+
+def run_job(site: Site, job: Job) -> dict[str, Any]:
+    """Does `job` and keeps its result; what every worker process runs."""
+    torch.set_num_threads(1)
+    task = task_of(site.data, site.plan.images, job.seed)
+    network = space_for(task.input_shape, task.outputs)
+    began, cpu = time.perf_counter(), time.process_time()
+    found = searched(site, job, task, network) if job.kind == "search" else trained(site.plan, job, task, network)
+    found |= {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu, **asdict(job)}
+    atomic_write(Path(site.work) / f"{job.key}.json", json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def searched(site: Site, job: Job, task: ImageClassification, network: Network) -> dict[str, Any]:
+    """What `niwaki.search` comes to. search_s: learning and judging, without the final training and the exports."""
+    out = Path(site.work) / f"run-{job.seed}"
+    result = niwaki.search(network, task, f"macs<={site.plan.budget}", seed=job.seed, out=out, settings=settings(site.plan))
+    folder = Folder(out)
+    try:
+        phases = folder.store.fact("seconds", {})
+        judging = sum(trial.seconds for trial in folder.store.trials("budget 0", space_of(network)))
+    finally:
+        folder.close()
+    return {
+        "accuracy": result.metrics["accuracy"]["test"], "macs": result.metrics["macs"], "params": result.metrics["params"],
+        "architecture": dict(result.architecture), "search_s": phases["search"] + judging, "train_s": phases["training"],
+    }  # fmt: skip
+
+
+def trained(plan: Plan, job: Job, task: ImageClassification, network: Network) -> dict[str, Any]:
+    """A network of this job, trained as `niwaki.search` trains the one it chose: same recipe, same images, same seeds."""
+    recipe = recipe_of(plan, job.seed, task, network)
+    weights_seed, seed = derive_seed(job.seed, "final weights"), derive_seed(job.seed, "final")
+    if job.kind == "random":
+        arch = random_members(network, plan.budget, plan.rivals, job.seed)[job.number]
+        macs, module, chosen = count_macs(network)(arch), build(network, arch, seed=weights_seed), dict(arch)
+    else:
+        plain = scaled_mobilenetv2(plan.budget, task.input_shape, task.outputs)
+        macs, module, chosen = macs_of(plain), build(plain, seed=weights_seed), {}
+    began = time.perf_counter()
+    model = train(module, task, recipe, task.part("train+validation"), seed=seed, device=plan.device)
+    spent = time.perf_counter() - began
+    figures = evaluate(model, task, task.part("test"), device=plan.device)
+    return {"accuracy": figures["accuracy"], "macs": macs, "params": sum(p.numel() for p in model.parameters()), "architecture": chosen, "train_s": spent}
+
+
+def recipe_of(plan: Plan, seed: int, task: ImageClassification, network: Network) -> Recipe:
+    """The recipe that `niwaki.search` decides on for such data."""
+    config = load_config(None, (), {"budget": [f"macs<={plan.budget}"], "seed": seed, **settings(plan)})
+    return search_of(config, task, network)[1].recipe
+
+
+# --- all jobs ---------------------------------------------------------------------------------------------------------------------------
+
+
+def run_all(site: Site, workers: int) -> list[dict[str, Any]]:
+    """The results of all jobs; those that were done before are read."""
+    jobs = list(jobs_of(site.plan))
+    results = [found for job in jobs if (found := site.done(job)) is not None]
+    todo = [job for job in jobs if site.done(job) is None]
+    say(f"{len(jobs)} jobs, {len(results)} of them done before; {workers} processes of one thread; kept in {site.work}")
+    began = time.monotonic()
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        running: dict[Future, Job] = {pool.submit(run_job, site, job): job for job in todo}
+        try:
+            while running:
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    job, found = running.pop(future), future.result()
+                    results.append(found)
+                    left = expected_seconds(list(running.values()), results) / workers
+                    say(
+                        f"[{len(results)}/{len(jobs)}] {job.key}: {found['accuracy']:.2%} at {found['macs']:,} MACs in {duration(found['wall_s'])}; "
+                        f"{duration(time.monotonic() - began)} so far, about {duration(left)} left"
+                    )
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return results
+
+
+def expected_seconds(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> float:
+    """What `jobs` will take in one process, judged by those that are done; a search counts as 15 trainings until one is."""
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for found in results:
+        times[found["kind"] == "search"].append(found["wall_s"])
+    training = mean(times[False]) if times[False] else mean(times[True]) / 15 if times[True] else 0.0
+    search = mean(times[True]) if times[True] else 15 * training
+    return sum(search if job.kind == "search" else training for job in jobs)
+
+
+# --- what it comes to ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One seed: test accuracies in percent."""
+
+    seed: int
+    found: float
+    rivals: tuple[float, ...]
+    scaled: float
+
+    @property
+    def rank(self) -> int:
+        """The place of the network found among itself and the random ones, from 1; of equals, the worst."""
+        return 1 + sum(rival >= self.found for rival in self.rivals)
+
+
+def comparisons(plan: Plan, results: Sequence[dict[str, Any]]) -> list[Comparison]:
+    def percent(kind: str, seed: int) -> list[float]:
+        return [100 * found["accuracy"] for found in results if found["kind"] == kind and found["seed"] == seed]
+
+    return [Comparison(s, percent("search", s)[0], tuple(percent("random", s)), percent("mobilenetv2", s)[0]) for s in range(plan.seeds)]
+
+
+def interval(differences: Sequence[float], seed: int) -> tuple[float, float, float]:
+    """Mean, and the 95 % bootstrap interval over the seeds."""
+    drawn = np.random.default_rng(seed).choice(np.array(differences), size=(RESAMPLES, len(differences))).mean(axis=1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return mean(differences), float(low), float(high)
+
+
+def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int, title: str) -> Result:
+    compared = comparisons(plan, results)
+
+    def paired(of: Callable[[Comparison], float]) -> str:
+        middle, low, high = interval([one.found - of(one) for one in compared], seed)
+        return f"{middle:+.2f} points ({low:+.2f} to {high:+.2f})"
+
+    pays = all(one.found > median(one.rivals) for one in compared)
+    searches = [found for found in results if found["kind"] == "search"]
+    one_training = mean(found["train_s"] for found in results)
+    search_s = mean(found["search_s"] for found in searches)
+    ranks = ", ".join(str(one.rank) for one in compared)
+    claims = (
+        Claim("pays: above the median of the random networks in every seed", "yes", "yes" if pays else "no", pays),
+        Claim(f"rank among {plan.rivals + 1}, by seed", "", ranks),
+        Claim("minus the median of the random networks", "> 0", paired(lambda one: median(one.rivals))),
+        Claim("minus the mean of the random networks", "> 0", paired(lambda one: mean(one.rivals))),
+        Claim(f"minus the best of the {plan.rivals} (the aim: 0)", "", paired(lambda one: max(one.rivals))),
+        Claim("minus the uniformly scaled MobileNetV2", "> 0", paired(lambda one: one.scaled)),
+        Claim("time of the search / time of training one network", "", f"{search_s / one_training:.1f} ({search_s:.0f} s / {one_training:.0f} s)"),
+    )
+    columns = ("seed", "found", "random: worst", "median", "best", "MobileNetV2, scaled", "rank")
+    rows = tuple(
+        (str(one.seed), *(f"{value:.2f} %" for value in (one.found, min(one.rivals), median(one.rivals), max(one.rivals), one.scaled)), f"{one.rank} of {plan.rivals + 1}")
+        for one in compared
+    )
+    macs = {kind: mean(found["macs"] for found in results if found["kind"] == kind) for kind in ("search", "random", "mobilenetv2")}
+    notes = (
+        f"{plan.images:,} training images, {plan.train_epochs} epochs of final training for every network, at most {plan.budget:,} multiply-adds; mean MACs: found "
+        f"{macs['search']:,.0f}, random {macs['random']:,.0f}, MobileNetV2 {macs['mobilenetv2']:,.0f}.",
+        "Test accuracy, measured once per network. Intervals: 95 % bootstrap over the seeds; with three seeds they are the range of the three at best.",
+        f"{sum(found['cpu_s'] for found in results) / 60:.0f} minutes of CPU in all.",
+    )
+    return Result("search_pays", title, claims, (Table("Test accuracy", columns, rows),), notes, {"plan": asdict(plan), "results": list(results)})
+
+
+def main() -> None:
+    on_one_thread()
+
+    def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--data", help="folder with train.npz and test.npz")
+        parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+        parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu", help="gpu: full scale, on CUDA")
+
+    options = arguments(__doc__ or "", more)
+    load = load_average()
+    plan = PLANS["quick" if options.quick else options.preset]
+    data = "digits" if options.quick else str(data_folder(options.data).resolve())
+    title = "3. The search pays" + (" (full scale)" if options.preset == "gpu" else "")
+    with TemporaryDirectory() as scratch:
+        work = Path(scratch) if options.quick else HERE / "work" / f"search_pays-{options.preset}"
+        work.mkdir(parents=True, exist_ok=True)
+        require_same_plan(plan, work)
+        results = run_all(Site(plan, data, str(work)), options.workers)
+        report(summary(plan, results, options.seed, title), machine(threads=1, seed=options.seed, load=load), quick=options.quick)
+
+
+def require_same_plan(plan: Plan, work: Path) -> None:
+    """Refuses to mix trainings of different plans."""
+    path, content = work / "plan.json", json.loads(json.dumps(asdict(plan)))
+    if path.is_file() and (before := json.loads(path.read_text())) != content:
+        raise SystemExit(f"{work} holds trainings of another plan ({before}, now {content}); remove it to start anew")
+    atomic_write(path, json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
