@@ -230,7 +230,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # an unknown option or a missing argument; which class says so has changed with typer's versions, what it offers has not
         if (format_message := getattr(error, "format_message", None)) is None:
             raise
-        command = next((f"{word} " for word in arguments[:1] if word in {info.name or info.callback.__name__ for info in app.registered_commands}), "")
+        command = next(
+            (f"{word} " for word in arguments[:1] if word in {info.name or info.callback.__name__ for info in app.registered_commands}), ""
+        )
         code = _tell(f"{format_message().rstrip('.')}; `niwaki {command}--help` lists what there is", BAD_INPUT, "--json" in arguments)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -33,7 +33,9 @@ class PaperClaim:
 
 
 MEMORY_AND_TIME = PaperClaim("Memory and compute stay almost flat as options are added", "almost flat", "abstract")
-MODELS = PaperClaim("The published networks have the published size", "F1-F4, L1-L3 and FBNet-A/B/C by the authors' rule", "the authors' model files")
+MODELS = PaperClaim(
+    "The published networks have the published size", "F1-F4, L1-L3 and FBNet-A/B/C by the authors' rule", "the authors' model files"
+)
 NOT_TESTABLE = (
     (
         PaperClaim("ImageNet accuracy of the found networks", "F1 68.3 %, F4 76.0 %, L1 77.2 %, L2 78.1 % top-1", "secondary"),
@@ -44,7 +46,11 @@ NOT_TESTABLE = (
         "needs ImageNet, as above",
     ),
     (
-        PaperClaim("The search costs up to 421 times less than earlier ones", "27 hours on 8 GPUs against 91,000 GPU hours (MnasNet)", "abstract; hours secondary"),
+        PaperClaim(
+            "The search costs up to 421 times less than earlier ones",
+            "27 hours on 8 GPUs against 91,000 GPU hours (MnasNet)",
+            "abstract; hours secondary",
+        ),
         "the earlier searches would have to be run, on ImageNet; what a search costs here, in trainings of one network, is the figure above",
     ),
     (
@@ -94,3 +100,8 @@ DIGITS_SEARCH = DMasking(
     logit_lr=0.05, logit_passes=3, paths="sample", objective="limit",
 )  # fmt: skip
 DIGITS_CANDIDATES = 48  # drawn from the learned distribution and judged with shared weights, as `niwaki search` does
+DIGITS_BUDGETS = (15_000, 20_000, 27_000, 40_000)  # multiply-adds: about a quarter to nine tenths of the members are within
+DIGITS_COST_WEIGHTS = {
+    "add": (0.0, 0.03, 0.1, 0.3, 1.0),
+    "mul": (0.0, 0.3, 0.6, 1.2, 2.4),
+}  # `cost_weight` of the sum; `beta` of the product, 0.6 as published

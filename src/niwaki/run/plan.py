@@ -27,7 +27,7 @@ from niwaki.nn.build import build
 from niwaki.objective import Objective, budget_text, parse_budgets
 from niwaki.run.config import Config, ConfigError, config_of
 from niwaki.run.model import ModelError, load_model
-from niwaki.run.search import SHIPPING_S, AskTell, Budget, Search
+from niwaki.run.search import AskTell, Budget, Search, working_seconds
 from niwaki.run.warm_start import checkpoint_of
 from niwaki.space.size import largest, smallest
 from niwaki.strategy.evolution import RegularizedEvolution
@@ -233,7 +233,7 @@ def fit_to_minutes(asked: Config, config: Config, search: Search) -> tuple[Confi
     seconds = estimate(search)
     if config.minutes is None:
         return config, search, seconds
-    room = 0.9 * max(10.0, 60 * config.minutes - SHIPPING_S)
+    room = 0.9 * working_seconds(config.minutes)
     for scale in 0.97 ** np.arange(150):  # down to a hundredth
         smaller = _scaled(asked, config, float(scale))
         expected = {phase: _share(phase, config, smaller) * value for phase, value in seconds.items()}

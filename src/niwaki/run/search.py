@@ -107,13 +107,18 @@ class Chosen:
     module: fx.GraphModule
 
 
+def working_seconds(minutes: float) -> float:
+    """What of a time limit is there for search and training; the rest is kept free for test, export and report."""
+    return 60 * minutes - min(SHIPPING_S, 30 * minutes)
+
+
 class Clock:
     """Wall time of a run over all its processes, against its limit. Each phase may take its share of it, as the plan expects the phases."""
 
     def __init__(self, folder: Folder, minutes: float | None) -> None:
         self.folder = folder
-        self.limit_s = None if minutes is None else max(1.0, 60 * minutes - SHIPPING_S)
-        self.expected: dict[str, float] = folder.plan.get("expected_s", {})
+        self.limit_s = None if minutes is None else working_seconds(minutes)
+        self.expected: dict[str, float] = folder.plan.get("expected_s", {})  # by phase, in their order
 
     def over(self, phase: str, part: float = 1.0) -> bool:
         """Whether the time for everything up to `part` of `phase` has passed. What was not needed before is there for the later phases."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from niwaki.deploy.card import ModelCard, Preprocessing, pixel_range, write_architecture
@@ -72,7 +74,7 @@ def answers(task: ImageClassification, module: nn.Module, device: str) -> dict[s
         "confusion": confusion_matrix(logits, truth).tolist(),
         "mistakes": [
             {
-                "image": png_text(task.images.test_images[i]),
+                "image": _shown(task, task.images.test_images[i]),
                 "label": names[int(truth[i])],
                 "predicted": names[int(guess[i])],
                 "probability": float(sure[i]),
@@ -89,4 +91,10 @@ def examples(task: ImageClassification, count: int = 12) -> list[dict[str, str]]
     for i, label in enumerate(labels[:2000].tolist()):
         by_class.setdefault(label, []).append(i)
     turns = [i for turn in range(count) for label in sorted(by_class) for i in by_class[label][turn : turn + 1]]
-    return [{"image": png_text(task.images.images[i]), "label": task.images.class_names[int(labels[i])]} for i in turns[:count]]
+    return [{"image": _shown(task, task.images.images[i]), "label": task.images.class_names[int(labels[i])]} for i in turns[:count]]
+
+
+def _shown(task: ImageClassification, image: NDArray) -> str:
+    """The image as a PNG for the page, black and white where the whole data set has them."""
+    low, high = pixel_range(task.images.images) or (float(task.images.images.min()), float(task.images.images.max()))
+    return png_text(np.clip((image.astype(np.float64) - low) * (255 / ((high - low) or 1.0)), 0, 255).round().astype(np.uint8))

@@ -23,7 +23,9 @@ def expected_pick(selected_by: Sequence[float], values: Sequence[float], draws: 
     """
     count = len(values)
     if len(selected_by) != count or not 1 <= draws <= count:
-        raise ValueError(f"{draws} draws of {count} candidates, selected by {len(selected_by)} figures: 1 to as many draws as candidates, a figure for each")
+        raise ValueError(
+            f"{draws} draws of {count} candidates, selected by {len(selected_by)} figures: 1 to as many draws as candidates, a figure for each"
+        )
     levels, level = np.unique(np.asarray(selected_by), return_inverse=True)
     value, upto, total = np.asarray(values, dtype=np.float64), 0, 0.0
     for at in range(len(levels)):

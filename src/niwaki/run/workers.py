@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -66,7 +67,7 @@ class Workers:
             torch.set_num_threads(1)
             try:
                 for done, job in enumerate(waiting, len(jobs) - len(waiting) + 1):
-                    results[job.name] = once(folder, job.name, lambda job=job: job.function(*job.arguments))
+                    results[job.name] = once(folder, job.name, partial(job.function, *job.arguments))
                     progress.advance(done)
             finally:
                 torch.set_num_threads(threads)
@@ -88,7 +89,7 @@ class Workers:
             for ready in wait(list(busy)):
                 assert isinstance(ready, Connection)
                 job = busy.pop(ready)
-                results[job.name] = once(folder, job.name, lambda ready=ready, job=job: _received(ready, job))
+                results[job.name] = once(folder, job.name, partial(_received, ready, job))
                 done += 1
                 progress.advance(done)
 
@@ -134,8 +135,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def by_prefix(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The results whose names begin with `prefix`, by the rest of their names."""
-    return {name.removeprefix(prefix): result for name, result in results.items() if name.startswith(prefix)}

@@ -1,0 +1,66 @@
+"""What the tests of the whole product share: the command line in this process, one small finished run, and small data."""
+
+import io
+import json
+import os
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL = {"threads": 1, "search.epochs": 2, "search.logit_passes": 1, "search.candidates": 3, "train.epochs": 2}
+SMALL_SETTINGS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The last line of standard output, which is one JSON object."""
+        return json.loads(self.out.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def niwaki_command() -> Callable[..., Answer]:
+    """`niwaki_command("search", "--json", cwd=folder)`: the command as the shell would run it, but in this process."""
+    from niwaki.cli import main
+
+    def command(*arguments: object, cwd: Path | None = None) -> Answer:
+        out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
+        os.chdir(cwd or before)
+        try:
+            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+                main([str(argument) for argument in arguments])
+        finally:
+            os.chdir(before)
+        assert isinstance(stop.value.code, int)
+        return Answer(stop.value.code, out.getvalue(), err.getvalue())
+
+    return command
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished search of the digits with two budgets, as the command line made it. Nothing may change its folder."""
+
+    folder: Path
+    arguments: tuple[str, ...]
+    answer: Answer
+
+
+@pytest.fixture(scope="session")
+def finished(niwaki_command: Callable[..., Answer], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    arguments = ("search", "--out", str(folder), "--set", 'budget=["macs<=60k", "macs<=20k and params<=8k"]', *SMALL_SETTINGS, "--json")
+    answer = niwaki_command(*arguments)
+    assert answer.code == 0, answer.err
+    return Finished(folder, arguments, answer)

@@ -1,0 +1,516 @@
+"""A run from end to end: what it gives, what it never exceeds, and that stopping it anywhere changes nothing."""
+
+import json
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import niwaki
+from conftest import SMALL
+from niwaki import (
+    Chain,
+    Choice,
+    Conv,
+    Flatten,
+    GlobalPool,
+    ImageClassification,
+    Limit,
+    Linear,
+    Network,
+    OneOf,
+    arrays,
+    conv_bn_act,
+    edit,
+    mbconv,
+)
+from niwaki.factor.within import within
+from niwaki.gradient.dmasking import DMasking, DMaskingSearch
+from niwaki.gradient.one_shot import OneShotSearch
+from niwaki.net.place import space_of
+from niwaki.run import search as loop
+from niwaki.run.config import load_config
+from niwaki.run.folder import Folder, RunError
+from niwaki.run.plan import fit_to_minutes, search_of
+from niwaki.run.search import Silent
+from niwaki.run.warm_start import warm_start_
+from niwaki.store.checkpoint import load_checkpoint
+from niwaki.task.embedded import digits
+from niwaki.train.loop import evaluate
+from niwaki.trial import EvaluationFailed
+
+TINY = {
+    **SMALL,
+    "search.batch_size": 32,
+    "train.batch_size": 32,
+    "search.evaluations": 5,
+    "search.population_size": 3,
+    "search.tournament_size": 2,
+}
+
+
+def own_network(classes=3):
+    """1,152 architectures of small networks for 8 x 8 images."""
+    width = Choice((4, 6, 8), "width")
+    return Network(
+        Chain(
+            OneOf(conv_bn_act(4, name="plain"), conv_bn_act(8, kernel_size=5, name="large"), name="stem"),
+            mbconv(width, Choice((3, 5), "kernel"), expand=Choice((1, 2, 3, 4), "expand"), stride=2, name="block0"),
+            mbconv(Choice((4, 8), "last"), expand=Choice((2, 3), "expand"), name="block1"),
+            GlobalPool(),
+            Flatten(),
+            Linear(classes),
+        ),
+        input_shape=(1, 8, 8),
+    )
+
+
+@pytest.fixture(scope="module")
+def own_task():
+    """150 + 60 images of the digits 0, 1 and 2, with a float scale of their own."""
+    images = digits()
+    keep, test = (np.flatnonzero(labels < 3)[:count] for labels, count in ((images.labels, 150), (images.test_labels, 60)))
+    return ImageClassification(
+        arrays(
+            images.images[keep] / 16, images.labels[keep], images.test_images[test] / 16, images.test_labels[test], source="three digits"
+        )
+    )
+
+
+def tiny_search(task, folder, budgets, *, progress=None, **settings):
+    """The chosen networks of a search without exports, its folder closed again."""
+    config = load_config(None, (), {"budget": budgets, **TINY, **settings})
+    _, search = search_of(config, task, own_network())
+    opened = Folder(folder, asked={"config": config.to_json()}, plan=lambda: {"space": space_of(search.network).to_json()})
+    try:
+        return search, loop.run(search, opened, progress)
+    finally:
+        opened.close()
+
+
+def notes_of(folder):
+    opened = Folder(folder, read_only=True)
+    try:
+        return opened.store.fact("notes", [])
+    finally:
+        opened.close()
+
+
+# --- results -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_result_says_what_was_found_what_it_costs_and_how_good_it_is(finished):
+    found = finished.answer.json
+    assert {"architecture", "macs", "params", "accuracy", "folder", "seconds"} <= set(found)
+    assert type(found["macs"]) is int
+    assert type(found["params"]) is int
+    assert found["folder"] == str(finished.folder)
+    assert set(found["accuracy"]) == {"validation", "test"}
+    assert all(0 <= value <= 1 for value in found["accuracy"].values())
+    assert found["seconds"] > 0
+    written = json.loads((finished.folder / "architecture.json").read_text())
+    assert written["architecture"] == found["architecture"]
+    assert (written["macs"], written["params"]) == (found["macs"], found["params"])
+
+
+def test_each_of_several_budgets_gets_a_network_within_it(finished):
+    first, second = finished.answer.json["budgets"]
+    assert first["macs"] <= 60_000
+    assert second["macs"] <= 20_000
+    assert second["params"] <= 8_000
+    for row in (first, second):
+        for name in ("model.onnx", "model.pt2", "model.py", "model.safetensors", "architecture.json"):
+            assert (Path(row["folder"]) / name).is_file()
+
+
+def test_the_accuracy_told_is_that_of_the_exported_model_in_onnx_runtime(finished):
+    images = digits()
+    for row in finished.answer.json["budgets"]:
+        session = onnxruntime.InferenceSession(Path(row["folder"]) / "model.onnx", providers=["CPUExecutionProvider"])
+        (logits,) = session.run(["logits"], {"images": images.test_images})
+        assert float((logits.argmax(1) == images.test_labels).mean()) == pytest.approx(row["accuracy"]["test"], abs=1e-9)
+
+
+def test_a_finished_folder_given_again_tells_its_result_and_computes_nothing(finished, niwaki_command, monkeypatch):
+    files = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.suffix in (".onnx", ".safetensors", ".html")}
+    monkeypatch.setattr(loop.Training, "run", lambda *_: pytest.fail("it trains again"))
+    for arguments in (finished.arguments, ("resume", str(finished.folder), "--json")):
+        assert niwaki_command(*arguments).json == finished.answer.json
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_the_python_call_returns_the_trained_network_of_the_readers_own_data_and_family(own_task, tmp_path):
+    result = niwaki.search(own_network(), own_task, budget="macs<=30k", seed=3, out=tmp_path / "run", settings=TINY)
+    assert result.folder == tmp_path / "run"
+    assert result.architecture.space == space_of(own_network()).hash
+    assert niwaki.count_macs(own_network())(result.architecture) == result.metrics["macs"] <= 30_000
+    measured = evaluate(result.model, own_task, own_task.part("test"))
+    assert measured["accuracy"] == result.metrics["accuracy"]["test"]
+    images = own_task.images.test_images
+    with torch.no_grad():
+        logits = result.model(own_task.preprocess()(torch.tensor(images)))
+    exported = onnxruntime.InferenceSession(tmp_path / "run" / "model.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(exported.run(["logits"], {"images": images})[0], logits.numpy(), atol=1e-4)
+
+    with pytest.raises(RunError, match="started from Python with a task and a network of its own"):
+        niwaki.resume(tmp_path / "run")
+    (tmp_path / "run" / "model.onnx").unlink()
+    again = niwaki.search(own_network(), own_task, budget="macs<=30k", seed=3, out=tmp_path / "run", settings=TINY)
+    assert again.summary == result.summary
+    assert (tmp_path / "run" / "model.onnx").is_file(), "what was deleted is exported anew"
+
+
+# --- budgets -----------------------------------------------------------------------------------------------------------------
+
+BUDGETS = ["macs<=7000", "macs<=20k and params<=600", "size<=3kB", "peak_activation<=600", "macs<=60%"]
+
+
+@pytest.mark.parametrize(
+    ("method", "evaluator"),
+    [("dmasking", "shared"), ("random", "shared"), ("random", "scratch"), ("evolution", "shared"), ("evolution", "scratch")],
+)
+def test_no_network_is_ever_over_budget(own_task, tmp_path, method, evaluator):
+    search, chosen = tiny_search(own_task, tmp_path / "run", BUDGETS, method=method, evaluator=evaluator)
+    store = Folder(tmp_path / "run", read_only=True).store
+    for at, (budget, one) in enumerate(zip(search.budgets, chosen, strict=True)):
+        trials = store.trials(f"budget {at}", space_of(search.network))
+        assert len(trials) >= 3
+        for arch in [one.arch, *(trial.arch for trial in trials)]:
+            assert all(limit.cost(arch) <= limit.upper for limit in budget.limits), f"{dict(arch)} is over {budget.text}"
+
+
+def test_a_budget_in_percent_is_a_share_of_the_largest_network(own_task, tmp_path):
+    search, chosen = tiny_search(own_task, tmp_path / "run", ["macs<=25%"])
+    assert search.costs["macs"](chosen[0].arch) <= 0.25 * niwaki.count_macs(own_network()).maximum()[0]
+
+
+# --- data --------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_final_training_sees_training_and_validation_data_and_the_test_comes_once_at_the_end(own_task, tmp_path, monkeypatch):
+    asked = []
+
+    def spy(module, task, indices, **keywords):
+        asked.append("test" if int(indices.min()) >= len(task.images.labels) else "other")
+        return evaluate(module, task, indices, **keywords)
+
+    for module in ("niwaki.run.search", "niwaki.evaluate.shared", "niwaki.evaluate.scratch"):
+        monkeypatch.setattr(f"{module}.evaluate", spy)
+    tiny_search(own_task, tmp_path / "run", ["macs<=20k"], **{"search.finalists": 2})
+    assert asked.count("test") == 1
+    assert asked[-1] == "test"
+    trained_on = load_checkpoint(tmp_path / "run" / "checkpoints" / "training.safetensors").metadata["identity"]["examples"]
+    assert trained_on == len(own_task.part("train+validation")) == 150
+
+
+def test_a_candidate_without_metrics_is_a_failed_trial_and_the_search_goes_on(own_task, tmp_path, monkeypatch):
+    judge = loop.SharedWeights.__call__
+    calls = []
+
+    def failing(self, arch):
+        calls.append(arch)
+        if len(calls) == 1:
+            raise EvaluationFailed("its loss became nan")
+        return judge(self, arch)
+
+    monkeypatch.setattr(loop.SharedWeights, "__call__", failing)
+    _, (chosen,) = tiny_search(own_task, tmp_path / "run", ["macs<=20k"])
+    trials = Folder(tmp_path / "run", read_only=True).store.trials("budget 0", space_of(own_network()))
+    assert [trial.status for trial in trials] == ["failed", "ok", "ok"]
+    assert chosen.arch in [trial.arch for trial in trials[1:]]
+
+
+def test_if_no_candidate_has_metrics_the_error_says_why(own_task, tmp_path, monkeypatch):
+    def failing(self, arch):
+        raise EvaluationFailed("its loss became nan")
+
+    monkeypatch.setattr(loop.SharedWeights, "__call__", failing)
+    with pytest.raises(RunError, match="no architecture within macs<=20000 could be evaluated; trial 0: its loss became nan"):
+        tiny_search(own_task, tmp_path / "run", ["macs<=20k"])
+
+
+# --- folders -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_another_configuration_is_refused_and_says_what_differs(finished, niwaki_command):
+    before = (finished.folder / "config.json").read_bytes()
+    answer = niwaki_command(*finished.arguments, "--seed", "7")
+    assert answer.code == 2
+    assert "holds a run of another configuration: seed is 0 there and 7 now" in answer.err
+    assert (finished.folder / "config.json").read_bytes() == before
+
+
+def test_fresh_starts_anew_once_the_new_run_is_planned_and_leaves_other_files_alone(own_task, tmp_path):
+    def begin(asked, plan=dict, fresh=True):
+        Folder(tmp_path / "run", asked=asked, plan=plan, fresh=fresh).close()
+
+    begin({"seed": 0})
+    (tmp_path / "run" / "model.onnx").write_text("old")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+
+    def impossible():
+        raise RunError("there is nothing within this budget")
+
+    with pytest.raises(RunError, match="nothing within"):
+        begin({"seed": 1}, impossible)
+    assert (tmp_path / "run" / "model.onnx").read_text() == "old"
+    begin({"seed": 1})
+    assert not (tmp_path / "run" / "model.onnx").exists()
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    begin({"seed": 1}, fresh=False)
+
+
+def test_two_processes_cannot_work_in_one_folder(tmp_path):
+    first = Folder(tmp_path / "run", asked={})
+    with pytest.raises(RunError, match="another process is at work"):
+        Folder(tmp_path / "run", asked={})
+    Folder(tmp_path / "run", read_only=True).close()
+    first.close()
+    Folder(tmp_path / "run", asked={}).close()
+
+
+def test_a_run_whose_network_or_data_have_changed_is_not_gone_on_with(own_task, tmp_path, niwaki_command):
+    file = tmp_path / "family.py"
+    text = "from niwaki import *\nnetwork = Network(Chain(conv_bn_act(Choice({}, 'w')), GlobalPool(), Flatten(), Linear(3)), (1, 8, 8))\n"
+    file.write_text(text.format((4, 8)))
+    data = tmp_path / "data"
+    data.mkdir()
+    images = own_task.images
+
+    def write(scale):
+        np.savez(data / "train.npz", images=images.images * scale, labels=images.labels)
+        np.savez(data / "test.npz", images=images.test_images * scale, labels=images.test_labels)
+
+    write(1)
+    settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+    arguments = [
+        "search",
+        "--set",
+        f"network={file}:network",
+        "--set",
+        "data.kind=npz",
+        "--set",
+        f"data.path={data}",
+        "--set",
+        "budget=macs<=100k",
+        "--out",
+        tmp_path / "run",
+    ]
+    assert niwaki_command(*arguments, *settings).code == 0
+    write(2)
+    answer = niwaki_command(*arguments, *settings)
+    assert answer.code == 2
+    assert "the data have changed since the run" in answer.err
+    write(1)
+    file.write_text(text.format((4, 6)))
+    answer = niwaki_command("resume", tmp_path / "run")
+    assert answer.code == 2
+    assert "has changed since the run" in answer.err
+
+
+# --- the same bits -----------------------------------------------------------------------------------------------------------
+
+
+def weights_of(folder):
+    return {path.name: path.read_bytes() for path in (folder / "checkpoints").iterdir()}
+
+
+def test_the_same_seed_gives_the_same_safetensors_and_another_seed_others(own_task, tmp_path):
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        tiny_search(own_task, tmp_path / name, ["macs<=20k"], seed=seed)
+    assert weights_of(tmp_path / "one") == weights_of(tmp_path / "same")
+    assert weights_of(tmp_path / "one") != weights_of(tmp_path / "other")
+
+
+class Stopped(BaseException):
+    """As sudden as a kill, in this process."""
+
+
+class StoppingWatch(Silent):
+    """Raises Stopped the `at`-th time that something is told."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def phase(self, name, total):
+        self._count()
+
+    def advance(self, done):
+        self._count()
+
+    def _count(self):
+        self.left -= 1
+        if self.left == 0:
+            raise Stopped
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"search.finalists": 2}, {"method": "evolution", "evaluator": "shared"}, {"method": "random", "evaluator": "scratch"}],
+    ids=["dmasking", "evolution", "random"],
+)
+def test_a_search_stopped_anywhere_and_gone_on_with_ends_with_the_same_bits(own_task, tmp_path, monkeypatch, settings):
+    def trials(folder):
+        opened = Folder(folder, read_only=True)
+        found = [
+            [trial.to_json() | {"seconds": 0} for trial in opened.store.trials(f"budget {at}", space_of(own_network()))] for at in range(2)
+        ]
+        opened.close()
+        return found
+
+    budgets = ["macs<=20k", "params<=500"]
+    _, left_alone = tiny_search(own_task, tmp_path / "alone", budgets, **settings)
+    monkeypatch.setattr("niwaki.run.folder.SAVE_EVERY_S", 0.0)  # a checkpoint after every chunk of steps
+    rng, stops = Random(0), 0
+    while True:
+        try:
+            _, gone_on = tiny_search(own_task, tmp_path / "stopped", budgets, progress=StoppingWatch(rng.randint(2, 12)), **settings)
+            break
+        except Stopped:
+            stops += 1
+    assert stops >= 3
+    assert weights_of(tmp_path / "alone") == weights_of(tmp_path / "stopped")
+    assert trials(tmp_path / "alone") == trials(tmp_path / "stopped")
+    for one, other in zip(left_alone, gone_on, strict=True):
+        assert (one.arch, one.validation, one.test) == (other.arch, other.validation, other.test)
+
+
+def test_a_truncated_checkpoint_costs_nothing_the_one_before_is_taken_and_it_says_so(own_task, tmp_path, monkeypatch):
+    tiny_search(own_task, tmp_path / "alone", ["macs<=20k"])
+    monkeypatch.setattr("niwaki.run.folder.SAVE_EVERY_S", 0.0)
+    with pytest.raises(Stopped):
+        tiny_search(own_task, tmp_path / "run", ["macs<=20k"], progress=StoppingWatch(6))
+    newest = tmp_path / "run" / "checkpoints" / "search.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    tiny_search(own_task, tmp_path / "run", ["macs<=20k"])
+    (note,) = notes_of(tmp_path / "run")
+    assert "went on from search.previous.safetensors, the one before it" in note
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "alone")
+
+
+def test_an_interrupted_learner_stops_between_steps_and_saves(own_task, tmp_path, monkeypatch):
+    tiny_search(own_task, tmp_path / "alone", ["macs<=20k"])
+
+    class PressingKeys(Silent):
+        def advance(self, done):
+            if done == 4:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_search(own_task, tmp_path / "run", ["macs<=20k"], progress=PressingKeys())
+    saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "search.safetensors")
+    assert saved.metadata["step"] == 4
+    tiny_search(own_task, tmp_path / "run", ["macs<=20k"])
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "alone")
+
+
+# --- warm start --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["dmasking", "evolution"])
+def test_a_warm_start_takes_the_weights_and_what_was_learned_of_the_choices(own_task, tmp_path, method):
+    tiny_search(own_task, tmp_path / "earlier", ["macs<=20k"], **{"search.epochs": 4})
+    earlier = load_checkpoint(tmp_path / "earlier" / "checkpoints" / "search.safetensors").arrays
+    _, search = search_of(load_config(None, (), {"budget": ["macs<=9k", "macs<=15k"], "method": method, **TINY}), own_task, own_network())
+    spaces = [within(space_of(search.network), budget.limits) for budget in search.budgets]
+    if method == "dmasking":
+        learner = DMaskingSearch(search.network, own_task, spaces, search.method)
+    else:
+        learner = OneShotSearch(search.network, own_task, spaces, search.method.one_shot)
+    assert "tensors of the supernet come from" in warm_start_(learner, tmp_path / "earlier")
+    for name, value in learner.net.state_dict().items():
+        assert np.array_equal(value.numpy(), earlier[f"net.{name}"])
+    if method == "dmasking":
+        assert np.abs(earlier["logits"]).max() > 0
+        for budget in range(2):
+            assert np.array_equal(learner.logits[budget].detach().numpy(), earlier["logits"][0])
+
+
+def test_a_warm_start_from_a_smaller_network_fills_what_both_have(own_task, tmp_path):
+    tiny_search(own_task, tmp_path / "earlier", ["macs<=20k"])
+    earlier = load_checkpoint(tmp_path / "earlier" / "checkpoints" / "search.safetensors").arrays
+    wider = edit(
+        own_network(), lambda layer: replace(layer, out_channels=12) if isinstance(layer, Conv) and layer.out_channels == 8 else layer
+    )
+    assert wider != own_network()
+    spaces = [within(space_of(wider), [Limit(niwaki.count_macs(wider), 40_000)])]
+    learner = DMaskingSearch(wider, own_task, spaces, DMasking(epochs=1, warmup_epochs=0))
+    warm_start_(learner, tmp_path / "earlier")
+    name = next(name for name, value in learner.net.state_dict().items() if value.dim() == 4 and len(value) == 12)
+    assert np.array_equal(learner.net.state_dict()[name][:8].numpy(), earlier[f"net.{name}"])
+
+
+def test_a_search_with_a_warm_start_notes_where_it_began(own_task, tmp_path):
+    tiny_search(own_task, tmp_path / "earlier", ["macs<=20k"])
+    tiny_search(own_task, tmp_path / "run", ["macs<=9k"], warm_start=str(tmp_path / "earlier"))
+    (note,) = notes_of(tmp_path / "run")
+    assert note.startswith("Warm start: ")
+    assert str(tmp_path / "earlier") in note
+
+
+# --- time --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_time_limit_shrinks_the_plan_but_not_what_was_asked_for(own_task):
+    asked = load_config(None, (), {"minutes": 0.1, "search.epochs": 50, "budget": ["macs<=20k"]})
+    unlimited, search = search_of(asked, own_task, own_network())
+    planned, shorter, expected = fit_to_minutes(asked, unlimited, search)
+    assert planned.search.epochs == shorter.method.epochs == 50
+    assert planned.train.epochs == shorter.recipe.epochs < unlimited.train.epochs
+    assert planned.search.candidates == shorter.candidates < unlimited.search.candidates
+    assert list(expected) == ["search", "judging", "training"]
+
+
+def test_a_plan_that_fits_its_time_is_left_as_it_is(own_task):
+    asked = load_config(None, (), {"minutes": 600.0, "budget": ["macs<=20k"]})
+    unlimited, search = search_of(asked, own_task, own_network())
+    planned, same, expected = fit_to_minutes(asked, unlimited, search)
+    assert planned == unlimited
+    assert same.method == search.method
+    assert sum(expected.values()) < 36_000
+
+
+def test_the_plan_is_kept_and_gone_on_with_whatever_a_clock_would_say_later(own_task, tmp_path, monkeypatch):
+    arguments = {"task": own_task, "budget": "macs<=20k", "out": tmp_path / "run", "minutes": 0.4, "settings": {"threads": 1}}
+    began = time.monotonic()
+    result = niwaki.search(own_network(), **arguments)
+    took = time.monotonic() - began
+    assert took < 24 + 8  # seconds; the tests of another process may be running beside this one
+    assert result.summary["seconds"] <= took
+    config = (tmp_path / "run" / "config.json").read_text()
+    assert json.loads(config)["plan"]["config"]["train"]["epochs"] < 150
+    assert any(note.startswith("To end within 0.4 minutes, the plan is: search.epochs = ") for note in notes_of(tmp_path / "run"))
+    monkeypatch.setattr("niwaki.run.plan.estimate", lambda search: pytest.fail("it measures again"))
+    assert niwaki.search(own_network(), **arguments).summary == result.summary
+    assert (tmp_path / "run" / "config.json").read_text() == config
+
+
+@pytest.mark.parametrize("settings", [{}, {"method": "random", "evaluator": "scratch"}], ids=["dmasking", "random"])
+def test_what_the_time_limit_cuts_is_recorded_and_a_network_is_delivered_all_the_same(own_task, tmp_path, settings):
+    class Slow(Silent):  # every look at the clock costs a second of the limit
+        def advance(self, done):
+            Folder.elapsed = lambda self, before=[0]: before.append(before[-1] + 1) or before[-1]
+
+    elapsed = Folder.elapsed
+    try:
+        Slow().advance(0)
+        _, chosen = tiny_search(
+            own_task, tmp_path / "run", ["macs<=20k"], minutes=0.1, **{**settings, "search.epochs": 30, "train.epochs": 40}
+        )
+    finally:
+        Folder.elapsed = elapsed
+    assert len(chosen) == 1
+    told = notes_of(tmp_path / "run")
+    assert any("The time limit cut training short: " in note for note in told)
+    if settings:
+        assert any(note.startswith("The search for macs<=20000 ended after 1 of 5 evaluations") for note in told)
+    else:
+        assert any("The time limit cut search short: " in note for note in told)
+    _, again = tiny_search(own_task, tmp_path / "run", ["macs<=20k"], minutes=0.1, **{**settings, "search.epochs": 30, "train.epochs": 40})
+    assert (again[0].arch, again[0].test) == (chosen[0].arch, chosen[0].test)
