@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 RESULTS, README = HERE / "results", HERE / "README.md"
 BEGIN, END = "<!-- results: written by the benchmarks, do not edit -->", "<!-- end of results -->"
 PACKAGES = ("niwaki", "torch", "numpy")
+BUSY = 0.5  # load average per core from which on figures are not to be trusted
 
 
 # --- timing ----------------------------------------------------------------------------------------------------------------
@@ -98,20 +99,23 @@ class Table:
 
 @dataclass(frozen=True)
 class Result:
-    """What one benchmark found. figures: the raw numbers behind claims and tables, as JSON."""
+    """What one benchmark found. command: how to measure it again. figures: the raw numbers behind claims and tables, as JSON."""
 
     name: str
     title: str
+    command: str
     claims: tuple[Claim, ...]
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
-def machine(*, threads: int, seed: int, load: float) -> dict[str, Any]:
-    """What the figures depend on beside the code. load: the machine's one-minute load average before the benchmark began."""
+def machine(*, threads: int, seed: int, load: float, device: str | None = None) -> dict[str, Any]:
+    """What the figures depend on beside the code. load: the machine's one-minute load average before the benchmark began; device: the
+    name of the accelerator, where one was used."""
     return {
         "processor": _processor(),
+        "device": device,
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
@@ -137,7 +141,7 @@ def report(result: Result, about: Mapping[str, Any], *, quick: bool) -> None:
     RESULTS.mkdir(exist_ok=True)
     atomic_write(RESULTS / f"{result.name}.json", json.dumps(content, indent=1) + "\n")
     atomic_write(README, with_results(README.read_text(), stored_results()))
-    print(f"kept in {RESULTS / result.name}.json and in {README}")
+    print(f"kept in {RESULTS.name}/{result.name}.json and in {README.name}")
 
 
 def stored_results() -> list[dict[str, Any]]:
@@ -165,11 +169,13 @@ def markdown(content: Mapping[str, Any]) -> list[str]:
     for table in content["tables"]:
         lines += ["", f"{table['title']}:", "", *grid(table["columns"], table["rows"])]
     lines += [""] + [f"- {note}" for note in content["notes"]]
-    lines += [
-        f"- {about['date']}, {about['processor']}, {about['cores']} cores, {about['threads']} thread(s), load {about['load_before']} before the start; "
-        f"Python {about['python']}, {versions}; seed {about['seed']}; `python benchmarks/{content['name']}.py`"
+    busy = " (**a busy machine: measure again**)" if about["load_before"] > BUSY * about["cores"] else ""
+    hardware = ", ".join(filter(None, (about["device"], about["processor"], f"{about['cores']} cores")))
+    return [
+        *lines,
+        f"- {about['date']}, {hardware}, {about['threads']} thread(s), load {about['load_before']} before the start{busy}; "
+        f"Python {about['python']}, {versions}; seed {about['seed']}; `{content['command']}`",
     ]
-    return lines
 
 
 def grid(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -197,10 +203,6 @@ def on_one_thread() -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def within(measured: float, promised: float) -> bool:
-    return measured <= promised
 
 
 def say(text: str) -> None:

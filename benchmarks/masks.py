@@ -35,7 +35,7 @@ from niwaki.net.place import Placed, fix, place, space_of
 from niwaki.nn.build import build, module_name
 from niwaki.nn.supernet import supernet
 from niwaki.space.choice import Choice
-from niwaki.space.size import Symbol, substitute
+from niwaki.space.size import Symbol, refs, substitute
 from niwaki.space.space import Decision
 from niwaki.zoo.fbnetv2 import fbnetv2
 from niwaki.zoo.mobile import mobile
@@ -84,11 +84,12 @@ def with_options(network: Network, count: int) -> Network:
     """`network` with `count` options for every width and expansion, evenly spaced up to the same largest (fewer where a width has no more)."""
 
     def leaf(symbol: Symbol) -> Any:
-        if not isinstance(symbol, Choice) or not (symbol.name or "").endswith(("width", "expand")):
+        name = symbol.name or "" if isinstance(symbol, Choice) else ""
+        if not isinstance(symbol, Choice) or not name.endswith(("width", "expand")):
             return symbol
-        most = symbol.options[-1]
+        most: Any = symbol.options[-1]
         steps = [most * (at + 1) / count for at in range(count)]
-        return Choice(tuple(dict.fromkeys(max(1, round(step)) for step in steps)) if symbol.name.endswith("width") else tuple(steps), symbol.name)
+        return Choice(tuple(dict.fromkeys(max(1, round(step)) for step in steps)) if name.endswith("width") else tuple(steps), name)
 
     return edit(network, lambda path, value, parent: substitute(value, leaf) if isinstance(value, Symbol) else value)
 
@@ -166,8 +167,7 @@ def multiplied(network: Network) -> Subject:
         where = str(users[0].target) if users and isinstance(module.get_submodule(str(users[0].target)), (nn.ReLU, nn.Hardswish)) else name
         batch_norm = module.get_submodule(name)
         assert isinstance(batch_norm, nn.BatchNorm2d)
-        sizes = searched[name].shape.width
-        count = len(sizes.refs[0].options)  # type: ignore[union-attr]
+        count = max(len(ref.options) for ref in refs(searched[name].shape.width))
         weights[name] = option_weights(count)
         setattr(module, where, nn.Sequential(module.get_submodule(where), FeatureMask(batch_norm.num_features, weights[name])))
     return Subject(module, module, tuple(weights.values()))
@@ -193,18 +193,19 @@ def branched(network: Network, count: int) -> Subject:
     """
     placed = fix(place(network), member(network)).items
     searched = {item.path for item in soft_items(network) if isinstance(item.layer, Conv) and isinstance(item.layer.out_channels, Symbol)}
-    blocks: list[nn.Module] = []
+    blocks: list[Branches] = []
     for path, group in groupby(placed, key=lambda item: item.path.replace(".se.yes", ".se").rpartition(".")[0]):
         items = {item.path.rpartition(".")[2]: item for item in group}
         if convolutions := [item for item in items.values() if isinstance(item.layer, Conv)]:
             options = count if any(item.path in searched for item in convolutions) else 1
             blocks.append(Branches(items, options, searched=f"{path}.expand" in searched))
     features = placed[-1].input_shapes[0].width
-    module = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(features, placed[-1].layer.out_features))  # type: ignore[attr-defined]
-    chosen = nn.Sequential(*(block.branches[-1] for block in blocks), module[-1])  # type: ignore[union-attr, misc]
+    head = nn.Linear(features, placed[-1].layer.out_features)  # type: ignore[attr-defined]
+    module = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), head)
+    chosen = nn.ModuleList([*(block.branches[-1] for block in blocks), head])
     expected = sum(parameter.numel() for parameter in plain(network).module.parameters())
     assert sum(parameter.numel() for parameter in chosen.parameters()) == expected, "the last branches make up the plain largest member"
-    return Subject(module.train(), module, tuple(block.weights[0] for block in blocks if len(block.branches) > 1))  # type: ignore[union-attr, index, arg-type]
+    return Subject(module.train(), module, tuple(block.weights[0] for block in blocks if len(block.branches) > 1))
 
 
 class Branches(nn.Module):
@@ -349,12 +350,12 @@ def measure(number: int, case: Case, *, quick: bool, seed: int) -> tuple[Table, 
             memory = (f"{peak[name]:.0f} MiB", f"{ratio(peak, name):.3f}", f"{net:.3f}")
         rows.append((name, f"{1000 * seconds_of[name]:.0f} ms", times[name].text(), f"{saved[name] / 2**20:.1f} MiB", f"{ratio(saved, name):.3f}", *memory))
         if name.startswith("masks"):
-            figures = (times[name].median, ratio(saved, name), ratio(peak, name))
+            ratios = (times[name].median, ratio(saved, name), ratio(peak, name))
             claims.append(Claim(
                 f"{case.name}: {name}",
                 f"time <= {MOST_TIME:.2f}x, bytes saved <= {MOST_BYTES:.2f}x, peak memory <= {MOST_PEAK:.2f}x",
-                f"{figures[0]:.3f}x, {figures[1]:.3f}x, {figures[2]:.3f}x",
-                all(figure <= most for figure, most in zip(figures, (MOST_TIME, MOST_BYTES, MOST_PEAK), strict=True)),
+                "{:.3f}x, {:.3f}x, {:.3f}x".format(*ratios),
+                all(measured <= most for measured, most in zip(ratios, (MOST_TIME, MOST_BYTES, MOST_PEAK), strict=True)),
             ))  # fmt: skip
     columns = ("", "CPU time of a step", "ratio (quartiles)", "saved for backward", "ratio", "peak memory", "ratio", "ratio without imports")
     figures = {"cpu_seconds": seconds_of, "saved_bytes": saved, "peak_mib": peak, "rounds": {name: seconds[name][name] for name in names}}
@@ -373,7 +374,7 @@ def main() -> None:
     found = [measure(number, case, quick=options.quick, seed=options.seed) for number, case in enumerate(cases(options.quick))]
     tables, claims = [table for table, _, _ in found], [claim for _, several, _ in found for claim in several]
     result = Result(
-        "masks", "1. Masks are free", tuple(claims), tuple(tables),
+        "masks", "1. Masks are free", "python benchmarks/masks.py", tuple(claims), tuple(tables),
         notes=(
             f"Peak memory: median of {RESTARTS} processes for the plain member and the masks, one process for the rest. Time: 24 rounds, 6 with branches.",
             "A branch per option: the i-th branch has the i-th width and the i-th expansion of its block; every pair of them would be the square.",

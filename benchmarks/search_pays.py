@@ -115,7 +115,8 @@ def jobs_of(plan: Plan) -> Iterator[Job]:
 def data_folder(given: str | None) -> Path:
     """The folder with train.npz and test.npz of Fashion-MNIST."""
     shared = os.environ.get("NIWAKI_SHARED")
-    looked = [Path(given)] if given else [*([Path(shared, "data", "fashion_mnist")] if shared else []), HERE.parent.parent / "shared" / "data" / "fashion_mnist"]
+    roots = [Path(shared)] if shared else [HERE.parent.parent / "shared"]
+    looked = [Path(given)] if given else [root / "data" / "fashion_mnist" for root in roots]
     for folder in looked:
         if (folder / "train.npz").is_file() and (folder / "test.npz").is_file():
             return folder
@@ -132,9 +133,8 @@ def images_of(data: str, count: int) -> Images:
     if count >= len(full.labels):
         return full
     _, kept = stratified_cut(full.labels, count / len(full.labels), np.random.default_rng(derive_seed(SET_SEED, "search pays")))
-    return arrays(
-        full.images[kept], full.labels[kept], full.test_images, full.test_labels, class_names=full.class_names, source=f"{len(kept):,} images of {full.source}"
-    )
+    source = f"{len(kept):,} images of {full.source}"
+    return arrays(full.images[kept], full.labels[kept], full.test_images, full.test_labels, class_names=full.class_names, source=source)
 
 
 @lru_cache(maxsize=4)
@@ -281,8 +281,10 @@ def run_all(site: Site, workers: int) -> list[dict[str, Any]]:
                         f"[{len(results)}/{len(jobs)}] {job.key}: {found['accuracy']:.2%} at {found['macs']:,} MACs in {duration(found['wall_s'])}; "
                         f"{duration(time.monotonic() - began)} so far, about {duration(left)} left"
                     )
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, KeyboardInterrupt):
+                raise SystemExit(f"interrupted with {len(results)} of {len(jobs)} jobs done; the same command goes on") from None
             raise
     return results
 
@@ -329,7 +331,7 @@ def interval(differences: Sequence[float], seed: int) -> tuple[float, float, flo
     return mean(differences), float(low), float(high)
 
 
-def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int, title: str) -> Result:
+def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int) -> Result:
     compared = comparisons(plan, results)
 
     def paired(of: Callable[[Comparison], float]) -> str:
@@ -351,10 +353,11 @@ def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int, title: str
         Claim("time of the search / time of training one network", "", f"{search_s / one_training:.1f} ({search_s:.0f} s / {one_training:.0f} s)"),
     )
     columns = ("seed", "found", "random: worst", "median", "best", "MobileNetV2, scaled", "rank")
-    rows = tuple(
-        (str(one.seed), *(f"{value:.2f} %" for value in (one.found, min(one.rivals), median(one.rivals), max(one.rivals), one.scaled)), f"{one.rank} of {plan.rivals + 1}")
-        for one in compared
-    )
+
+    def row(one: Comparison) -> tuple[str, ...]:
+        accuracies = (one.found, min(one.rivals), median(one.rivals), max(one.rivals), one.scaled)
+        return str(one.seed), *(f"{value:.2f} %" for value in accuracies), f"{one.rank} of {plan.rivals + 1}"
+
     macs = {kind: mean(found["macs"] for found in results if found["kind"] == kind) for kind in ("search", "random", "mobilenetv2")}
     notes = (
         f"{plan.images:,} training images, {plan.train_epochs} epochs of final training for every network, at most {plan.budget:,} multiply-adds; mean MACs: found "
@@ -362,7 +365,12 @@ def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int, title: str
         "Test accuracy, measured once per network. Intervals: 95 % bootstrap over the seeds; with three seeds they are the range of the three at best.",
         f"{sum(found['cpu_s'] for found in results) / 60:.0f} minutes of CPU in all.",
     )
-    return Result("search_pays", title, claims, (Table("Test accuracy", columns, rows),), notes, {"plan": asdict(plan), "results": list(results)})
+    gpu = plan.device != "cpu"
+    return Result(
+        "search_pays-gpu" if gpu else "search_pays", f"3. The search pays{' (full scale)' if gpu else ''}",
+        f"python benchmarks/search_pays.py{' --preset gpu' if gpu else ''}", claims, (Table("Test accuracy", columns, tuple(map(row, compared))),), notes,
+        figures={"plan": asdict(plan), "results": list(results)},
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -377,13 +385,13 @@ def main() -> None:
     load = load_average()
     plan = PLANS["quick" if options.quick else options.preset]
     data = "digits" if options.quick else str(data_folder(options.data).resolve())
-    title = "3. The search pays" + (" (full scale)" if options.preset == "gpu" else "")
     with TemporaryDirectory() as scratch:
         work = Path(scratch) if options.quick else HERE / "work" / f"search_pays-{options.preset}"
         work.mkdir(parents=True, exist_ok=True)
         require_same_plan(plan, work)
         results = run_all(Site(plan, data, str(work)), options.workers)
-        report(summary(plan, results, options.seed, title), machine(threads=1, seed=options.seed, load=load), quick=options.quick)
+        device = None if plan.device == "cpu" else torch.cuda.get_device_name()
+        report(summary(plan, results, options.seed), machine(threads=1, seed=options.seed, load=load, device=device), quick=options.quick)
 
 
 def require_same_plan(plan: Plan, work: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-SMALL = {"threads": 1, "search.epochs": 2, "search.logit_passes": 1, "search.candidates": 3, "train.epochs": 2}
+SMALL = {"threads": 1, "search.epochs": 2, "search.logit_passes": 1, "search.candidates": 3, "search.finalists": 1, "train.epochs": 2}
 SMALL_SETTINGS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
 
 

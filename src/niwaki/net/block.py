@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from niwaki.net.control import Chain, OneOf, Residual
 from niwaki.net.layer import (
     Activation,
@@ -18,6 +16,7 @@ from niwaki.net.layer import (
     Linear,
     SqueezeExcite,
 )
+from niwaki.net.tree import called
 from niwaki.space.size import Expr, Symbol, in_channels, round8
 
 
@@ -79,7 +78,7 @@ def mbconv(
 
 def maybe(layer: Layer, *, name: str | None = None) -> OneOf:
     """`layer` or nothing (the identity), as a decision with the options "no" and "yes"."""
-    return OneOf(Identity(name="no"), replace(layer, name="yes"), name=name)
+    return OneOf(Identity(name="no"), called(layer, "yes"), name=name)
 
 
 def classifier(classes: int, *, dropout: float = 0.0, name: str | None = "head") -> Chain:

@@ -5,11 +5,11 @@ Control flow, names, conditions and shapes are worked out here and nowhere else;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache, singledispatchmethod
+from functools import singledispatchmethod
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 from niwaki.net.control import Add, Chain, Concat, Graph, Match, Network, OneOf, Repeat, Residual, Several
 from niwaki.net.layer import (
@@ -58,6 +58,7 @@ from niwaki.space.size import (
 from niwaki.space.space import Decision, Space
 
 CONTAINERS = (Several, OneOf, Repeat, Residual, Graph)
+T = TypeVar("T")
 INPUT = -1  # index of the network's input among the tensors
 LARGEST_TABLE = 1 << 20  # combinations of options over which one size or condition may range
 
@@ -117,18 +118,27 @@ class Placement:
         return self.items[tensor].shape if tensor != INPUT else Shape(self.input_shape[:1], self.input_shape[1:])
 
 
-@lru_cache(maxsize=64)
 def place(network: Network) -> Placement:
-    """The flat form of `network`. Raises SpaceError or ShapeError that name the layer at fault."""
+    """The flat form of `network`, worked out once. Raises SpaceError or ShapeError that name the layer at fault."""
+    return kept(network, "_placement", _place)
+
+
+def space_of(network: Network) -> Space:
+    """The decisions of `network`, in reading order."""
+    return kept(network, "_space", lambda network: Space(place(network).decisions))
+
+
+def _place(network: Network) -> Placement:
     placer = _Placer(network.input_shape)
     output = placer.walk(network.body, INPUT, Where(path="", block="", repeats=(), condition=True))
     return Placement(tuple(placer.items), output, network.input_shape, placer.decisions_in_order())
 
 
-@lru_cache(maxsize=64)
-def space_of(network: Network) -> Space:
-    """The decisions of `network`, in reading order."""
-    return Space(place(network).decisions)
+def kept(network: Network, key: str, compute: Callable[[Network], T]) -> T:
+    """`compute(network)`, kept on the network itself: which choice is which goes by identity, so equal networks need not share the result."""
+    if key not in network.__dict__:
+        network.__dict__[key] = compute(network)
+    return network.__dict__[key]
 
 
 def fix(placement: Placement, choices: Mapping[str, Any]) -> Placement:

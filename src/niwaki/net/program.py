@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from itertools import accumulate, islice, pairwise
 from math import prod
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 
 from niwaki.net.control import Network
 from niwaki.net.layer import Activation, Cat, Interleave, Layer, Subsample, Sum, Zero
-from niwaki.net.place import INPUT, Placed, Placement, place, space_of
+from niwaki.net.place import INPUT, Placed, Placement, kept, place, space_of
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import Value
 from niwaki.space.size import Expr, Symbol, equal, refs, values
@@ -61,9 +60,12 @@ def program(network: Network, arch: Mapping[str, Value] | None = None) -> Progra
     return Program(tuple((layers.found[number], inputs) for number, inputs in entries), output, network.input_shape)
 
 
-@lru_cache(maxsize=32)
 def distinct(network: Network) -> tuple[int | None, str]:
     """The number of different programs, exact, or None and the reason why it is not known."""
+    return kept(network, "_distinct", _distinct)
+
+
+def _distinct(network: Network) -> tuple[int | None, str]:
     placement, space = place(network), space_of(network)
     try:
         return _Automaton(_segments(placement)).strings(), ""

@@ -213,7 +213,8 @@ def _place(results: Mapping[str, Any]) -> Claim:
     return Claim(
         "Masks stand behind BatchNorm and activation: before them they are divided away",
         "the mask is on the output of the block (Fig. 2) [abstract of the figure]",
-        f"gradient that reaches the logits through a mask before BatchNorm: {ratio:.1e} of that through one behind it",
+        f"gradient that reaches the logits through a mask before BatchNorm: {ratio:.0e} of that through one behind it "
+        f"({norms['leak'] / norms['after']:.0e} with BatchNorm's usual epsilon)",
         "not applicable",
         "holds" if ratio < ERASED else "does not hold",
     )

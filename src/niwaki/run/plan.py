@@ -48,6 +48,7 @@ TRIM = 0.05  # of the architectures within the budget; options of fewer are left
 PLANNED = {  # what a time limit may reduce where nothing was asked for, and the least that means anything
     ("search", "epochs"): 3,
     ("search", "candidates"): 8,
+    ("search", "finalists"): 1,
     ("search", "evaluations"): 8,
     ("train", "epochs"): 3,
 }
@@ -248,6 +249,7 @@ def fit_to_minutes(asked: Config, config: Config, search: Search) -> tuple[Confi
             recipe=recipe,
             proxy=_proxy(recipe),
             candidates=smaller.search.candidates or 1,
+            finalists=smaller.search.finalists or 1,
         ),
         expected,
     )
@@ -279,7 +281,7 @@ def _share(phase: str, config: Config, smaller: Config) -> float:
     return {
         "search": trials * proxy if from_scratch else ratio("search", "epochs"),
         "judging": trials,
-        "finalists": proxy,
+        "finalists": proxy * ratio("search", "finalists"),
         "training": ratio("train", "epochs"),
     }[phase]
 

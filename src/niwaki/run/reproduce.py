@@ -276,17 +276,20 @@ def published_counts() -> dict[str, Any]:
 
 
 def mask_place() -> dict[str, float]:
-    """Norm of the gradient that reaches the logits of a width through a mask after BatchNorm and activation, and through one before them."""
+    """Norm of the gradient that reaches the logits of a width through a mask after BatchNorm and activation, and through one before them.
+
+    "leak": before, with BatchNorm's usual epsilon, by which it does not quite divide by the standard deviation; it is next to 0 elsewhere.
+    """
     generator = torch.Generator().manual_seed(0)
     widths = torch.tensor([4, 8, 12, 16])
     keep = (torch.arange(16) < widths[:, None]).float()  # (O, C)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         first, last = nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.Conv2d(16, 10, 1)
-    norm = nn.BatchNorm2d(16)
     x, targets = torch.randn(64, 8, 8, 8, generator=generator), torch.randint(10, (64,), generator=generator)
     norms = {}
-    for place in ("after", "before"):
+    for place, eps in (("after", 1e-12), ("before", 1e-12), ("leak", 1e-5)):
+        norm = nn.BatchNorm2d(16, eps=eps)
         logits = torch.zeros(4, requires_grad=True)
         mask = (torch.softmax(logits, 0) @ keep).view(1, -1, 1, 1)
         y = F.relu(norm(first(x))) * mask if place == "after" else F.relu(norm(first(x) * mask))

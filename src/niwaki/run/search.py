@@ -144,7 +144,7 @@ def run(search: Search, folder: Folder, progress: Progress | None = None) -> lis
         _by_asking(search, search.method, spaces, folder, progress, clock)
     chosen = []
     for at, budget in enumerate(search.budgets):
-        arch, validation = _choose(search, at, spaces[at], folder, progress)
+        arch, validation = _choose(search, at, spaces[at], folder, progress, clock)
         module = _train(search, at, arch, folder, progress, clock)
         test = once(folder, f"test {at}", partial(evaluate, module, search.task, search.task.part("test"), device=search.device))
         chosen.append(Chosen(budget, arch, validation, test, module))
@@ -322,7 +322,9 @@ def _ask(
 # --- choosing and training ---------------------------------------------------------------------------------------------------
 
 
-def _choose(search: Search, at: int, space: Within, folder: Folder, progress: Progress) -> tuple[Architecture, dict[str, float]]:
+def _choose(
+    search: Search, at: int, space: Within, folder: Folder, progress: Progress, clock: Clock
+) -> tuple[Architecture, dict[str, float]]:
     """The best trial within the budget by validation; of several finalists, the best after a short training of its own.
 
     A few hundred examples cannot tell 99.0 from 99.3 %: trials within one standard error of the best metric count as equal to it, and
@@ -342,7 +344,8 @@ def _choose(search: Search, at: int, space: Within, folder: Folder, progress: Pr
         finalists = best_first(trials)[: search.finalists]
         if len(finalists) > 1:
             known = {trial.number: trial for trial in stored if trial.source == FINALIST}
-            finalists = best_first(_train_finalists(search, at, finalists, len(trials), known, folder, progress))
+            judged = _train_finalists(search, at, finalists, len(trials), known, folder, progress, clock)
+            finalists = best_first(judged) if judged else finalists
         if not finalists:
             raise RunError(f"no architecture within {search.budgets[at].text} could be evaluated{_first_failure(stored)}")
         best = finalists[0]
@@ -353,14 +356,24 @@ def _choose(search: Search, at: int, space: Within, folder: Folder, progress: Pr
 
 
 def _train_finalists(
-    search: Search, at: int, finalists: Sequence[Trial], first: int, known: Mapping[int, Trial], folder: Folder, progress: Progress
+    search: Search,
+    at: int,
+    finalists: Sequence[Trial],
+    first: int,
+    known: Mapping[int, Trial],
+    folder: Folder,
+    progress: Progress,
+    clock: Clock,
 ) -> list[Trial]:
-    """Each finalist again, as a trial of a short training of its own. first: the number of the first of these trials."""
+    """Each finalist again, as a trial of a short training of its own, while there is time. first: the number of the first of these trials."""
     progress.phase(f"training {len(finalists)} finalists", len(finalists))
     judge = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device)
     judged = []
     for number, finalist in enumerate(finalists, start=first):
         trial = known.get(number)
+        if trial is None and clock.over("finalists", (at + 1) / len(search.budgets)):
+            folder.note(f"The time limit cut the training of finalists short: {len(judged)} of {len(finalists)} were trained.")
+            break
         if trial is None:
             trial = _judged(search, number, finalist.arch, judge, FINALIST)
             folder.store.append(_run(at), trial)

@@ -1,0 +1,110 @@
+"""A digits search killed again and again ends with the same bits as one left alone.
+
+    python benchmarks/kill.py [--kills 20] [--seed 0] [--full] [--folder FOLDER]
+
+One search is left alone and timed. Another is sent SIGKILL at instants drawn uniformly over that wall time - reading data, search, judging,
+final training, export, while a checkpoint is written - in their order; after each kill it is resumed and runs on to the next instant, and
+after the last to its end. Progress that a kill destroyed is made again before the next one. Every safetensors file, every trial and the
+result must then be the same; exit code 1 if anything differs.
+
+--full: the default search of the digits, as `niwaki search` runs it; else a short one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from niwaki.run.folder import Folder
+from niwaki.space.space import Space
+from niwaki.testing.kill import run_command, safetensors_of
+
+SHORT = {"search.epochs": 6, "search.candidates": 16, "search.finalists": 2, "train.epochs": 40}
+
+
+STEPS = {"candidates 0": "choosing", "choice 0": "final training", "test 0": "export", "files": "report"}  # result -> what comes after it
+
+
+def progress(folder: Path) -> tuple[float, str]:
+    """Seconds of work that a killed run has safe, less what every process needs to begin; and what it was doing."""
+    if not (folder / "config.json").is_file() or not (folder / "run.sqlite").is_file():
+        return 0.0, "planning"
+    run = Folder(folder, read_only=True)
+    try:
+        booked = sum(seconds for phase, seconds in run.store.fact("seconds", {}).items() if phase != "planning")
+        doing = [after for step, after in STEPS.items() if run.store.fact(f"result {step}") is not None]
+        return booked, "the end" if run.store.fact("finished") else doing[-1] if doing else "search"
+    finally:
+        run.close()
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All in which two finished runs must agree: files, trials, result; none of the times."""
+    run = Folder(folder, read_only=True)
+    try:
+        space = Space.from_json(run.plan["space"])
+        trials = [trial.to_json() | {"seconds": 0} for name in run.store.runs() for trial in run.store.trials(name, space)]
+        summary = run.store.fact("result summary")
+    finally:
+        run.close()
+    result = {key: summary[key] for key in ("architecture", "macs", "params", "accuracy")}
+    onnx = (folder / "model.onnx").read_bytes()
+    return {**safetensors_of(folder), "trials": trials, "result": result, "model.onnx": len(onnx)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the instants")
+    parser.add_argument("--full", action="store_true", help="the default search instead of a short one")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    given = parser.parse_args()
+    root = given.folder or Path(tempfile.mkdtemp(prefix="niwaki-kill-"))
+    alone, killed = root / "alone", root / "killed"
+    for folder in (alone, killed):
+        shutil.rmtree(folder, ignore_errors=True)
+    settings = [] if given.full else [word for key, value in SHORT.items() for word in ("--set", f"{key}={value}")]
+
+    began = time.monotonic()
+    code, told = run_command(["search", "--out", str(alone), *settings])
+    wall_s = time.monotonic() - began
+    if code != 0:
+        print(told)
+        return 1
+    print(f"left alone: {wall_s:.0f} s\n\n| kill | instant (s of wall time) | stopped in |\n|---:|---:|---|")
+
+    rng = Random(given.seed)
+    for kill, instant in enumerate(sorted(rng.uniform(0, wall_s) for _ in range(given.kills)), start=1):
+        safe, _ = progress(killed)
+        code, told = run_command(["search", "--out", str(killed), *settings], stop_after_s=max(0.5, instant - safe))
+        if code > 0:
+            print(told)
+            return 1
+        print(f"| {kill} | {instant:.1f} | {'nothing: it had ended' if code == 0 else progress(killed)[1]} |", flush=True)
+    code, told = run_command(["search", "--out", str(killed), *settings])
+    if code != 0:
+        print(told)
+        return 1
+    one, other = outcome(alone), outcome(killed)
+    differing = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    same = [name for name in one if name.endswith(".safetensors")]
+    print(f"\n{len(same)} safetensors files: {', '.join(same)}")
+    print(
+        f"after {given.kills} kills: "
+        + (f"DIFFERENT: {', '.join(differing)}" if differing else "the same, bit for bit; the same trials, the same result")
+    )
+    print(json.dumps({"kills": given.kills, "wall_s": round(wall_s, 1), "differing": differing}))
+    if given.folder is None:
+        shutil.rmtree(root)
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
