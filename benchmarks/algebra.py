@@ -116,7 +116,7 @@ class Bench:
         columns = ("MACs <=", "count", "share", "gap of the bounds", "CPU time, first call", "again (median)")
         self.tables.append(Table("Architectures within a budget", columns, shown))
         self.figures["counts"] = [
-            {"budget": upper, "count": str(count.count), "lo": str(count.lo), "hi": str(count.hi), "gap": gap, "first_s": cold, "again_s": warm}
+            {"budget": upper, "count": [str(n) for n in (count.lo, count.count, count.hi)], "gap": gap, "first_s": cold, "again_s": warm}
             for upper, count, gap, cold, warm in rows
         ]
         self.timed_claim("count and share, the worst budget", max(gap for *_, gap, _, _ in rows), max(warm for *_, warm in rows))
@@ -183,7 +183,9 @@ class Bench:
         )
         columns = ("distribution", "MACs <=", "log P", "certain bounds", "CPU time")
         self.tables.append(Table("log P(MACs within the budget) and its gradient", columns, shown))
-        self.figures["log_p"] = [[name, upper, value, bounds.log_lo, bounds.log_hi, seconds] for name, upper, value, bounds, seconds in rows]
+        self.figures["log_p"] = [
+            [name, upper, value, bounds.log_lo, bounds.log_hi, seconds] for name, upper, value, bounds, seconds in rows
+        ]
         worst = max(seconds for *_, seconds in rows)
         self.claim("log P(feasible) and its gradient, the worst of these", f"<= {LOG_P_S} s", f"{worst:.2f} s", worst <= LOG_P_S)
 
@@ -210,7 +212,8 @@ class Bench:
             seconds.append(cpu_seconds(count, rounds=5).median)
         spread = Spread.of(1000 * value for value in seconds)
         self.figures["flop_counter_ms"] = spread.median
-        self.claim("beside it: torch.utils.flop_counter on one built network, equal to the unit", "", spread.text(0, " ms") + " each, without building it")
+        what = "beside it: torch.utils.flop_counter on one built network, equal to the unit"
+        self.claim(what, "", spread.text(0, " ms") + " each, without building it")
 
     def claim(self, *of: Any) -> None:
         self.claims.append(Claim(*of))
@@ -230,10 +233,10 @@ def main() -> None:
     result = Result(
         "algebra", "2. The cost algebra is exact and quick", "python benchmarks/algebra.py", tuple(bench.claims), tuple(bench.tables),
         notes=(
-            f"The space: {len(bench.space)} decisions, {bench.space.size:.2e} architectures; its MACs are {len(bench.macs.factors)} tables of "
-            f"{entries:,} entries in all, made from the description in {prepared:.2f} s of CPU. The first count also cuts the space into stages, "
-            f"which all later questions share.",
-            "log P as the gradient's pass finds it, an estimate of finite resolution; the bounds are those of the counting pass, and certain.",
+            f"The space: {len(bench.space)} decisions, {bench.space.size:.2e} architectures; its MACs are {len(bench.macs.factors)} "
+            f"tables of {entries:,} entries in all, made from the description in {prepared:.2f} s of CPU. The first count also cuts the "
+            f"space into stages, which all later questions share.",
+            "log P as the gradient's pass finds it, an estimate of finite resolution; the bounds are the counting pass's, and certain.",
         ),
         figures=bench.figures,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turns, a record of the machine, results as JSON, and the tables of README.md that are made of them."""
+"""What the benchmarks share: timing in turns, a record of the machine, results as JSON, and the tables of README.md made of them."""
 
 from __future__ import annotations
 
@@ -165,7 +165,8 @@ def markdown(content: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
     lines = [f"### {content['title']}", ""]
     verdicts = {True: "yes", False: "**no**", None: ""}
-    lines += grid(("claim", "promised", "measured", "holds"), [(c["claim"], c["promised"], c["measured"], verdicts[c["holds"]]) for c in content["claims"]])
+    claims = [(claim["claim"], claim["promised"], claim["measured"], verdicts[claim["holds"]]) for claim in content["claims"]]
+    lines += grid(("claim", "promised", "measured", "holds"), claims)
     for table in content["tables"]:
         lines += ["", f"{table['title']}:", "", *grid(table["columns"], table["rows"])]
     lines += [""] + [f"- {note}" for note in content["notes"]]

@@ -2,8 +2,8 @@
 
     python benchmarks/masks.py [--quick] [--seed N]
 
-The supernet takes soft weights of all widths, expansions and kernel sizes, and everything else decided: inverted residuals, full depth, full
-resolution. A step is forward, loss and backward, to the weights of the network and to the weights of the options; an optimizer would
+The supernet takes soft weights of all widths, expansions and kernel sizes, and everything else decided: inverted residuals, full depth,
+full resolution. A step is forward, loss and backward, to the weights of the network and to the weights of the options; an optimizer would
 cost both sides the same. Beside it: a mask multiplied onto every feature map, a branch for every option, and what is *not* free.
 """
 
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,6 +44,7 @@ from niwaki.zoo.mobile import mobile
 OPTIONS = (2, 8, 32)  # of every width and every expansion
 REFERENCE = "plain largest member"
 RESTARTS = 3  # fresh processes for one figure of peak memory
+LIGHT_ROUNDS, HEAVY_ROUNDS = 24, 3
 MOST_TIME, MOST_BYTES, MOST_PEAK = 1.05, 1.05, 1.10
 
 
@@ -58,7 +60,7 @@ class Case:
 
 
 def fbnetv2_body(side: int, operators: tuple[str, ...] = ("k5h_se",)) -> Network:
-    """FBNetV2's space for images of `side` pixels: one resolution, and in each block only `operators`; one alone has its kernel size searched."""
+    """FBNetV2's space for images of `side` pixels: one resolution, in each block `operators` only, or one of any kernel size."""
     network = fbnetv2((3, side, side))
     network = restrict(network, {decision.name: operators for decision in space_of(network) if "k5h_se" in decision.options})
     if len(operators) > 1:
@@ -81,7 +83,7 @@ def cases(quick: bool) -> tuple[Case, ...]:
 
 
 def with_options(network: Network, count: int) -> Network:
-    """`network` with `count` options for every width and expansion, evenly spaced up to the same largest (fewer where a width has no more)."""
+    """`network` with `count` options for every width and expansion, evenly spaced up to the same largest (fewer if it has no more)."""
 
     def leaf(symbol: Symbol) -> Any:
         name = symbol.name or "" if isinstance(symbol, Choice) else ""
@@ -160,7 +162,8 @@ def multiplied(network: Network) -> Subject:
     """The plain largest member with a mask multiplied onto every feature map whose width is searched, after its activation."""
     module, weights = plain(network).module, {}
     assert isinstance(module, fx.GraphModule)
-    searched = {module_name(item.path): item for item in soft_items(network) if isinstance(item.layer, BatchNorm) and isinstance(item.shape.width, Symbol)}
+    norms = [item for item in soft_items(network) if isinstance(item.layer, BatchNorm)]
+    searched = {module_name(item.path): item for item in norms if isinstance(item.shape.width, Symbol)}
     names = {node.name: node for node in module.graph.nodes}
     for name in searched:
         users = [user for user in names[name].users if user.op == "call_module"]
@@ -226,7 +229,8 @@ class Branches(nn.Module):
                 depthwise = items["dw"].layer
                 expand = items["expand"].shape.width / shape[0] * (at / count if searched else 1) if "expand" in items else 1
                 stride, kernel_size = depthwise.stride, depthwise.kernel_size  # type: ignore[attr-defined]
-                body.append(mbconv(width, kernel_size, expand=expand, stride=stride, activation=activation, squeeze_excite=attention, residual=False))
+                given = {"stride": stride, "activation": activation, "squeeze_excite": attention, "residual": False}
+                body.append(mbconv(width, kernel_size, expand=expand, **given))
             else:
                 layer = last.layer
                 body.append(conv_bn_act(width, layer.kernel_size, stride=layer.stride, activation=activation))  # type: ignore[attr-defined]
@@ -280,8 +284,8 @@ def saved_bytes(subject: Subject, images: Tensor, labels: Tensor) -> int:
     kept: dict[int, Tensor] = {}  # holding the tensors keeps their addresses from being given to others
 
     def pack(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
+        tensor = tensor.detach()  # a graph that held its own outputs with their history would never be freed
+        return kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         subject.loss(images, labels)
@@ -318,24 +322,54 @@ def options_of(quick: bool) -> tuple[int, ...]:
     return (2,) if quick else OPTIONS
 
 
-def measure(number: int, case: Case, *, quick: bool, seed: int) -> tuple[Table, tuple[Claim, ...], dict[str, Any]]:
+def available_mib() -> float:
+    """Memory that the machine has left."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))) / 1024
+
+
+def keep_within_memory() -> None:
+    """From now on an allocation that the machine could not bear fails, here and in processes started here, instead of taking it down."""
+    bytes_ = int(0.6 * available_mib() * 2**20)
+    resource.setrlimit(resource.RLIMIT_AS, (bytes_, bytes_))
+
+
+@dataclass(frozen=True)
+class Measured:
+    table: Table
+    claims: tuple[Claim, ...]
+    figures: dict[str, Any]
+    left_out: tuple[str, ...]
+
+
+def measure(number: int, case: Case, *, quick: bool, seed: int) -> Measured:
     options = options_of(quick)
     names = list(subjects(case, options))
     say(f"{case.name}: peak memory of fresh processes ...")
-    promised = [name for name in names if name.startswith(("plain", "masks"))]
-    jobs = [(name, turn) for name in ("", *(promised if quick else names)) for turn in range(1 if quick or name not in ("", *promised) else RESTARTS)]
+    promised = ["", *(name for name in names if name.startswith(("plain", "masks")))]  # "": the imports alone
+    several = [name for name in names if name.startswith("a branch")]
+    jobs = promised if quick else promised * (RESTARTS - 1) + ["", *(name for name in names if name not in several)]
     with ThreadPoolExecutor(2) as pool:  # before this process grows, so that they never wait for memory
-        peaks = list(pool.map(lambda job: peak_in_fresh_process(number, job[0], quick=quick, seed=seed), jobs))
-    peak = {name: median(value for (other, _), value in zip(jobs, peaks, strict=True) if other == name) for name, _ in jobs}
+        peaks = list(pool.map(lambda name: peak_in_fresh_process(number, name, quick=quick, seed=seed), jobs))
+    peak = {name: median(value for other, value in zip(jobs, peaks, strict=True) if other == name) for name in jobs}
+    left_out, previous = [], peak[REFERENCE]
+    for name, more in zip(several, (1, *(b / a for a, b in pairwise(options))), strict=True) if not quick else ():
+        if (needed := more * previous) > available_mib() / 3:
+            left_out.append(f"{case.name}: {name} left out; it would take up to {needed / 1024:.0f} GiB.")
+            continue
+        previous = peak[name] = peak_in_fresh_process(number, name, quick=quick, seed=seed)
+    if not quick:
+        names = [name for name in names if name in peak]
 
     images, labels = batch_of(case, seed)
-    made = {name: make() for name, make in subjects(case, options).items()}
+    made = {name: make() for name, make in subjects(case, options).items() if name in names}
     saved = {name: saved_bytes(subject, images, labels) for name, subject in made.items()}
     steps = {name: partial(subject.step, images, labels) for name, subject in made.items()}
     light = {name: step for name, step in steps.items() if not name.startswith("a branch")}
     heavy = {name: step for name, step in steps.items() if name not in light or name == REFERENCE}
     say(f"{case.name}: training steps in turns ...")
-    seconds = {name: in_turns(group, rounds=rounds) for group, rounds in ((light, 2 if quick else 24), (heavy, 1 if quick else 6)) for name in group}
+    turns = in_turns(light, rounds=2 if quick else LIGHT_ROUNDS), in_turns(heavy, rounds=1 if quick else HEAVY_ROUNDS, warmup=1)
+    seconds = {name: turns[0] if name in light else turns[1] for name in names}
     times = {name: paired_ratio(seconds[name], name, REFERENCE) for name in names}
     seconds_of = {name: median(seconds[name][name]) for name in names}
 
@@ -348,7 +382,8 @@ def measure(number: int, case: Case, *, quick: bool, seed: int) -> tuple[Table, 
         if name in peak:
             net = (peak[name] - peak[""]) / (peak[REFERENCE] - peak[""])
             memory = (f"{peak[name]:.0f} MiB", f"{ratio(peak, name):.3f}", f"{net:.3f}")
-        rows.append((name, f"{1000 * seconds_of[name]:.0f} ms", times[name].text(), f"{saved[name] / 2**20:.1f} MiB", f"{ratio(saved, name):.3f}", *memory))
+        kept = f"{saved[name] / 2**20:.1f} MiB", f"{ratio(saved, name):.3f}"
+        rows.append((name, f"{1000 * seconds_of[name]:.0f} ms", times[name].text(), *kept, *memory))
         if name.startswith("masks"):
             ratios = (times[name].median, ratio(saved, name), ratio(peak, name))
             claims.append(Claim(
@@ -357,9 +392,9 @@ def measure(number: int, case: Case, *, quick: bool, seed: int) -> tuple[Table, 
                 "{:.3f}x, {:.3f}x, {:.3f}x".format(*ratios),
                 all(measured <= most for measured, most in zip(ratios, (MOST_TIME, MOST_BYTES, MOST_PEAK), strict=True)),
             ))  # fmt: skip
-    columns = ("", "CPU time of a step", "ratio (quartiles)", "saved for backward", "ratio", "peak memory", "ratio", "ratio without imports")
+    columns = ("", "CPU time of a step", "ratio (quartiles)", "kept for backward", "ratio", "peak memory", "ratio", "without imports")
     figures = {"cpu_seconds": seconds_of, "saved_bytes": saved, "peak_mib": peak, "rounds": {name: seconds[name][name] for name in names}}
-    return Table(case.name, columns, tuple(rows)), tuple(claims), figures
+    return Measured(Table(case.name, columns, tuple(rows)), tuple(claims), figures, tuple(left_out))
 
 
 def main() -> None:
@@ -370,16 +405,19 @@ def main() -> None:
         case, name = json.loads(options.peak_of)
         print_peak(case, name, quick=options.quick, seed=options.seed)
         return
+    keep_within_memory()
     load = load_average()
     found = [measure(number, case, quick=options.quick, seed=options.seed) for number, case in enumerate(cases(options.quick))]
-    tables, claims = [table for table, _, _ in found], [claim for _, several, _ in found for claim in several]
     result = Result(
-        "masks", "1. Masks are free", "python benchmarks/masks.py", tuple(claims), tuple(tables),
+        "masks", "1. Masks are free", "python benchmarks/masks.py", tuple(claim for one in found for claim in one.claims),
+        tables=tuple(one.table for one in found),
         notes=(
-            f"Peak memory: median of {RESTARTS} processes for the plain member and the masks, one process for the rest. Time: 24 rounds, 6 with branches.",
-            "A branch per option: the i-th branch has the i-th width and the i-th expansion of its block; every pair of them would be the square.",
+            f"Peak memory: median of {RESTARTS} processes for the plain member and the masks, one process for the rest. Time: "
+            f"{LIGHT_ROUNDS} rounds, {HEAVY_ROUNDS} with branches.",
+            "A branch per option: the i-th branch has the i-th width and expansion of its block; every pair of them would be the square.",
+            *(note for one in found for note in one.left_out),
         ),
-        figures={table.title: figures for table, _, figures in found},
+        figures={one.table.title: one.figures for one in found},
     )  # fmt: skip
     report(result, machine(threads=1, seed=options.seed, load=load), quick=options.quick)
 

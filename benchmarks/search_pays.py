@@ -56,8 +56,8 @@ SET_SEED = 0  # of the images that are taken from the full set: one set, whateve
 
 @dataclass(frozen=True)
 class Plan:
-    """images: of the training set that are used, class by class. train_epochs: of the final training of every network. search_epochs, candidates: of
-    the search; None for niwaki's own choice. rivals: random networks for each seed.
+    """images: of the training set that are used, class by class. train_epochs: of the final training of every network. search_epochs,
+    candidates: of the search; None for niwaki's own choice. rivals: random networks for each seed.
     """
 
     images: int
@@ -190,7 +190,8 @@ def random_members(network: Network, budget: int, count: int, seed: int) -> list
     found: dict[Architecture, None] = {}
     while len(found) < count:
         rows = allowed.sample_many(64, rng)
-        found.update((space.from_indices(row.tolist()), None) for row, cost in zip(rows, macs.batch(rows), strict=True) if cost > NEAR * budget)
+        near = rows[macs.batch(rows) > NEAR * budget]
+        found.update((space.from_indices(row.tolist()), None) for row in near)
     return list(found)[:count]
 
 
@@ -249,7 +250,8 @@ def trained(plan: Plan, job: Job, task: ImageClassification, network: Network) -
     model = train(module, task, recipe, task.part("train+validation"), seed=seed, device=plan.device)
     spent = time.perf_counter() - began
     figures = evaluate(model, task, task.part("test"), device=plan.device)
-    return {"accuracy": figures["accuracy"], "macs": macs, "params": sum(p.numel() for p in model.parameters()), "architecture": chosen, "train_s": spent}
+    params = sum(parameter.numel() for parameter in model.parameters())
+    return {"accuracy": figures["accuracy"], "macs": macs, "params": params, "architecture": chosen, "train_s": spent}
 
 
 def recipe_of(plan: Plan, seed: int, task: ImageClassification, network: Network) -> Recipe:
@@ -278,8 +280,8 @@ def run_all(site: Site, workers: int) -> list[dict[str, Any]]:
                     results.append(found)
                     left = expected_seconds(list(running.values()), results) / workers
                     say(
-                        f"[{len(results)}/{len(jobs)}] {job.key}: {found['accuracy']:.2%} at {found['macs']:,} MACs in {duration(found['wall_s'])}; "
-                        f"{duration(time.monotonic() - began)} so far, about {duration(left)} left"
+                        f"[{len(results)}/{len(jobs)}] {job.key}: {found['accuracy']:.2%} at {found['macs']:,} MACs in "
+                        f"{duration(found['wall_s'])}; {duration(time.monotonic() - began)} so far, about {duration(left)} left"
                     )
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -350,7 +352,7 @@ def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int) -> Result:
         Claim("minus the mean of the random networks", "> 0", paired(lambda one: mean(one.rivals))),
         Claim(f"minus the best of the {plan.rivals} (the aim: 0)", "", paired(lambda one: max(one.rivals))),
         Claim("minus the uniformly scaled MobileNetV2", "> 0", paired(lambda one: one.scaled)),
-        Claim("time of the search / time of training one network", "", f"{search_s / one_training:.1f} ({search_s:.0f} s / {one_training:.0f} s)"),
+        Claim("wall time: search / training one network", "", f"{search_s / one_training:.1f} ({search_s:.0f} s / {one_training:.0f} s)"),
     )
     columns = ("seed", "found", "random: worst", "median", "best", "MobileNetV2, scaled", "rank")
 
@@ -360,15 +362,16 @@ def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int) -> Result:
 
     macs = {kind: mean(found["macs"] for found in results if found["kind"] == kind) for kind in ("search", "random", "mobilenetv2")}
     notes = (
-        f"{plan.images:,} training images, {plan.train_epochs} epochs of final training for every network, at most {plan.budget:,} multiply-adds; mean MACs: found "
-        f"{macs['search']:,.0f}, random {macs['random']:,.0f}, MobileNetV2 {macs['mobilenetv2']:,.0f}.",
-        "Test accuracy, measured once per network. Intervals: 95 % bootstrap over the seeds; with three seeds they are the range of the three at best.",
+        f"{plan.images:,} training images, {plan.train_epochs} epochs of final training for every network, at most {plan.budget:,} "
+        f"multiply-adds; mean MACs: found {macs['search']:,.0f}, random {macs['random']:,.0f}, MobileNetV2 {macs['mobilenetv2']:,.0f}.",
+        "Test accuracy, measured once per network. Intervals: 95 % bootstrap over the seeds; of three seeds, about the range of the three.",
         f"{sum(found['cpu_s'] for found in results) / 60:.0f} minutes of CPU in all.",
     )
     gpu = plan.device != "cpu"
     return Result(
         "search_pays-gpu" if gpu else "search_pays", f"3. The search pays{' (full scale)' if gpu else ''}",
-        f"python benchmarks/search_pays.py{' --preset gpu' if gpu else ''}", claims, (Table("Test accuracy", columns, tuple(map(row, compared))),), notes,
+        f"python benchmarks/search_pays.py{' --preset gpu' if gpu else ''}", claims,
+        tables=(Table("Test accuracy", columns, tuple(map(row, compared))),), notes=notes,
         figures={"plan": asdict(plan), "results": list(results)},
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ def niwaki_command() -> Callable[..., Answer]:
         out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
         os.chdir(cwd or before)
         try:
-            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
-                main([str(argument) for argument in arguments])
+            with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+                patched.setattr(sys, "argv", ["niwaki", *map(str, arguments)])
+                main()
         finally:
             os.chdir(before)
         assert isinstance(stop.value.code, int)

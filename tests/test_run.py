@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import niwaki
-from conftest import SMALL
+from conftest import SMALL, SMALL_SETTINGS
 from niwaki import (
     Chain,
     Choice,
@@ -41,6 +41,7 @@ from niwaki.run.search import Silent
 from niwaki.run.warm_start import warm_start_
 from niwaki.store.checkpoint import load_checkpoint
 from niwaki.task.embedded import digits
+from niwaki.testing.kill import run_until, safetensors_of
 from niwaki.train.loop import evaluate
 from niwaki.trial import EvaluationFailed
 
@@ -409,6 +410,23 @@ def test_an_interrupted_learner_stops_between_steps_and_saves(own_task, tmp_path
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "search.safetensors").metadata["step"] == pressed[0]
     tiny_search(own_task, tmp_path / "run", ["macs<=20k"])
     assert weights_of(tmp_path / "run") == weights_of(tmp_path / "alone")
+
+
+def test_a_process_that_is_killed_or_interrupted_and_run_again_ends_with_the_same_safetensors(tmp_path, niwaki_command):
+    settings = [*SMALL_SETTINGS, "--set", "train.epochs=12"]
+    alone = niwaki_command("search", "--out", tmp_path / "alone", *settings, "--json")
+    arguments = ["search", "--out", str(tmp_path / "killed"), *settings]
+    code, told = run_until(arguments, "search", then_s=0.3, by=signal.SIGINT)
+    assert code == 130
+    assert f"error: interrupted; everything done so far is kept in {tmp_path / 'killed'}. `niwaki resume" in told
+    assert "Traceback" not in told
+    assert run_until(arguments, "training", then_s=0.2)[0] == -signal.SIGKILL
+    assert run_until(arguments, "exporting", then_s=1.5)[0] == -signal.SIGKILL
+    gone_on = niwaki_command("resume", tmp_path / "killed", "--json")
+    assert safetensors_of(tmp_path / "killed") == safetensors_of(tmp_path / "alone")
+    assert len(safetensors_of(tmp_path / "alone")) == 5  # the network, and the ends of search and training, twice each
+    for key in ("architecture", "macs", "params", "accuracy"):
+        assert gone_on.json[key] == alone.json[key]
 
 
 # --- warm start --------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -219,20 +219,19 @@ def reproduce(
             print(f"{claim['verdict']:<18} {claim['claim']}\n{'':<18} paper: {claim['paper']}; measured: {claim['measured']}")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Entry point of the `niwaki` command."""
-    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    arguments = sys.argv[1:] or ["--help"]
     try:
-        code = app(list(arguments), prog_name="niwaki", standalone_mode=False)
+        code = app(arguments, prog_name="niwaki", standalone_mode=False)
     except typer.Abort:
         code = INTERRUPTED
     except Exception as error:
         # an unknown option or a missing argument; which class says so has changed with typer's versions, what it offers has not
         if (format_message := getattr(error, "format_message", None)) is None:
             raise
-        command = next(
-            (f"{word} " for word in arguments[:1] if word in {info.name or info.callback.__name__ for info in app.registered_commands}), ""
-        )
+        commands = {info.name or getattr(info.callback, "__name__", "") for info in app.registered_commands}
+        command = next((f"{word} " for word in arguments[:1] if word in commands), "")
         code = _tell(f"{format_message().rstrip('.')}; `niwaki {command}--help` lists what there is", BAD_INPUT, "--json" in arguments)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from niwaki.net.control import Network
@@ -32,4 +33,7 @@ class Scratch:
             )
         except TrainingDiverged as error:
             raise EvaluationFailed(str(error)) from error
-        return evaluate(trained, self.task, self.task.part("validation"), device=self.device)
+        metrics = evaluate(trained, self.task, self.task.part("validation"), device=self.device)
+        if not isfinite(metrics["loss"]):
+            raise EvaluationFailed(f"after training its loss on the validation part is {metrics['loss']}")
+        return metrics

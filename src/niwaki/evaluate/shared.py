@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from niwaki.nn.supernet import Supernet, extract
 from niwaki.task.task import Task, derive_seed
 from niwaki.train.batch_norm import recalibrate_batch_norm_
 from niwaki.train.loop import epoch_batches, evaluate
+from niwaki.trial import EvaluationFailed
 
 
 class SharedWeights:
@@ -34,4 +36,7 @@ class SharedWeights:
         return module.eval()
 
     def __call__(self, arch: Mapping[str, Any]) -> dict[str, float]:
-        return evaluate(self.module(arch), self.task, self.task.part("validation"), device=self.device)
+        metrics = evaluate(self.module(arch), self.task, self.task.part("validation"), device=self.device)
+        if not isfinite(metrics["loss"]):
+            raise EvaluationFailed(f"with shared weights its loss is {metrics['loss']}")
+        return metrics

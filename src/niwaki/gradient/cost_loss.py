@@ -23,6 +23,11 @@ def log_loss(*, weight: float = 0.3) -> CostLoss:
     return lambda cross_entropy, ratio: cross_entropy + weight * torch.log(ratio)
 
 
+def absolute_loss(*, weight: float = 1.0) -> CostLoss:
+    """CE + weight * |log(ratio)|: the cost is drawn to the limit from both sides, as TuNAS does with its reward (Bender et al. 2020, Eq. 5)."""
+    return lambda cross_entropy, ratio: cross_entropy + weight * torch.log(ratio).abs()
+
+
 def limit_loss(*, weight: float = 1.0) -> CostLoss:
     """CE + weight * max(0, log(ratio)): pressure down to the limit and none below it. Ours: the limit itself is met by derivation."""
     return lambda cross_entropy, ratio: cross_entropy + weight * torch.relu(torch.log(ratio))

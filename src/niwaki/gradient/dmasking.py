@@ -13,7 +13,7 @@ from torch import Tensor
 from niwaki.distribution import Distribution
 from niwaki.factor.expect import expected
 from niwaki.factor.within import Within
-from niwaki.gradient.cost_loss import CostLoss, limit_loss, log_loss, product_loss
+from niwaki.gradient.cost_loss import CostLoss, absolute_loss, limit_loss, log_loss, product_loss
 from niwaki.net.control import Network
 from niwaki.net.place import Placement
 from niwaki.nn.relax import gumbel_softmax
@@ -33,7 +33,8 @@ class DMasking:
     architecture's share with Adam on the logits; every step draws Gumbel-softmax weights anew, one draw per decision for the whole
     batch. Then the temperature is multiplied by `temperature_decay`.
 
-    objective: "mul" is FBNet's product, "add" CE + cost_weight log(cost / limit), "limit" (ours) pushes only while above the limit.
+    objective: "mul" is FBNet's product, "add" CE + cost_weight log(cost / limit), "absolute"
+    CE + cost_weight |log(cost / limit)|, which keeps the expected cost at the limit, "limit" the same while above it only.
     logit_passes: how many times the architecture's share is gone over per epoch; 1 as published.
     paths: what a step on the weights does about choices among layers, depths and resolutions: "mixture" runs all of them, as published;
     "sample" (ours) takes the likeliest of the draw, so that the step costs one path and trains what will be delivered. Steps on the logits
@@ -53,7 +54,7 @@ class DMasking:
     architecture_share: float = 0.2
     logit_passes: int = 1
     paths: Literal["mixture", "sample"] = "mixture"
-    objective: Literal["mul", "add", "limit"] = "mul"
+    objective: Literal["mul", "add", "absolute", "limit"] = "mul"
     alpha: float = 0.2
     beta: float = 0.6
     cost_weight: float = 1.0
@@ -72,7 +73,7 @@ class DMasking:
                 ("architecture_share", "between 0 and 1", 0 < self.architecture_share < 1),
                 ("logit_passes", "at least 1", self.logit_passes >= 1),
                 ("paths", "mixture or sample", self.paths in ("mixture", "sample")),
-                ("objective", "mul, add or limit", self.objective in ("mul", "add", "limit")),
+                ("objective", "mul, add, absolute or limit", self.objective in ("mul", "add", "absolute", "limit")),
                 ("cost_weight", "at least 0", self.cost_weight >= 0),
             )
             if not holds
@@ -83,7 +84,7 @@ class DMasking:
     def cost_loss(self) -> CostLoss:
         if self.objective == "mul":
             return product_loss(alpha=self.alpha, beta=self.beta)
-        return log_loss(weight=self.cost_weight) if self.objective == "add" else limit_loss(weight=self.cost_weight)
+        return {"add": log_loss, "absolute": absolute_loss, "limit": limit_loss}[self.objective](weight=self.cost_weight)
 
 
 @dataclass(frozen=True)

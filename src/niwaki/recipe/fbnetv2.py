@@ -71,17 +71,25 @@ def most_likely_options(space: Space, probabilities: Mapping[str, np.ndarray]) -
 def digits_space() -> Network:
     """108 networks for 8 x 8 digits: three inverted residuals with a width each, one kernel size for all, and the input resolution.
 
-    7,872 to 53,536 multiply-adds. The widths are small, so that they are felt: with four times as many channels every member at full
-    resolution answers 95-97 % of the test images, and the order among them is the noise between training seeds.
+    7,872 to 53,536 multiply-adds. The widths are small, so that they are felt: with twice as many channels every member at full resolution
+    answers 95-97 % of the test images, and the order among them is the noise between training seeds. h-swish, because with ReLU that
+    noise was larger (15 members, two seeds: rank correlation 0.8 on validation, 0.9 with h-swish).
     """
     kernel = Choice((3, 5), "/kernel")
     widths = ((2, 4, 8), (4, 8, 16), (4, 8, 16))
     return Network(
         Chain(
             Subsample(Choice((6, 8), "/resolution"), name="input"),
-            conv_bn_act(4, 3, name="stem"),
+            conv_bn_act(4, 3, activation="hswish", name="stem"),
             *(
-                mbconv(Choice(options, f"/block{at}.width"), kernel, expand=2, stride=1 if at == 0 else 2, name=f"block{at}")
+                mbconv(
+                    Choice(options, f"/block{at}.width"),
+                    kernel,
+                    expand=2,
+                    stride=1 if at == 0 else 2,
+                    activation="hswish",
+                    name=f"block{at}",
+                )
                 for at, options in enumerate(widths)
             ),
             classifier(10),
@@ -90,14 +98,18 @@ def digits_space() -> Network:
     )
 
 
-# How a member is trained: long enough that differences between members exceed those between seeds.
-DIGITS_TRAINING = Recipe(epochs=60, batch_size=64)
+# How a member is trained: long enough that differences between members exceed those between seeds. After 60 epochs the standard deviations
+# on the test part were 3.5 % and 1.4 %.
+DIGITS_TRAINING = Recipe(epochs=100, batch_size=64)
 
-# What `niwaki search` does by itself for data of this size, and nothing that was tuned on this space: shorter than published, so that the
-# temperature falls as far in fewer epochs and the logits take larger and more steps. "limit" is ours: pressure while over the budget only.
+# What `niwaki search` does by itself for data of this size, shorter than published: the temperature falls as far in fewer epochs, and the
+# logits take larger and more steps. "limit" is ours: pressure while over the budget only. Steps on the weights run the mixture of both
+# resolutions, as published: `paths="sample"` settled at the low resolution for 20,000 multiply-adds, also at a logit_lr of 0.02, and kept the
+# full one only with a cost weight of 0.2; the mixture kept it with both weights. That was four searches with seed 100, which is not among
+# those that count, and all that was tried.
 DIGITS_SEARCH = DMasking(
     epochs=40, warmup_epochs=10, batch_size=64, temperature_decay=PUBLISHED.temperature_decay ** (PUBLISHED.epochs / 40), weight_lr=0.05,
-    logit_lr=0.05, logit_passes=3, paths="sample", objective="limit",
+    logit_lr=0.05, logit_passes=3, paths="mixture", objective="limit",
 )  # fmt: skip
 DIGITS_CANDIDATES = 48  # drawn from the learned distribution and judged with shared weights, as `niwaki search` does
 DIGITS_BUDGETS = (15_000, 20_000, 27_000, 40_000)  # multiply-adds: about a quarter to nine tenths of the members are within

@@ -21,7 +21,7 @@ ERASED = 1e-3  # of the gradient behind BatchNorm, at most, is left before it
 DERIVATIONS = {
     "mode": "most likely member within the budget (ours)",
     "options": "most likely option of each decision (published)",
-    "judged": "best of several drawn within the budget, by validation with shared weights (what `niwaki search` does)",
+    "judged": "best of several drawn within the budget, by validation with shared weights (ours)",
 }
 
 
@@ -50,7 +50,7 @@ class Truth:
         return float(ranks(self.quality[pool])[list(pool).index(member)])
 
     def share(self, member: int, budget: float) -> float:
-        """Its rank over the number of members at its cost: those within the budget that have at least `AT_ITS_COST` of its multiply-adds."""
+        """Its rank over the number of members at its cost: within the budget, with at least `AT_ITS_COST` of its multiply-adds."""
         pool = self.within(max(budget, self.macs[member]))
         pool = pool[self.macs[pool] >= AT_ITS_COST * self.macs[member]]
         return float(ranks(self.quality[pool])[list(pool).index(member)]) / len(pool)
@@ -65,7 +65,7 @@ class Truth:
         return float(np.mean(picks))
 
     def draws(self, seconds: float) -> int:
-        """Trainings that cost what a search of `seconds` and the training of its one result cost; rounded up, in favour of random search."""
+        """Trainings that cost what a search of `seconds` and the training of its result cost; rounded up, in favour of random search."""
         return ceil(seconds / self.training_seconds) + 1
 
 
@@ -148,7 +148,8 @@ def _cost_weights(results: Mapping[str, Any], truth: Truth) -> Iterator[Claim]:
         yield Claim(
             f"The cost falls monotonically with the cost weight: {form}",
             "the weight trades accuracy against cost [secondary]" + ("; w = 0.6" if kind == "mul" else ""),
-            f"expected cost of the learned distribution, mean over seeds: {_thousands(mean['expected'])} at w = {', '.join(map(str, weights))}; "
+            f"expected cost of the learned distribution, mean over seeds: {_thousands(mean['expected'])} "
+            f"at w = {', '.join(map(str, weights))}; "
             f"derived by argmax: {_thousands(mean['derived'])}; monotone in {sum(monotone)} of {len(monotone)} seeds",
             "has no such weight",
             "holds" if falls else "does not hold",
@@ -200,8 +201,8 @@ def _flat(results: Mapping[str, Any]) -> Claim:
     return Claim(
         fbnetv2.MEMORY_AND_TIME.text,
         f"{fbnetv2.MEMORY_AND_TIME.figure} [{fbnetv2.MEMORY_AND_TIME.source}]",
-        f"a training step with {', '.join(masks)} options of every width and expansion, over the plain largest network: time {time}, bytes kept "
-        f"for backward {size} (benchmarks/masks.py measures more). A branch for every option: {beside}",
+        f"a training step with {', '.join(masks)} options of every width and expansion, over the plain largest network: time {time}, "
+        f"bytes kept for backward {size} (benchmarks/masks.py measures more). A branch for every option: {beside}",
         "trains one network at a time",
         "holds" if max(most["time"], most["bytes"]) <= FLAT else "does not hold",
     )
@@ -339,30 +340,34 @@ def _noise_table(truth: Truth) -> Table:
 def _about(results: Mapping[str, Any], truth: Truth) -> Iterator[str]:
     plan, machine, networks = results["plan"], results["machine"], results["networks"]
     names = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    decisions = "; ".join(f"{name} {_words(_options(results, name))}" for name in networks[0]["choices"])
+    search_seconds = float(np.mean([one["seconds"] for one in results["searches"]]))
     yield (
-        f"Written by `niwaki reproduce {results['method']}{' --quick' if results['quick'] else ''}`. {names}; {machine['processor']}, {machine['cores']} cores, "
-        f"one thread for each training and search."
+        f"Written by `niwaki reproduce {results['method']}{' --quick' if results['quick'] else ''}`. {names}; "
+        f"{machine['processor']}, {machine['cores']} cores, one thread for each training and search."
     )
     yield (
-        f"**Space.** {len(networks)} networks for scikit-learn's digits (8 x 8 pixels; the last 360 images are the test set), {truth.macs.min():,} to "
-        f"{truth.macs.max():,} multiply-adds: {'; '.join(f'{name} {_words(_options(results, name))}' for name in networks[0]['choices'])}. All were trained from "
-        f"scratch for {plan['training']['epochs']} epochs with seeds {_range(plan['training_seeds'])}, {truth.training_seconds:.1f} s of CPU each. Searches and "
-        f"selection see the training and validation parts only; members are ranked by test accuracy, the mean over training seeds."
+        f"**Space.** {len(networks)} networks for scikit-learn's digits (8 x 8 pixels; the last 360 images are the test set), "
+        f"{truth.macs.min():,} to {truth.macs.max():,} multiply-adds: {decisions}. All were trained from scratch, epochs: "
+        f"{plan['training']['epochs']}, seeds: {_range(plan['training_seeds'])}, {truth.training_seconds:.1f} s of CPU each. Searches and "
+        "selection see the training and validation parts only; members are ranked by test accuracy, the mean over training seeds."
     )
     yield (
-        f"**Searches.** {plan['search']['epochs']} epochs, the settings that `niwaki search` takes by itself for data of this size; none was tuned on this space. A "
-        f"search costs {np.mean([one['seconds'] for one in results['searches']]):.1f} s of CPU. Means are over searches; intervals (95 %) are bootstrapped over search seeds, "
-        f"each the mean over its budgets."
+        f"**Searches.** Epochs: {plan['search']['epochs']}, with the settings that `niwaki search` takes by itself for data of this size, but "
+        "that all steps run the mixture of both resolutions, as published: `recipe/fbnetv2.py` says why, and what was tried. A search costs "
+        f"{search_seconds:.1f} s of CPU. Means are over searches; intervals (95 %) are bootstrapped over search seeds, each the mean over "
+        "its budgets."
     )
     yield (
-        f"**At its cost**: among the members within the budget that have at least {percent(AT_ITS_COST, 0)} of its multiply-adds; the top share is its rank over their "
-        f"number, so that the best of 20 is in the top 5 %. A claim about the top {percent(TOP, 0)} holds where the mean share is within it; one about random search, where "
-        f"the whole interval of the paired difference is on its side."
+        f"**At its cost**: among the members within the budget that have at least {percent(AT_ITS_COST, 0)} of its multiply-adds; the top "
+        f"share is its rank over their number, so that the best of 20 is in the top 5 %. A claim about the top {percent(TOP, 0)} holds where "
+        "the mean share is within it; one about random search, where the whole interval of the paired difference is on its side."
     )
     yield (
-        "**Random search at equal cost** draws different members within the budget uniformly, trains each once, and keeps the best by validation accuracy: as many as the "
-        "search and one training cost in CPU time, rounded up. Its mean is computed exactly from all trainings (member i of N by validation is picked with probability "
-        "C(i-1, n-1) / C(N, n)), not simulated. Tags of the paper's figures: abstract; secondary, known from other writers."
+        "**Random search at equal cost** draws different members within the budget uniformly, trains each once, and keeps the best by "
+        "validation accuracy: as many as the search and one training cost in CPU time, rounded up. Its mean is computed exactly from all "
+        "trainings (member i of N by validation is picked with probability C(i-1, n-1) / C(N, n)), not simulated. Tags of the paper's "
+        "figures: abstract; secondary, known from other writers."
     )
 
 

@@ -55,6 +55,8 @@ class Folder:
         self._saved = self._booked = time.monotonic()
         if asked is None and not (self.path / "config.json").is_file():
             raise RunError(f"{self.path} is no run: it has no config.json")
+        if not (self.path / "config.json").is_file():
+            _check_empty(self.path)
         made = [] if read_only else _make(self.path)
         try:
             if not read_only:
@@ -77,11 +79,6 @@ class Folder:
     def _begin(self, asked: dict[str, Any] | None, plan: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Plans a new run and writes down what it is, in place of what the folder holds of an earlier one."""
         file = self.path / "config.json"
-        if not file.is_file():
-            left = {entry for pattern in LEFT_BEHIND for entry in self.path.glob(pattern)}
-            if others := sorted(entry.name for entry in self.path.iterdir() if entry not in left):
-                listed = f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}"
-                raise RunError(f"{self.path} is not empty and holds no run ({listed}); choose another --out")
         content = json.loads(json.dumps({"asked": asked, "plan": plan()}))
         for pattern in WRITTEN:  # config.json goes last, by being replaced: the folder stays a run, whenever the process stops
             for entry in sorted(self.path.glob(pattern)):
@@ -180,13 +177,23 @@ def once(folder: Folder, name: str, compute: Callable[[], Any]) -> Any:
     """The JSON result of a step of a run: computed and stored the first time, read afterwards."""
     key = f"result {name}"
     if (known := folder.store.fact(key)) is None:
-        known = json.loads(json.dumps(compute()))
-        folder.store.set_fact(key, known)
+        folder.store.set_fact(key, compute())
+        known = folder.store.fact(key)  # read back: the same value, in the same order, the first time and every other
     return known
 
 
 def _word(value: Any) -> str:
     return "left open" if value is None else json.dumps(value)
+
+
+def _check_empty(path: Path) -> None:
+    """Refuses a folder that is somebody else's."""
+    if not path.is_dir():
+        return
+    left = {entry for pattern in LEFT_BEHIND for entry in path.glob(pattern)}
+    if others := sorted(entry.name for entry in path.iterdir() if entry not in left):
+        listed = f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}"
+        raise RunError(f"{path} is not empty and holds no run ({listed}); choose another --out")
 
 
 def _make(path: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from math import ceil
 from pathlib import Path
@@ -36,14 +37,16 @@ from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
 from niwaki.task.folder import image_folder
 from niwaki.task.images import npz
-from niwaki.train.loop import Training, start
+from niwaki.train.loop import Training, TrainingDiverged, start
 from niwaki.train.recipe import Recipe
+from niwaki.trial import EvaluationFailed
 from niwaki.zoo.mobile import LARGEST, SMALLEST, mobile
 
 SEARCH_MACS = 5e12  # what all epochs of a search may cost, counted on forward passes of the supernet's largest member
 MIXTURE = 6  # passes of the largest member that a step on the logits costs, with all block types, depths and resolutions
 LOGIT_STEPS = 400  # wanted of a search, by going over the architecture's share more than once an epoch
 FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest and most epochs allow it
+COST_WEIGHT = 0.2  # with more, the logits run for the cheapest options before the weights have shown what the others are worth
 TRIM = 0.05  # of the architectures within the budget; options of fewer are left out of niwaki's own family
 PLANNED = {  # what a time limit may reduce where nothing was asked for, and the least that means anything
     ("search", "epochs"): 3,
@@ -166,10 +169,10 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.architecture_share": published.architecture_share,
         "search.logit_passes": max(1, min(4, passes)),
         "search.paths": "sample",
-        "search.objective": "limit",
+        "search.objective": "absolute",
         "search.alpha": published.alpha,
         "search.beta": published.beta,
-        "search.cost_weight": published.cost_weight,
+        "search.cost_weight": COST_WEIGHT,
         "search.candidates": 48,
         "search.finalists": 4,
         "search.evaluations": 200,
@@ -312,7 +315,8 @@ def estimate(search: Search) -> dict[str, float]:
             learner = OneShotSearch(search.network, search.task, spaces, method.one_shot, device=search.device)
             seconds["search"] = learner.total_steps * _seconds_per_step(learner)
         began = time.perf_counter()
-        SharedWeights(learner.net, search.task)(arch)
+        with suppress(EvaluationFailed):  # what a few steps have made is not always of any use; how long it takes is the same
+            SharedWeights(learner.net, search.task)(arch)
         trials = search.candidates if isinstance(method, DMasking) else method.evaluations
         seconds["judging"] = (time.perf_counter() - began) * trials * len(spaces)
     if search.finalists > 1:
@@ -322,9 +326,11 @@ def estimate(search: Search) -> dict[str, float]:
 
 
 def _seconds_per_step(learner: DMaskingSearch | OneShotSearch | Training, steps: int = 4) -> float:
-    learner.run(1)  # the first one allocates
     began, before = time.perf_counter(), learner.step
-    learner.run(steps)
+    with suppress(TrainingDiverged):  # the work itself will find that out, and keep its last good state
+        learner.run(1)  # the first one allocates
+        began, before = time.perf_counter(), learner.step
+        learner.run(steps)
     return (time.perf_counter() - began) / max(1, learner.step - before)
 
 

@@ -69,7 +69,7 @@ class Plan:
     rounds: int = 15
     training_seeds: tuple[int, ...] = (0, 1)
     search_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    minutes: str = "about 60 minutes on two idle cores"
+    minutes: str = "about 35 minutes on two idle cores"
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON; two plans are the same where these are."""
@@ -232,7 +232,7 @@ def run_search(plan: Plan, method: DMasking, budget: int, seed: int) -> dict[str
     """What a search for networks of at most `budget` multiply-adds learned, and the members that are derived from it.
 
     derived: "mode", ours: the most likely member within the budget; "options", the published one: the most likely option of each decision;
-    "judged", what `niwaki search` takes: the best of several drawn within the budget, by validation with shared weights.
+    "judged", ours: the best of several drawn within the budget, by validation with shared weights.
     """
     space, cost = space_of(plan.network), count_macs(plan.network)
     inside = within(space, (Limit(cost, budget),))

@@ -36,6 +36,8 @@ from niwaki.train.loop import Training, TrainingDiverged, evaluate, start
 from niwaki.train.recipe import Recipe
 from niwaki.trial import EvaluationFailed, Trial
 
+DRAWN = 4096  # architectures drawn within the budget, of which the candidates are taken
+SPENT = 0.85  # of the budget: candidates that cost less come after all that cost more
 CHUNK_S = 1.0  # seconds between looks at the clock
 FINALIST = "finalist"  # the source of a trial that trains one of the best again
 SHIPPING_S = 20.0  # kept free of a time limit, for test, export and report
@@ -175,7 +177,10 @@ def _candidates(
     folder.store.set_fact(f"probabilities {at}", {name: p.tolist() for name, p in probabilities.items()})
     archs = [space.mode(probabilities)]  # the most likely architecture within the budget: over it, by construction, never
     if search.candidates > 1:
-        drawn = space.sample_many(4 * search.candidates, np.random.default_rng(derive_seed(search.seed, "candidates", at)), probabilities)
+        drawn = space.sample_many(DRAWN, np.random.default_rng(derive_seed(search.seed, "candidates", at)), probabilities)
+        spent = np.max([limit.cost.batch(drawn) / limit.upper for limit in space.limits], axis=0)
+        # what is paid for should be used: shared weights flatter small networks, whose few channels are the best trained ones
+        drawn = drawn[np.argsort(spent < SPENT, kind="stable")]
         archs = list(dict.fromkeys([*archs, *(space.from_indices(row.tolist()) for row in drawn)]))[: search.candidates]
     known = {trial.number for trial in folder.store.trials(_run(at), space.space)}
     progress.phase(f"judging {len(archs)} candidates", len(archs))
@@ -349,7 +354,7 @@ def _choose(
         if not finalists:
             raise RunError(f"no architecture within {search.budgets[at].text} could be evaluated{_first_failure(stored)}")
         best = finalists[0]
-        return {"arch": best.arch.to_json(), "metrics": dict(best.metrics)}
+        return {"arch": best.arch.to_json(), "metrics": {name: value for name, value in best.metrics.items() if name not in search.costs}}
 
     found = once(folder, f"choice {at}", compute)
     return Architecture.from_json(found["arch"], space.space), found["metrics"]
@@ -368,7 +373,7 @@ def _train_finalists(
     """Each finalist again, as a trial of a short training of its own, while there is time. first: the number of the first of these trials."""
     progress.phase(f"training {len(finalists)} finalists", len(finalists))
     judge = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device)
-    judged = []
+    judged: list[Trial] = []
     for number, finalist in enumerate(finalists, start=first):
         trial = known.get(number)
         if trial is None and clock.over("finalists", (at + 1) / len(search.budgets)):

@@ -6,6 +6,7 @@ import hashlib
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +23,8 @@ def run_command(arguments: Sequence[str], *, stop_after_s: float | None = None, 
         return process.returncode, told
 
 
-def run_until(arguments: Sequence[str], line: str, *, by: signal.Signals = signal.SIGKILL) -> tuple[int, str]:
-    """The same, but sent `by` as soon as it tells something that begins with `line`."""
+def run_until(arguments: Sequence[str], line: str, *, then_s: float = 0.0, by: signal.Signals = signal.SIGKILL) -> tuple[int, str]:
+    """The same, but sent `by` when it tells something that begins with `line`, and `then_s` seconds have passed."""
     command = [sys.executable, "-m", "niwaki.cli", *arguments]
     told = []
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -31,6 +32,7 @@ def run_until(arguments: Sequence[str], line: str, *, by: signal.Signals = signa
         for text in process.stderr:
             told.append(text)
             if text.startswith(line):
+                time.sleep(then_s)
                 process.send_signal(by)
                 break
         told += process.stderr.readlines()
