@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -36,14 +35,12 @@ def niwaki_command() -> Callable[..., Answer]:
     from niwaki.cli import main
 
     def command(*arguments: object, cwd: Path | None = None) -> Answer:
-        out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
-        os.chdir(cwd or before)
-        try:
-            with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
-                patched.setattr(sys, "argv", ["niwaki", *map(str, arguments)])
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(sys, "argv", ["niwaki", *map(str, arguments)])
+            patched.chdir(cwd or Path.cwd())
+            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
                 main()
-        finally:
-            os.chdir(before)
         assert isinstance(stop.value.code, int)
         return Answer(stop.value.code, out.getvalue(), err.getvalue())
 

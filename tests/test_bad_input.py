@@ -224,15 +224,30 @@ def test_a_corrupt_image_among_good_ones_is_named(wrong, tmp_path):
     [
         ("Network(Chain(Conv(8, name='first'), Linear(3, name='last')), (1, 8, 8))", ["last", "8 x 8"]),
         ("Network(Chain(Add(Conv(8, name='left'), Conv(4, name='right')), GlobalPool(), Flatten(), Linear(3)), (1, 8, 8))", ["8", "4"]),
-        ("Network(Chain(GlobalPool(), Flatten(), Linear(7)), (1, 8, 8))", ["gives 7 numbers for an image, where 3 are needed"]),
-        ("Network(Chain(Conv(3)), (1, 8, 8))", ["gives maps of 3 x 8 x 8 for an image, where 3 are needed"]),
+        (
+            "Network(Chain(Conv(Choice((4, 8), 'w')), GlobalPool(), Flatten(), Linear(7)), (1, 8, 8))",
+            ["gives 7 numbers for an image, where 3 are needed"],
+        ),
+        ("Network(Chain(Conv(Choice((4, 8), 'w')), Conv(3)), (1, 8, 8))", ["gives maps of 3 x 8 x 8 for an image, where 3 are needed"]),
         ("Network(Chain(Conv(Choice((4, 4), 'w'))), (1, 8, 8))", ["4"]),
+        ("Network(Chain(GlobalPool(), Flatten(), Linear(3)), (1, 8, 8))", ["the network has no choices, so there is nothing to search"]),
         ("1 / 0", ["family.py cannot be run: ZeroDivisionError: division by zero (family.py, line 2)"]),
         ("lambda: undefined", ["family.py:network cannot be made: NameError", "(family.py, line 2)"]),
         ("3", ["is a int; a niwaki Network, a torch.nn.Module"]),
         ("__import__('torch').nn.ReLU()", ["is a ReLU; a search needs a niwaki Network"]),
     ],
-    ids=["linear on a map", "sum of widths", "classes", "map", "option twice", "error in file", "error in function", "number", "module"],
+    ids=[
+        "linear on a map",
+        "sum of widths",
+        "classes",
+        "map",
+        "option twice",
+        "no choices",
+        "error in file",
+        "error in function",
+        "number",
+        "module",
+    ],
 )
 def test_a_network_that_cannot_work_is_refused_by_name(wrong, tmp_path, text, expected):
     data = three_digits(tmp_path / "data")

@@ -38,7 +38,12 @@ def test_the_tables_of_the_readme_are_made_of_the_results():
 
 def test_a_result_survives_json_and_a_second_writing_changes_nothing():
     result = harness.Result(
-        "name", "A title", "command", (harness.Claim("time", "<= 1", "2", False),), (harness.Table("rows", ("a", "b"), (("1", "2"),)),), ("a note",)
+        "name",
+        "A title",
+        "command",
+        (harness.Claim("time", "<= 1", "2", False),),
+        (harness.Table("rows", ("a", "b"), (("1", "2"),)),),
+        ("a note",),
     )
     about = harness.machine(threads=1, seed=0, load=0.5)
     content = json.loads(json.dumps({**harness.asdict(result), "machine": about}))

@@ -84,8 +84,9 @@ def test_quiet_prints_the_result_and_nothing_else(finished, niwaki_command):
 
 def test_a_search_tells_its_phases_with_an_estimate_first(finished):
     lines = finished.answer.err.splitlines()
-    assert lines[0].startswith(f"{finished.folder}: about ")
-    assert "(search " in lines[0]
+    assert lines[0] == "planning"
+    assert lines[1].startswith(f"{finished.folder}: about ")
+    assert "(search " in lines[1]
     assert [line for line in lines if line in ("search", "judging 3 candidates", "exporting")] == [
         "search", "judging 3 candidates", "judging 3 candidates", "exporting",
     ]  # fmt: skip

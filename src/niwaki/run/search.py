@@ -24,6 +24,7 @@ from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.one_shot import OneShot, OneShotSearch
 from niwaki.net.control import Network
 from niwaki.net.place import space_of
+from niwaki.net.program import program
 from niwaki.nn.build import build
 from niwaki.run.ask_tell import AskTellSearch, ask_and_tell
 from niwaki.run.folder import Folder, RunError, once
@@ -181,7 +182,14 @@ def _candidates(
         spent = np.max([limit.cost.batch(drawn) / limit.upper for limit in space.limits], axis=0)
         # what is paid for should be used: shared weights flatter small networks, whose few channels are the best trained ones
         drawn = drawn[np.argsort(spent < SPENT, kind="stable")]
-        archs = list(dict.fromkeys([*archs, *(space.from_indices(row.tolist()) for row in drawn)]))[: search.candidates]
+        programs = {program(search.network, archs[0])}
+        for row in dict.fromkeys(map(tuple, drawn.tolist())):
+            arch = space.from_indices(row)
+            if (
+                len(archs) < search.candidates and (found := program(search.network, arch)) not in programs
+            ):  # one network may have several names
+                programs.add(found)
+                archs.append(arch)
     known = {trial.number for trial in folder.store.trials(_run(at), space.space)}
     progress.phase(f"judging {len(archs)} candidates", len(archs))
     for number, arch in enumerate(archs):
@@ -372,6 +380,7 @@ def _train_finalists(
 ) -> list[Trial]:
     """Each finalist again, as a trial of a short training of its own, while there is time. first: the number of the first of these trials."""
     progress.phase(f"training {len(finalists)} finalists", len(finalists))
+    progress.advance(0)
     judge = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device)
     judged: list[Trial] = []
     for number, finalist in enumerate(finalists, start=first):
