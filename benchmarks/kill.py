@@ -80,7 +80,8 @@ def main() -> int:
         return 1
     print(f"left alone: {wall_s:.0f} s\n\n| kill | instant (s of wall time) | stopped in |\n|---:|---:|---|")
 
-    reference, rng, differing = outcome(alone), Random(given.seed), []
+    reference, rng = outcome(alone), Random(given.seed)
+    differing: list[str] = []
 
     def compare() -> None:
         found = outcome(killed)

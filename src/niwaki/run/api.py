@@ -162,7 +162,7 @@ def _run(
 
     folder = Folder(path, asked=asked, plan=plan, fresh=fresh, say=progress.note)
     try:
-        decided = Config.model_validate(folder.plan["config"])
+        decided = config_of(folder.plan["config"], str(path / "config.json"))
         search = made[0] if made else search_of(decided, task, network)[1]
         _check_unchanged(folder, search)
         with _repeatable(decided):
