@@ -498,7 +498,11 @@ def test_the_plan_is_kept_and_gone_on_with_whatever_a_clock_would_say_later(own_
     began = time.monotonic()
     result = niwaki.search(own_network(), **arguments)
     took = time.monotonic() - began
-    assert took < 24 + 16  # seconds; other tests may be running beside this one
+    opened = Folder(tmp_path / "run", read_only=True)
+    seconds = opened.store.fact("seconds")
+    opened.close()
+    assert sum(value for phase, value in seconds.items() if phase != "export") <= 24, seconds
+    assert took < 60  # 15 s where nothing else runs; the export, last, takes what it takes on a busy machine
     assert result.summary["seconds"] <= took
     config = (tmp_path / "run" / "config.json").read_text()
     assert json.loads(config)["plan"]["config"]["train"]["epochs"] < 300

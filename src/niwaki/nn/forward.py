@@ -58,25 +58,73 @@ Index = slice | Tensor  # which rows of a weight a smaller size uses
 Combo = tuple[tuple[str, Any], ...]  # one option for each decision of a region of resolutions
 
 
-class Expectation:
-    """E[table | condition] under independent soft decisions: weights of the options in, a vector out.
+@dataclass(frozen=True, eq=False)
+class Cases:
+    """The values that some sizes can have together, as a random variable of the soft decisions.
 
-    names: the decisions. table: (combinations of their options, columns). given: (combinations,) 0/1, or None if the condition says nothing
-    about them.
+    names: the decisions. case: for each combination of their options, the number of the values it leads to. given: for each combination,
+    1 where the condition holds, or None if the condition says nothing about these decisions.
     """
 
-    def __init__(self, names: tuple[str, ...], table: Tensor, given: Tensor | None) -> None:
-        self.names, self.table, self.given = names, table, given
+    names: tuple[str, ...]
+    case: Tensor
+    count: int
+    given: Tensor | None
+
+    def probabilities(self, env: Env) -> Tensor:
+        """P(case | condition), (count,)."""
+        if (key := id(self)) not in env.cache:
+            joint = env.joint(self.names)
+            if self.given is not None:  # where the condition is impossible, nothing that follows counts; only keep it finite
+                joint = joint * env.place(self.given)
+                joint = joint / joint.sum().clamp_min(1e-30)
+            env.cache[key] = joint.new_zeros(self.count).index_add(0, env.place(self.case), joint)
+        return env.cache[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Expectation:
+    """E[table[case] | condition], a vector. table: (cases, columns)."""
+
+    cases: Cases
+    table: Tensor
 
     def __call__(self, env: Env) -> Tensor:
-        key = id(self)
-        if key not in env.cache:
-            joint = env.joint(self.names)
-            mean = joint @ env.place(self.table)
-            if self.given is not None:  # where the condition is impossible, nothing that follows counts; only keep it finite
-                mean = mean / (joint @ env.place(self.given)).clamp_min(1e-30)
-            env.cache[key] = mean
+        if (key := id(self)) not in env.cache:
+            env.cache[key] = self.cases.probabilities(env) @ env.place(self.table)
         return env.cache[key]
+
+
+@dataclass(frozen=True, eq=False)
+class PrefixMask:
+    """P(width > j | condition) for every channel j: the cases are the widths in rising order. first: the smallest case wider than j, (C,).
+
+    A sum from the widest width down, then a look-up: nothing of the size channels x options is ever held.
+    """
+
+    cases: Cases
+    first: Tensor
+
+    def __call__(self, env: Env) -> Tensor:
+        if (key := id(self)) not in env.cache:
+            wider = self.cases.probabilities(env).flip(0).cumsum(0).flip(0)
+            env.cache[key] = wider.index_select(0, env.place(self.first))
+        return env.cache[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """The masks of runs of channels that lie side by side; None for a run that is always whole, of `widths` channels."""
+
+    masks: tuple[PrefixMask | None, ...]
+    widths: tuple[int, ...]
+
+    def __call__(self, env: Env) -> Tensor:
+        like = next(iter(env.soft.values()))
+        return torch.cat([like.new_ones(width) if mask is None else mask(env) for mask, width in zip(self.masks, self.widths, strict=True)])
+
+
+Soft = Expectation | PrefixMask | Runs
 
 
 class Env:
@@ -97,7 +145,7 @@ class Env:
         like = next(iter(self.soft.values()))
         key = (id(table), like.device, like.dtype)
         if key not in self.places:
-            self.places[key] = table.to(like)
+            self.places[key] = table.to(like) if table.is_floating_point() else table.to(like.device)
         return self.places[key]
 
 
@@ -108,9 +156,9 @@ class Step:
     item: Placed
     inputs_index: Index
     output_index: Index
-    mask: Expectation | None  # over the output's channels
+    mask: PrefixMask | Runs | None  # over the output's channels
     kernel: Expectation | None  # over the kernel's positions
-    hidden: Expectation | None  # over the width between, in squeeze-excite
+    hidden: PrefixMask | Runs | None  # over the width between, in squeeze-excite
     kinds: Expectation | None  # over the options of an activation
     edges: tuple[float | Expectation, ...]  # of a Sum
     pairs: tuple[tuple[int, int, Expectation], ...]  # input and output channels of a grouped convolution, with their probability
@@ -166,7 +214,7 @@ class Plan:
         self.placement = fix(placement, hard)
         self.open = {decision.name: len(decision.options) for decision in self.placement.decisions}
         self.places: dict[Any, Tensor] = {}
-        self.tables: dict[Any, Expectation | None] = {}
+        self.tables: dict[Any, Any] = {}
         items = self.placement.items
         readers: list[list[Placed]] = [[] for _ in items]
         for item in items:
@@ -234,8 +282,8 @@ class Plan:
                 return replace(shape, spatial=tuple(narrow(size, chosen) for size in shape.spatial))
 
             item = replace(step.item, shape=spatial(step.item.shape), input_shapes=tuple(map(spatial, step.item.input_shapes)))
-            self.tables[key] = replace(step, item=item, area=_area(item))  # type: ignore[assignment]
-        return self.tables[key]  # type: ignore[return-value]
+            self.tables[key] = replace(step, item=item, area=_area(item))
+        return self.tables[key]
 
     def _step(self, item: Placed, full: Placed, readers: list[Placed]) -> Step:
         layer, condition = item.layer, item.condition
@@ -269,14 +317,20 @@ class Plan:
             item, inputs_index, output_index, mask, kernel, hidden, kinds, edges, pairs, sizes, norm_first, len(readers) == 1, _area(item)
         )
 
-    def _mask(self, channels: tuple[Expr, ...], condition: Expr) -> Expectation | None:
+    def _mask(self, channels: tuple[Expr, ...], condition: Expr) -> PrefixMask | Runs | None:
         """P(channel is kept | condition), for each channel of the runs side by side; None if all are always kept."""
         if not any(isinstance(size, Symbol) for size in channels):
             return None
-        widest = [largest(size) for size in channels]
-        return self._expect(
-            channels, condition, lambda *sizes: [float(j < size) for size, most in zip(sizes, widest, strict=True) for j in range(most)]
-        )
+        masks = tuple(self._prefix(size, condition) if isinstance(size, Symbol) else None for size in channels)
+        return masks[0] if len(masks) == 1 else Runs(masks, tuple(largest(size) for size in channels))
+
+    def _prefix(self, size: Expr, condition: Expr) -> PrefixMask:
+        key = ("mask", size, condition)
+        if key not in self.tables:
+            widths, cases = self._cases((size,), condition)
+            first = torch.searchsorted(torch.tensor([width for (width,) in widths]), torch.arange(largest(size)), right=True)
+            self.tables[key] = PrefixMask(cases, first)
+        return self.tables[key]
 
     def _pairs(self, item: Placed) -> tuple[tuple[int, int, Expectation], ...]:
         widths, outs = item.input_shapes[0].width, item.layer.out_channels  # type: ignore[attr-defined]
@@ -290,24 +344,29 @@ class Plan:
 
     def _expect(self, exprs: tuple[Expr, ...], condition: Expr, columns: Callable[..., list[float]]) -> Expectation | None:
         """The expectation of `columns(*values of exprs)` given `condition`; None if the expressions are constant."""
-        decisions = {ref.name: ref for expr in exprs for ref in refs(expr)}
-        if not decisions:
+        if not any(isinstance(expr, Symbol) for expr in exprs):
             return None
-        given = {ref.name: ref for ref in refs(condition)}
-        dependent = bool(given.keys() & decisions.keys())
-        if dependent:
-            decisions.update(given)
-        names = tuple(decisions)
-        rows, holds = [], []
-        for options in product(*(ref.options for ref in decisions.values())):
-            chosen = dict(zip(names, options, strict=True))
-            possible = not dependent or bool(evaluate(condition, chosen))
-            row = columns(*(evaluate(expr, chosen) for expr in exprs))
-            rows.append(row if possible else [0.0] * len(row))
-            holds.append(float(possible))
-        key = (names, tuple(map(tuple, rows)), tuple(holds))
+        found, cases = self._cases(exprs, condition)
+        table = torch.tensor([columns(*case) for case in found])
+        key = (id(cases), tuple(table.flatten().tolist()))
+        return self.tables.setdefault(key, Expectation(cases, table))
+
+    def _cases(self, exprs: tuple[Expr, ...], condition: Expr) -> tuple[list[tuple], Cases]:
+        """What `exprs` can be where `condition` holds, in rising order, and as a random variable."""
+        key = ("cases", exprs, condition)
         if key not in self.tables:
-            self.tables[key] = Expectation(names, torch.tensor(rows), torch.tensor(holds) if dependent else None)
+            decisions = {ref.name: ref for expr in exprs for ref in refs(expr)}
+            given = {ref.name: ref for ref in refs(condition)}
+            dependent = bool(given.keys() & decisions.keys())
+            if dependent:
+                decisions.update(given)
+            combos = [dict(zip(decisions, options, strict=True)) for options in product(*(ref.options for ref in decisions.values()))]
+            seen = [tuple(evaluate(expr, chosen) for expr in exprs) for chosen in combos]
+            holds = [not dependent or bool(evaluate(condition, chosen)) for chosen in combos]
+            found = sorted({case for case, possible in zip(seen, holds, strict=True) if possible} or set(seen))
+            number = {case: at for at, case in enumerate(found)}
+            case = torch.tensor([number.get(values, 0) for values in seen])  # what the condition rules out has no weight anywhere
+            self.tables[key] = found, Cases(tuple(decisions), case, len(found), torch.tensor(holds, dtype=torch.float32) if dependent else None)
         return self.tables[key]
 
 
@@ -335,8 +394,11 @@ def _(layer: Conv, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Fea
         weight, groups = _dense_of_groups(weight, layer.groups, x.shape[1], step.pairs, env), 1
     if mask is not None:
         mask = mask[: x.shape[1]]
-        if groups in (1, x.shape[1]):
-            weight = weight * (mask.view(-1, 1, 1, 1) if depthwise else mask.view(1, -1, 1, 1))
+        # the mask goes where there is less to multiply: the weights, but for late layers of few positions and many channels
+        if depthwise:
+            weight = weight * mask.view(-1, 1, 1, 1)
+        elif groups == 1 and weight.numel() <= x.numel():
+            weight = weight * mask.view(1, -1, 1, 1)
         else:
             x = x * mask.view(1, -1, 1, 1)
     bias = None if module.bias is None else take(module.bias, 0, step.output_index)  # type: ignore[arg-type]
@@ -630,7 +692,7 @@ def _padded(x: Tensor, width: int) -> Tensor:
     return x[:, :width]
 
 
-def _of(expectation: Expectation | None, env: Env) -> Tensor | None:
+def _of(expectation: Soft | None, env: Env) -> Tensor | None:
     return None if expectation is None else expectation(env)
 
 
