@@ -351,7 +351,7 @@ def test_a_loss_that_becomes_nan_stops_the_run_says_where_and_keeps_the_last_goo
     )
     monkeypatch.setattr("niwaki.run.folder.SAVE_EVERY_S", 0.0)
     answer = niwaki_command("search", *words, *SMALL_SETTINGS, *high, "--out", tmp_path / "run", "--json")
-    assert answer.code == 1
+    assert answer.code == 2
     assert "Traceback" not in answer.err
     message = answer.json["error"]
     assert re.search(r"became (nan|inf|NaN or infinite) in epoch \d+, step \d+; a smaller learning rate", message), message

@@ -260,7 +260,9 @@ def _verdict(error: Exception) -> tuple[int, str | None]:
     """The exit code for an error, and what to tell; no message where the error was not foreseen, and a traceback is of more use."""
     kind = type(error).__name__
     raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
-    if kind in ("RunError", "StoreError") or (isinstance(error, ValueError) and raised_in and raised_in[0].startswith("niwaki.")):
+    if kind in ("RunError", "RunFailed", "StoreError") or (
+        isinstance(error, ValueError) and raised_in and raised_in[0].startswith("niwaki.")
+    ):
         return BAD_INPUT, str(error)
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
@@ -270,7 +272,7 @@ def _verdict(error: Exception) -> tuple[int, str | None]:
                 "; make room, then the same command, or `niwaki resume` with the run's folder, goes on. Nothing that was stored is lost"
             )
         return BAD_INPUT if error.errno in INPUT_ERRNOS else FAILED, message
-    if type(error).__module__.startswith("niwaki."):  # RunFailed, ExportError and the like
+    if type(error).__module__.startswith("niwaki."):  # ExportError and the like
         return FAILED, str(error)
     if kind == "OutOfMemoryError":
         return FAILED, f"{str(error).splitlines()[0]}; a smaller search.batch_size or train.batch_size needs less"

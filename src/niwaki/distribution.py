@@ -43,7 +43,7 @@ class Distribution:
         return log_p[rows, options].sum()
 
     def entropy(self) -> Tensor:
-        """Mean entropy of a decision in nats, each divided by that of the uniform distribution: 1 undecided, 0 decided."""
+        """Mean entropy of a decision, each divided by that of the uniform distribution: 1 undecided, 0 decided."""
         log_p = torch.log_softmax(self._masked(), -1)
         entropies = -(log_p.exp() * log_p.masked_fill(self._beyond.to(log_p.device), 0.0)).sum(-1)
         free = [row for row, count in enumerate(self.counts) if count > 1]

@@ -50,7 +50,7 @@ class Sampler:
         missing, proposed, accepted = count, 0, 0
         while missing > 0:
             rate = accepted / proposed if accepted else 1.0
-            rows = self.propose(min(BATCH, ceil(missing / rate * 1.05) + 16), generator)
+            rows = self.propose(BATCH if proposed and not accepted else min(BATCH, ceil(missing / rate * 1.05) + 16), generator)
             kept = rows[self.feasible.keeps(rows)]
             proposed, accepted = proposed + len(rows), accepted + len(kept)
             drawn.append(kept[:missing])

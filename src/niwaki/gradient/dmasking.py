@@ -20,7 +20,7 @@ from niwaki.nn.relax import gumbel_softmax
 from niwaki.nn.supernet import supernet
 from niwaki.space.size import scope
 from niwaki.task.task import Task, derive_seed
-from niwaki.train.loop import TrainingDiverged, epoch_batches
+from niwaki.train.loop import TrainingDiverged, epoch_batches, own_randomness, seed_dropout
 
 CHECK_EVERY = 25  # steps between looks at the loss
 
@@ -169,18 +169,19 @@ class DMaskingSearch:
             )
         self.net.train()
         waiting: list[Tensor] = []
-        for step in range(first, last):
-            on_weights = step < self.weight_steps
-            waiting.append(
-                self._weight_step(weight_batches[step], epoch, step)
-                if on_weights
-                else self._logit_step(logit_batches[step - self.weight_steps], epoch, step)
-            )
-            if len(waiting) == CHECK_EVERY or step in (self.weight_steps - 1, last - 1):
-                for loss in self._checked(waiting, epoch, step):  # one by one: the same sum however the steps were split among calls
-                    self._sums[0 if on_weights else 1] += loss
-                waiting.clear()
-            self.step += 1
+        with own_randomness(self.device):
+            for step in range(first, last):
+                on_weights = step < self.weight_steps
+                waiting.append(
+                    self._weight_step(weight_batches[step], epoch, step)
+                    if on_weights
+                    else self._logit_step(logit_batches[step - self.weight_steps], epoch, step)
+                )
+                if len(waiting) == CHECK_EVERY or step in (self.weight_steps - 1, last - 1):
+                    for loss in self._checked(waiting, epoch, step):  # one by one: the same sum however the steps were split among calls
+                        self._sums[0 if on_weights else 1] += loss
+                    waiting.clear()
+                self.step += 1
         if last == count:
             self._close(epoch, count)
 
@@ -214,7 +215,7 @@ class DMaskingSearch:
 
     def _batch(self, indices: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))
-        torch.default_generator.manual_seed(derive_seed(self.seed, "dropout", epoch, step))
+        seed_dropout(derive_seed(self.seed, "dropout", epoch, step), self.device)
         return self.task.augmented_batch(indices, self.device, generator)
 
     def _weight_step(self, indices: Tensor, epoch: int, step: int) -> Tensor:
@@ -247,7 +248,10 @@ class DMaskingSearch:
         return loss.detach()
 
     def _ratio(self, budget: int, decisions: dict[str, Tensor]) -> Tensor:
-        """Expected cost / limit, the largest over the budget's limits: effective shape propagation, exact also where a choice is shared."""
+        """Expected cost / limit, the largest over the budget's limits: effective shape propagation, exact also where a choice is shared.
+
+        Limits on a maximum (peak activation) have no expectation of this form; they put no pressure on the search, and hold at derivation.
+        """
         ratios = [
             expected(limit.cost, {name: weights.double() for name, weights in decisions.items()}) / max(1, limit.upper)
             for limit in self.spaces[budget].limits

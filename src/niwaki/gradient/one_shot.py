@@ -18,7 +18,7 @@ from niwaki.factor.within import Within
 from niwaki.net.control import Network
 from niwaki.nn.supernet import supernet
 from niwaki.task.task import Task, derive_seed
-from niwaki.train.loop import TrainingDiverged, epoch_batches
+from niwaki.train.loop import TrainingDiverged, epoch_batches, own_randomness, seed_dropout
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,23 @@ class OneShotSearch:
             for at, space in enumerate(self.spaces)
         ]
         self.net.train()
-        for step in range(first, last):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.method.lr * (1 + cos(pi * self.step / self.total_steps)) / 2
-            torch.default_generator.manual_seed(derive_seed(self.seed, "dropout", epoch, step))
-            inputs, targets = self.task.augmented_batch(
-                batches[step], self.device, torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))
-            )
-            self.optimizer.zero_grad(set_to_none=True)
-            arch = self.spaces[step % len(drawn)].from_indices(drawn[step % len(drawn)][step].tolist())
-            loss = self.task.loss(self.net(inputs, arch), targets)
-            loss.backward()
-            self.optimizer.step()
-            if not isfinite(value := loss.item()):
-                raise TrainingDiverged(f"the supernet's loss became {value}", epoch + 1, step + 1)
-            self._sum += value
-            self.step += 1
+        with own_randomness(self.device):
+            for step in range(first, last):
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.method.lr * (1 + cos(pi * self.step / self.total_steps)) / 2
+                seed_dropout(derive_seed(self.seed, "dropout", epoch, step), self.device)
+                inputs, targets = self.task.augmented_batch(
+                    batches[step], self.device, torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))
+                )
+                self.optimizer.zero_grad(set_to_none=True)
+                arch = self.spaces[step % len(drawn)].from_indices(drawn[step % len(drawn)][step].tolist())
+                loss = self.task.loss(self.net(inputs, arch), targets)
+                loss.backward()
+                self.optimizer.step()
+                if not isfinite(value := loss.item()):
+                    raise TrainingDiverged(f"the supernet's loss became {value}", epoch + 1, step + 1)
+                self._sum += value
+                self.step += 1
         if last == self.steps_per_epoch:
             self.history.append(OneShotRecord(epoch + 1, self._sum / self.steps_per_epoch))
             self._sum = 0.0

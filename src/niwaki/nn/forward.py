@@ -261,7 +261,8 @@ class Plan:
                     Feature(x) if source == INPUT else features[source][combo] if isinstance(features[source], dict) else features[source]
                     for source in step.item.inputs
                 ]
-                outputs[combo] = run_layer(step.item.layer, self._settled(step, combo), inner, layers, inputs)
+                settled = self._settled(step, combo)
+                outputs[combo] = run_layer(settled.item.layer, settled, inner, layers, inputs)
             if self.regions.gives[at] is not None:
                 features.append(outputs)
                 continue
@@ -281,8 +282,11 @@ class Plan:
             def spatial(shape):
                 return replace(shape, spatial=tuple(narrow(size, chosen) for size in shape.spatial))
 
-            item = replace(step.item, shape=spatial(step.item.shape), input_shapes=tuple(map(spatial, step.item.input_shapes)))
-            self.tables[key] = replace(step, item=item, area=_area(item))
+            layer, kernel = step.item.layer, step.kernel
+            if isinstance(layer, Conv) and not isinstance(size := narrow(layer.kernel_size, chosen), Symbol):
+                layer, kernel = replace(layer, kernel_size=size), None  # with a stated padding, the kernel decides the size of the map
+            item = replace(step.item, layer=layer, shape=spatial(step.item.shape), input_shapes=tuple(map(spatial, step.item.input_shapes)))
+            self.tables[key] = replace(step, item=item, kernel=kernel, area=_area(item))
         return self.tables[key]
 
     def _step(self, item: Placed, full: Placed, readers: list[Placed]) -> Step:
@@ -366,7 +370,10 @@ class Plan:
             found = sorted({case for case, possible in zip(seen, holds, strict=True) if possible} or set(seen))
             number = {case: at for at, case in enumerate(found)}
             case = torch.tensor([number.get(values, 0) for values in seen])  # what the condition rules out has no weight anywhere
-            self.tables[key] = found, Cases(tuple(decisions), case, len(found), torch.tensor(holds, dtype=torch.float32) if dependent else None)
+            self.tables[key] = (
+                found,
+                Cases(tuple(decisions), case, len(found), torch.tensor(holds, dtype=torch.float32) if dependent else None),
+            )
         return self.tables[key]
 
 
@@ -483,12 +490,11 @@ def _(layer: SqueezeExcite, step: Step, env: Env, layers: nn.ModuleDict, inputs:
     channels, hidden = step.inputs_index, slice(0, largest(layer.hidden))
     reduce = take(take(pair["reduce"].weight, 0, hidden), 1, channels).flatten(1)  # (hidden, C)
     expand = take(take(pair["expand"].weight, 0, channels), 1, hidden).flatten(1)  # (C, hidden)
-    if mask is not None:
-        reduce = reduce * mask
+    pooled = x.mean((2, 3)) if mask is None else x.mean((2, 3)) * mask  # (B, C): less to hold than another copy of the weights
+    inner = ACTIVATION_FUNCTIONS[layer.activation](F.linear(pooled, reduce, take(pair["reduce"].bias, 0, hidden)))
     if step.hidden is not None:
-        expand = expand * step.hidden(env)
-    gate = ACTIVATION_FUNCTIONS[layer.activation](F.linear(x.mean((2, 3)), reduce, take(pair["reduce"].bias, 0, hidden)))
-    gate = ACTIVATION_FUNCTIONS[layer.gate](F.linear(gate, expand, take(pair["expand"].bias, 0, channels)))
+        inner = inner * step.hidden(env)
+    gate = ACTIVATION_FUNCTIONS[layer.gate](F.linear(inner, expand, take(pair["expand"].bias, 0, channels)))
     return Feature(x, mask, gate=gate[:, :, None, None])
 
 

@@ -156,7 +156,7 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
     steps = ceil(examples / batch)
     recipe = Recipe()
     published = DMasking()
-    warmup = config.search.warmup_epochs if config.search.warmup_epochs is not None else max(1, search_epochs // 4)
+    warmup = config.search.warmup_epochs if config.search.warmup_epochs is not None else min(max(1, search_epochs // 4), search_epochs - 1)
     values = {
         "threads": os.cpu_count() or 1,
         "search.epochs": search_epochs,

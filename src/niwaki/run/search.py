@@ -30,6 +30,7 @@ from niwaki.run.ask_tell import AskTellSearch, ask_and_tell
 from niwaki.run.folder import Folder, RunError, once
 from niwaki.run.warm_start import warm_start_
 from niwaki.space.architecture import Architecture
+from niwaki.space.choice import BudgetError
 from niwaki.strategy.strategy import Strategy
 from niwaki.task.classify import ImageClassification
 from niwaki.task.task import derive_seed
@@ -38,6 +39,7 @@ from niwaki.train.recipe import Recipe
 from niwaki.trial import EvaluationFailed, Trial
 
 DRAWN = 4096  # architectures drawn within the budget, of which the candidates are taken
+LEAST_LOG_P = -40.0  # of an architecture of the learned distribution to be within the budget, for it to be drawn from as it is
 SPENT = 0.85  # of the budget: candidates that cost less come after all that cost more
 CHUNK_S = 1.0  # seconds between looks at the clock
 FINALIST = "finalist"  # the source of a trial that trains one of the best again
@@ -178,7 +180,7 @@ def _candidates(
     folder.store.set_fact(f"probabilities {at}", {name: p.tolist() for name, p in probabilities.items()})
     archs = [space.mode(probabilities)]  # the most likely architecture within the budget: over it, by construction, never
     if search.candidates > 1:
-        drawn = space.sample_many(DRAWN, np.random.default_rng(derive_seed(search.seed, "candidates", at)), probabilities)
+        drawn = _drawn(space, probabilities, derive_seed(search.seed, "candidates", at), folder)
         spent = np.max([limit.cost.batch(drawn) / limit.upper for limit in space.limits], axis=0)
         # what is paid for should be used: shared weights flatter small networks, whose few channels are the best trained ones
         drawn = drawn[np.argsort(spent < SPENT, kind="stable")]
@@ -197,6 +199,23 @@ def _candidates(
             folder.store.append(_run(at), _judged(search, number, arch, judge, "dmasking"))
         progress.advance(number + 1)
     return len(archs)
+
+
+def _drawn(space: Within, probabilities: Mapping[str, np.ndarray], seed: int, folder: Folder) -> np.ndarray:
+    """(n, decisions): architectures within the budget by `probabilities`, or nearer to even ones where these lie far outside it."""
+    for even in (0.0, 1e-3, 1e-2, 1e-1, 1.0):
+        mixed = {name: (1 - even) * p + even / len(p) for name, p in probabilities.items()}
+        if even == 1.0 or space.probability(mixed).log > LEAST_LOG_P:
+            break
+    if even:
+        folder.note(
+            f"The learned distribution lies far outside the budget; candidates were drawn with {even:.0%} of even chances mixed in."
+        )
+    try:
+        return space.sample_many(DRAWN, np.random.default_rng(seed), mixed)
+    except BudgetError:  # of two limits at once, the table says what may be within; nothing drawn was, but the mode is
+        folder.note("No candidate within the budget could be drawn beside the most likely one.")
+        return np.zeros((0, len(space)), dtype=np.int64)
 
 
 class _Learner(Protocol):

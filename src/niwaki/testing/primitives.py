@@ -146,6 +146,20 @@ BLOCKS: Mapping[str, Network] = {
         )
     ),
     "several of": _network(*(Conv(size) for size in choose(2, (4, 6, 8), name="two")), Conv(round8(1.5 * in_channels))),
+    "kernel that decides the size of the map": _network(
+        Conv(4, Choice((3, 5)), stride=2, padding=1), BatchNorm(), Activation(), GlobalPool()
+    ),
+    "kernel and resolution": Network(
+        Chain(
+            Subsample(Choice((6, 8))),
+            Conv(Choice((4, 6)), Choice((3, 5)), padding=1),
+            Conv(4, Choice((1, 3)), padding=0),
+            GlobalPool(),
+            Flatten(),
+            Linear(5),
+        ),
+        SHAPE,
+    ),
     "resolution inside": _network(
         Residual(Chain(Subsample(Choice((2, 4, 8))), conv_bn_act(in_channels, 3), Interleave(8))),
         Subsample(Choice((4, 8), "late")),

@@ -71,7 +71,7 @@ class Training:
         batches = epoch_batches(self.indices, self.recipe.batch_size, seed=derive_seed(self.seed, "order", epoch))
         losses: list[Tensor] = []
         self.module.train()
-        with _own_randomness(self.device):
+        with own_randomness(self.device):
             for i in range(first, last):
                 losses.append(self._step(batches[i], epoch))
                 if len(losses) % CHECK_EVERY == 0 or i == last - 1:
@@ -125,7 +125,7 @@ class Training:
         step = self.step % self.steps_per_epoch
         # every random number of a step follows from its place, none from the steps before: that is what makes any step a place to resume
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))
-        self._seed_dropout(derive_seed(self.seed, "dropout", epoch, step))
+        seed_dropout(derive_seed(self.seed, "dropout", epoch, step), self.device)
         lr = lr_at(self.step, self.steps_per_epoch, self.recipe)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -142,12 +142,6 @@ class Training:
             self.ema.update(self.module)
         self.step += 1
         return loss.detach()
-
-    def _seed_dropout(self, seed: int) -> None:
-        # not torch.manual_seed: where CUDA is not in use it records a traceback at every call, which takes as long as a small layer
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
 
     def _check(self, losses: list[Tensor], epoch: int, first: int) -> None:
         values = torch.stack(losses).tolist()
@@ -216,10 +210,18 @@ def evaluate(
 
 
 @contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
+def own_randomness(device: torch.device) -> Iterator[None]:
     """Within, seeds and draws of the global generators change nothing for the world outside."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], device_type="cuda"):
         yield
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seeds the global generators that dropout draws from; within `own_randomness`."""
+    # not torch.manual_seed: where CUDA is not in use it records a traceback at every call, which takes as long as a small layer
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _bfloat16(recipe: Recipe, device: torch.device) -> bool:
