@@ -119,7 +119,7 @@ class Bench:
             {"budget": upper, "count": [str(n) for n in (count.lo, count.count, count.hi)], "gap": gap, "first_s": cold, "again_s": warm}
             for upper, count, gap, cold, warm in rows
         ]
-        self.timed_claim("count and share, the worst budget", max(gap for *_, gap, _, _ in rows), max(warm for *_, warm in rows))
+        self.timed_claim("count and share, the worst budget", max(gap for *_, gap, _, _ in rows), max(cold for *_, cold, _ in rows))
 
     def count(self, upper: int) -> Count:
         """How many have at most `upper` MACs; the tables of the budget are made anew for every question."""
@@ -132,7 +132,7 @@ class Bench:
         shown = tuple((f"{q.share:.0%}", f"{q.value / 1e6:.1f} M", f"{gap:.2%}") for q, gap in zip(found, gaps, strict=True))
         self.tables.append(Table("Quantiles of the MACs over the space", ("share", "MACs", "gap of the bounds"), shown))
         self.figures["quantiles"] = {"seconds": warm.median, "first_s": cold, "values": [[q.share, q.lo, q.value, q.hi] for q in found]}
-        self.timed_claim("five quantiles in one call", max(gaps), warm.median)
+        self.timed_claim("five quantiles in one call", max(gaps), cold)
 
     def timed_claim(self, what: str, gap: float, seconds: float) -> None:
         holds = gap <= GAP and seconds <= COUNT_S
