@@ -87,15 +87,17 @@ def main() -> int:
         found = outcome(killed)
         differing.extend(name for name in {**reference, **found} if reference.get(name) != found.get(name))
 
-    for kill, instant in enumerate(sorted(rng.uniform(0, wall_s) for _ in range(given.kills)), start=1):
+    pace = 1.0  # of the search left alone, as the machine is now
+    for kill, share in enumerate(sorted(rng.random() for _ in range(given.kills)), start=1):
         while True:
             safe, _ = progress(killed)
+            instant = share * wall_s * pace
             code, told = run_command(["search", "--out", str(killed), *settings], stop_after_s=max(0.5, instant - safe))
             if code != 0:
                 break
-            compare()  # it was quicker than the one left alone, and at its end before the kill: the kill goes to a new one, a little earlier
+            compare()  # it was quicker than the one left alone, and at its end before the kill: the kill goes to a new one
             shutil.rmtree(killed)
-            instant *= 0.9
+            pace *= 0.85
         if code > 0:
             print(told)
             return 1
