@@ -223,7 +223,6 @@ class Plan:
                     readers[source].append(item)
         self.steps = [self._step(item, full[item.path], readers[at]) for at, item in enumerate(items)]
         self.regions = _regions(self.placement)
-        self.tail = INPUT if self.placement.output == INPUT else self.placement.output
 
     def run(self, x: Tensor, soft: Mapping[str, Tensor], layers: nn.ModuleDict) -> Tensor:
         """The output for `x` (B, *input_shape) with the weights `soft` of the open decisions."""
@@ -271,7 +270,7 @@ class Plan:
                 weight = _product([weights[name][self.regions.position[name, option]] for name, option in combo])
                 total = feature.scaled(weight) if total is None else total + feature.scaled(weight)
             features.append(Feature(total))  # type: ignore[arg-type]
-        return x if self.tail == INPUT else features[self.tail].whole()
+        return x if self.placement.output == INPUT else features[self.placement.output].whole()
 
     def _settled(self, step: Step, combo: Combo) -> Step:
         """`step` at the resolutions of `combo`."""

@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 
 from niwaki.net.control import Network
 from niwaki.net.layer import BatchNorm, Conv, Linear, Opaque, SqueezeExcite
-from niwaki.net.place import Placed, Placement, Shape, place, space_of
+from niwaki.net.place import Placed, Placement, Shape, place
 from niwaki.nn.build import build, module_name, module_of
-from niwaki.nn.forward import Plan, channel_index, kernel_crop, take
+from niwaki.nn.forward import Plan, kernel_crop, take
 from niwaki.space.choice import SpaceError
 from niwaki.space.size import Symbol, largest
 
@@ -124,6 +124,3 @@ def at_largest(item: Placed) -> Placed:
     if depthwise:
         sizes = {**sizes, "out_channels": shape(item.shape).channels[0], "groups": shape(item.shape).channels[0]}
     return replace(item, layer=replace(layer, **sizes), input_shapes=tuple(map(shape, item.input_shapes)), shape=shape(item.shape))
-
-
-__all__ = ["Supernet", "channel_index", "extract", "inherit_", "space_of", "supernet"]
