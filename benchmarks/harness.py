@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from niwaki.run.claims import grid
 from niwaki.store.files import atomic_write
 
 HERE = Path(__file__).parent
@@ -177,12 +178,6 @@ def markdown(content: Mapping[str, Any]) -> list[str]:
         f"- {about['date']}, {hardware}, {about['threads']} thread(s), load {about['load_before']} before the start{busy}; "
         f"Python {about['python']}, {versions}; seed {about['seed']}; `{content['command']}`",
     ]
-
-
-def grid(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 # --- command line ------------------------------------------------------------------------------------------------------------

@@ -10,15 +10,12 @@ in benchmarks/work/; started again, the benchmark goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
@@ -26,7 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import HERE, Claim, Result, Table, arguments, duration, load_average, machine, on_one_thread, report, say
+from harness import HERE, Claim, Result, Table, arguments, load_average, machine, on_one_thread, report
+from jobs import Job, require_same_plan, run_jobs
 
 import niwaki
 from niwaki.cost.count import count_macs
@@ -40,7 +38,6 @@ from niwaki.run.config import load_config
 from niwaki.run.folder import Folder
 from niwaki.run.plan import search_of
 from niwaki.space.architecture import Architecture
-from niwaki.store.files import atomic_write
 from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
 from niwaki.task.images import Images, arrays, npz, stratified_cut
@@ -78,8 +75,17 @@ PLANS = {
 
 
 @dataclass(frozen=True)
-class Job:
-    """One thing to do, in a process of its own. kind: "search", "random", "mobilenetv2"; number: of the random network."""
+class Site:
+    """Where a benchmark works, and on what."""
+
+    plan: Plan
+    data: str  # a folder, or "digits"
+    work: str
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One thing to train. kind: "search", "random", "mobilenetv2"; number: of the random network."""
 
     kind: str
     seed: int
@@ -90,23 +96,14 @@ class Job:
         return f"{self.kind}-{self.seed}" + (f"-{self.number}" if self.kind == "random" else "")
 
 
-@dataclass(frozen=True)
-class Site:
-    """Where a benchmark works, and on what."""
-
-    plan: Plan
-    data: str  # a folder, or "digits"
-    work: str
-
-    def done(self, job: Job) -> dict[str, Any] | None:
-        path = Path(self.work) / f"{job.key}.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+SEARCH_WEIGHT = 15  # a search takes about so many trainings
 
 
-def jobs_of(plan: Plan) -> Iterator[Job]:
+def jobs_of(site: Site) -> Iterator[Job]:
     """All that is to be done, the longest first."""
-    for kind, count in (("search", 1), ("mobilenetv2", 1), ("random", plan.rivals)):
-        yield from (Job(kind, seed, number) for seed in range(plan.seeds) for number in range(count))
+    for kind, count, weight in (("search", 1, SEARCH_WEIGHT), ("mobilenetv2", 1, 1), ("random", site.plan.rivals, 1)):
+        for one in (Contestant(kind, seed, number) for seed in range(site.plan.seeds) for number in range(count)):
+            yield Job(one.key, kind, run_job, (site, one), weight)
 
 
 # --- data and networks ---------------------------------------------------------------------------------------------------------------
@@ -208,19 +205,15 @@ def settings(plan: Plan) -> dict[str, Any]:
     return told
 
 
-def run_job(site: Site, job: Job) -> dict[str, Any]:
-    """Does `job` and keeps its result; what every worker process runs."""
+def run_job(site: Site, job: Contestant) -> dict[str, Any]:
+    """What `job` comes to."""
     torch.set_num_threads(1)
     task = task_of(site.data, site.plan.images, job.seed)
     network = space_for(task.input_shape, task.outputs)
-    began, cpu = time.perf_counter(), time.process_time()
-    found = searched(site, job, task, network) if job.kind == "search" else trained(site.plan, job, task, network)
-    found |= {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu, **asdict(job)}
-    atomic_write(Path(site.work) / f"{job.key}.json", json.dumps(found, indent=1) + "\n")
-    return found
+    return (searched(site, job, task, network) if job.kind == "search" else trained(site.plan, job, task, network)) | asdict(job)
 
 
-def searched(site: Site, job: Job, task: ImageClassification, network: Network) -> dict[str, Any]:
+def searched(site: Site, job: Contestant, task: ImageClassification, network: Network) -> dict[str, Any]:
     """What `niwaki.search` comes to. search_s: learning and judging, without the final training and the exports."""
     out = Path(site.work) / f"run-{job.seed}"
     result = niwaki.search(network, task, f"macs<={site.plan.budget}", seed=job.seed, out=out, settings=settings(site.plan))
@@ -236,7 +229,7 @@ def searched(site: Site, job: Job, task: ImageClassification, network: Network) 
     }  # fmt: skip
 
 
-def trained(plan: Plan, job: Job, task: ImageClassification, network: Network) -> dict[str, Any]:
+def trained(plan: Plan, job: Contestant, task: ImageClassification, network: Network) -> dict[str, Any]:
     """A network of this job, trained as `niwaki.search` trains the one it chose: same recipe, same images, same seeds."""
     recipe = recipe_of(plan, job.seed, task, network)
     weights_seed, seed = derive_seed(job.seed, "final weights"), derive_seed(job.seed, "final")
@@ -258,47 +251,6 @@ def recipe_of(plan: Plan, seed: int, task: ImageClassification, network: Network
     """The recipe that `niwaki.search` decides on for such data."""
     config = load_config(None, (), {"budget": [f"macs<={plan.budget}"], "seed": seed, **settings(plan)})
     return search_of(config, task, network)[1].recipe
-
-
-# --- all jobs ---------------------------------------------------------------------------------------------------------------------------
-
-
-def run_all(site: Site, workers: int) -> list[dict[str, Any]]:
-    """The results of all jobs; those that were done before are read."""
-    jobs = list(jobs_of(site.plan))
-    results = [found for job in jobs if (found := site.done(job)) is not None]
-    todo = [job for job in jobs if site.done(job) is None]
-    say(f"{len(jobs)} jobs, {len(results)} of them done before; {workers} processes of one thread; kept in {site.work}")
-    began = time.monotonic()
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running: dict[Future, Job] = {pool.submit(run_job, site, job): job for job in todo}
-        try:
-            while running:
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    job, found = running.pop(future), future.result()
-                    results.append(found)
-                    left = expected_seconds(list(running.values()), results) / workers
-                    say(
-                        f"[{len(results)}/{len(jobs)}] {job.key}: {found['accuracy']:.2%} at {found['macs']:,} MACs in "
-                        f"{duration(found['wall_s'])}; {duration(time.monotonic() - began)} so far, about {duration(left)} left"
-                    )
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, KeyboardInterrupt):
-                raise SystemExit(f"interrupted with {len(results)} of {len(jobs)} jobs done; the same command goes on") from None
-            raise
-    return results
-
-
-def expected_seconds(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> float:
-    """What `jobs` will take in one process, judged by those that are done; a search counts as 15 trainings until one is."""
-    times: dict[bool, list[float]] = {True: [], False: []}
-    for found in results:
-        times[found["kind"] == "search"].append(found["wall_s"])
-    training = mean(times[False]) if times[False] else mean(times[True]) / 15 if times[True] else 0.0
-    search = mean(times[True]) if times[True] else 15 * training
-    return sum(search if job.kind == "search" else training for job in jobs)
 
 
 # --- what it comes to ---------------------------------------------------------------------------------------------------------------------
@@ -390,19 +342,11 @@ def main() -> None:
     data = "digits" if options.quick else str(data_folder(options.data).resolve())
     with TemporaryDirectory() as scratch:
         work = Path(scratch) if options.quick else HERE / "work" / f"search_pays-{options.preset}"
-        work.mkdir(parents=True, exist_ok=True)
-        require_same_plan(plan, work)
-        results = run_all(Site(plan, data, str(work)), options.workers)
+        require_same_plan(asdict(plan), work)
+        jobs = list(jobs_of(Site(plan, data, str(work))))
+        results = [*run_jobs(jobs, work, options.workers, lambda found: f"{found['accuracy']:.2%} at {found['macs']:,} MACs").values()]
         device = None if plan.device == "cpu" else torch.cuda.get_device_name()
         report(summary(plan, results, options.seed), machine(threads=1, seed=options.seed, load=load, device=device), quick=options.quick)
-
-
-def require_same_plan(plan: Plan, work: Path) -> None:
-    """Refuses to mix trainings of different plans."""
-    path, content = work / "plan.json", json.loads(json.dumps(asdict(plan)))
-    if path.is_file() and (before := json.loads(path.read_text())) != content:
-        raise SystemExit(f"{work} holds trainings of another plan ({before}, now {content}); remove it to start anew")
-    atomic_write(path, json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

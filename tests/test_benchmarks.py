@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import harness  # noqa: E402
+import jobs  # noqa: E402
 import masks  # noqa: E402
 import search_pays  # noqa: E402
 
@@ -108,7 +110,7 @@ def test_missing_data_are_named_with_every_place_looked_at(tmp_path, monkeypatch
 
 
 def test_trainings_of_another_plan_are_not_mixed_in(tmp_path):
-    search_pays.require_same_plan(search_pays.PLANS["cpu"], tmp_path)
-    search_pays.require_same_plan(search_pays.PLANS["cpu"], tmp_path)
+    jobs.require_same_plan(asdict(search_pays.PLANS["cpu"]), tmp_path)
+    jobs.require_same_plan(asdict(search_pays.PLANS["cpu"]), tmp_path)
     with pytest.raises(SystemExit, match="another plan"):
-        search_pays.require_same_plan(search_pays.PLANS["gpu"], tmp_path)
+        jobs.require_same_plan(asdict(search_pays.PLANS["gpu"]), tmp_path)

@@ -14,6 +14,7 @@ from niwaki.distribution import Distribution
 from niwaki.factor.expect import expected
 from niwaki.factor.within import Within
 from niwaki.gradient.cost_loss import CostLoss, absolute_loss, limit_loss, log_loss, product_loss
+from niwaki.gradient.weights import load_state_, saved, sgd, state_of
 from niwaki.net.control import Network
 from niwaki.net.place import Placement
 from niwaki.nn.relax import gumbel_softmax
@@ -116,12 +117,7 @@ class DMaskingSearch:
         self.logits = torch.zeros(len(self.spaces), *shape, device=self.device, requires_grad=True)  # (budgets, D, O)
         for at, distribution in enumerate(self.distributions):
             distribution.logits = self.logits[at]
-        decayed = [p for p in self.net.parameters() if p.dim() > 1]
-        spared = [p for p in self.net.parameters() if p.dim() <= 1]
-        self.weight_optimizer = torch.optim.SGD(
-            [{"params": decayed, "weight_decay": method.weight_decay}, {"params": spared, "weight_decay": 0.0}],
-            lr=method.weight_lr, momentum=method.momentum, foreach=True,
-        )  # fmt: skip
+        self.weight_optimizer = sgd(self.net, lr=method.weight_lr, momentum=method.momentum, weight_decay=method.weight_decay)
         self.logit_optimizer = torch.optim.Adam([self.logits], lr=method.logit_lr, weight_decay=method.logit_weight_decay)
         self.weight_part, self.architecture_part = task.search_split(method.architecture_share)
         self.weight_steps = ceil(len(self.weight_part) / method.batch_size)
@@ -263,13 +259,8 @@ class DMaskingSearch:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that `load` needs to go on with the same bits: named tensors (copies, on the CPU) and JSON."""
-        tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()} | {"logits": self.logits}
-        for name, parameter in self.net.named_parameters():
-            buffer = self.weight_optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{name}"] = buffer
-        tensors |= {f"adam.{key}": value for key, value in self.logit_optimizer.state.get(self.logits, {}).items()}
-        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, {
+        adam = {f"adam.{key}": value for key, value in self.logit_optimizer.state.get(self.logits, {}).items()}
+        return saved(state_of(self.net, self.weight_optimizer) | {"logits": self.logits} | adam), {
             "method": asdict(self.method),
             "step": self.step,
             "sums": self._sums,
@@ -280,12 +271,9 @@ class DMaskingSearch:
         """Goes on from what `state_dict` gave, in a search started alike."""
         if state["method"] != asdict(self.method):
             raise ValueError(f"this state is of a search with {state['method']}, not with {asdict(self.method)}")
-        self.net.load_state_dict({name.removeprefix("net."): tensor for name, tensor in tensors.items() if name.startswith("net.")})
+        load_state_(self.net, self.weight_optimizer, tensors)
         with torch.no_grad():
             self.logits.copy_(tensors["logits"])
-        for name, parameter in self.net.named_parameters():
-            if (buffer := tensors.get(f"momentum.{name}")) is not None:
-                self.weight_optimizer.state[parameter]["momentum_buffer"] = buffer.to(self.device, copy=True)
         adam = {key.removeprefix("adam."): value for key, value in tensors.items() if key.startswith("adam.")}
         if adam:
             self.logit_optimizer.state[self.logits] = {

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from niwaki.factor.within import Within
+from niwaki.gradient.weights import load_state_, saved, sgd, state_of
 from niwaki.net.control import Network
 from niwaki.nn.supernet import supernet
 from niwaki.task.task import Task, derive_seed
@@ -46,13 +47,7 @@ class OneShotSearch:
     ) -> None:
         self.task, self.spaces, self.method, self.seed, self.device = task, tuple(spaces), method, seed, torch.device(device)
         self.net = supernet(network, seed=derive_seed(seed, "supernet")).to(self.device)
-        self.optimizer = torch.optim.SGD(
-            [
-                {"params": [p for p in self.net.parameters() if p.dim() > 1], "weight_decay": method.weight_decay},
-                {"params": [p for p in self.net.parameters() if p.dim() <= 1], "weight_decay": 0.0},
-            ],
-            lr=method.lr, momentum=method.momentum,
-        )  # fmt: skip
+        self.optimizer = sgd(self.net, lr=method.lr, momentum=method.momentum, weight_decay=method.weight_decay)
         self.part = task.part("train")
         self.steps_per_epoch = ceil(len(self.part) / method.batch_size)
         self.step = 0
@@ -102,11 +97,7 @@ class OneShotSearch:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that `load` needs to go on with the same bits: named tensors (copies, on the CPU) and JSON."""
-        tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
-        for name, parameter in self.net.named_parameters():
-            if (buffer := self.optimizer.state.get(parameter, {}).get("momentum_buffer")) is not None:
-                tensors[f"momentum.{name}"] = buffer
-        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, {
+        return saved(state_of(self.net, self.optimizer)), {
             "method": asdict(self.method), "step": self.step, "sum": self._sum, "history": [asdict(record) for record in self.history],
         }  # fmt: skip
 
@@ -114,9 +105,6 @@ class OneShotSearch:
         """Goes on from what `state_dict` gave, in a search started alike."""
         if state["method"] != asdict(self.method):
             raise ValueError(f"this state is of a search with {state['method']}, not with {asdict(self.method)}")
-        self.net.load_state_dict({name.removeprefix("net."): tensor for name, tensor in tensors.items() if name.startswith("net.")})
-        for name, parameter in self.net.named_parameters():
-            if (buffer := tensors.get(f"momentum.{name}")) is not None:
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(self.device, copy=True)
+        load_state_(self.net, self.optimizer, tensors)
         self.step, self._sum = state["step"], state["sum"]
         self.history = [OneShotRecord(**record) for record in state["history"]]

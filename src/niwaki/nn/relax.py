@@ -15,9 +15,3 @@ def gumbel_softmax(logits: Tensor, *, temperature: float, generator: torch.Gener
     tiny = torch.finfo(logits.dtype).tiny
     noise = -torch.log((-torch.log(uniform.clamp_min(tiny))).clamp_min(tiny))
     return torch.softmax((logits + noise) / temperature, dim=-1)
-
-
-def straight_through(weights: Tensor) -> Tensor:
-    """The one-hot of the largest of `weights`, with the gradient of `weights` (Bengio et al. 2013)."""
-    one_hot = torch.zeros_like(weights).scatter_(-1, weights.argmax(-1, keepdim=True), 1.0)
-    return one_hot + weights - weights.detach()

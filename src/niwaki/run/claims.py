@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -59,9 +59,9 @@ class Section:
         claims = Table("", ("claim", "paper", "measured here", "random search at equal cost", "verdict"), tuple(
             (one.claim, one.paper, one.measured, one.random_search, f"**{one.verdict}**") for one in self.claims
         ))  # fmt: skip
-        parts = [f"## {self.title}", _markdown(claims), *self.about]
+        parts = [f"## {self.title}", "\n".join(grid(claims.columns, claims.rows)), *self.about]
         for table in self.tables:
-            parts += [f"### {table.title}", _markdown(table)]
+            parts += [f"### {table.title}", "\n".join(grid(table.columns, table.rows))]
         return "\n\n".join([_begin(self.method, quick=self.quick), *parts, _end(self.method)])
 
 
@@ -98,6 +98,7 @@ def _section(method: str) -> re.Pattern[str]:
     return re.compile(rf"<!-- {name}(?P<quick> \(quick\))?: .*?<!-- end of {name} -->", re.DOTALL)
 
 
-def _markdown(table: Table) -> str:
-    rows: Sequence[Sequence[str]] = (table.columns, tuple("---" for _ in table.columns), *table.rows)
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows)
+def grid(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    lines = (columns, tuple("---" for _ in columns), *rows)
+    return ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines]

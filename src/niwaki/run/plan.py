@@ -151,7 +151,8 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
     search_batch = config.search.batch_size or batch
     weight_part, architecture_part = task.search_split(config.search.architecture_share or DMasking.architecture_share)
     per_epoch = COSTS["macs"](network).maximum()[0] * (len(weight_part) + MIXTURE * len(architecture_part))
-    search_epochs = config.search.epochs or max(8, min(MOST_EPOCHS, round(SEARCH_MACS / max(per_epoch, 1))))
+    affordable = round(SEARCH_MACS / max(per_epoch, 1))  # epochs
+    search_epochs = config.search.epochs or max(8, min(MOST_EPOCHS, affordable))
     passes = ceil(LOGIT_STEPS / (search_epochs * ceil(len(architecture_part) / search_batch)))
     steps = ceil(examples / batch)
     recipe = Recipe()
@@ -171,9 +172,8 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.logit_weight_decay": published.logit_weight_decay,
         "search.architecture_share": published.architecture_share,
         "search.logit_passes": max(1, min(4, passes)),
-        "search.paths": "mixture"
-        if search_epochs == MOST_EPOCHS
-        else "sample",  # all paths of all steps, as published, where that is affordable
+        # all paths in all steps, as published, where that is affordable
+        "search.paths": "mixture" if affordable >= MOST_EPOCHS else "sample",
         "search.objective": "absolute",
         "search.alpha": published.alpha,
         "search.beta": published.beta,

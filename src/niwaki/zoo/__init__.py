@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
@@ -23,7 +24,7 @@ PUBLISHED_COUNTS = {**_fbnet.PUBLISHED_COUNTS, **_fbnetv2.PUBLISHED_COUNTS}
 
 
 def names() -> tuple[str, ...]:
-    """What `network` knows; `mobile-<size>` stands for every size from 8 to 224."""
+    """What `network` knows; `mobile-<size>`, or `mobile(<size>)`, stands for every size from 8 to 224."""
     return (*_IMAGENET, "mobile-8", "mobile-28", "mobile-32", "mobile-64", "mobile-224")
 
 
@@ -37,11 +38,11 @@ def network(name: str, input_shape: tuple[int, ...] | None = None, classes: int 
     given = {} if classes is None else {"classes": classes}
     if name in _IMAGENET:
         return _IMAGENET[name](**given) if input_shape is None else _IMAGENET[name](input_shape=tuple(input_shape), **given)
-    family, _, digits = name.partition("-")
-    if family == "mobile" and (digits.isdecimal() or not digits):
+    if found := re.fullmatch(r"mobile(?:-(\d+)|\((\d+)\))?", name):
+        digits = found[1] or found[2]
         if not digits and input_shape is None:
             raise SpaceError(f"'mobile' needs an input shape, or a size of {SMALLEST} to {LARGEST} pixels in its name, as in 'mobile-32'")
-        channels, height, width = input_shape or (3, int(digits), int(digits))
+        channels, height, width = input_shape or (3, int(digits or 0), int(digits or 0))
         size = int(digits or height)
         if (height, width) != (size, size):
             raise SpaceError(f"{name!r} reads square images of {size} pixels, not {height} x {width}")
