@@ -274,7 +274,7 @@ def _crops(source: Path, data: Path, most: int | None) -> list[tuple[int, int]]:
                 for at in rng.permutation(len(boxes))[: most or limit]:
                     row = boxes[at]
                     with Image.open(source / part / f"{row['image']}.jpg") as image:
-                        crop = image.crop(tuple(round(float(row[key])) for key in ("xmin", "ymin", "xmax", "ymax")))
+                        crop = image.crop((float(row["xmin"]), float(row["ymin"]), float(row["xmax"]), float(row["ymax"])))
                     if min(crop.size) >= 4:
                         (data / where / name).mkdir(parents=True, exist_ok=True)
                         crop.save(data / where / name / f"{at:04d}.png")

@@ -16,10 +16,9 @@ from niwaki.factor.within import Within
 from niwaki.gradient.cost_loss import CostLoss, absolute_loss, limit_loss, log_loss, product_loss
 from niwaki.gradient.weights import load_state_, saved, sgd, state_of
 from niwaki.net.control import Network
-from niwaki.net.place import Placement
+from niwaki.net.place import forks
 from niwaki.nn.relax import gumbel_softmax
 from niwaki.nn.supernet import supernet
-from niwaki.space.size import scope
 from niwaki.task.task import Task, derive_seed
 from niwaki.train.loop import TrainingDiverged, epoch_batches, own_randomness, seed_dropout
 
@@ -122,7 +121,7 @@ class DMaskingSearch:
         self.weight_part, self.architecture_part = task.search_split(method.architecture_share)
         self.weight_steps = ceil(len(self.weight_part) / method.batch_size)
         self.logit_steps = ceil(len(self.architecture_part) / method.batch_size) * method.logit_passes
-        self.forks = _forks(self.net.placement) if method.paths == "sample" else frozenset()
+        self.forks = forks(self.net.placement) if method.paths == "sample" else frozenset()
         self.step = 0
         self.history: list[SearchRecord] = []
         self._sums = [0.0, 0.0]  # of the epoch under way: loss of the weight steps, of the logit steps
@@ -281,9 +280,3 @@ class DMaskingSearch:
             }
         self.step, self._sums = state["step"], list(state["sums"])
         self.history = [SearchRecord(**{**record, "ratios": tuple(record["ratios"])}) for record in state["history"]]
-
-
-def _forks(placement: Placement) -> frozenset[str]:
-    """The decisions that cost the supernet a pass per option: on them depends whether a layer exists, or how large a map is, but no width."""
-    forks = {name for item in placement.items for name in scope(item.condition, *item.shape.spatial)}
-    return frozenset(forks - {name for item in placement.items for name in scope(*item.shape.channels)})

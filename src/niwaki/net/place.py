@@ -196,6 +196,13 @@ def fix(placement: Placement, choices: Mapping[str, Any]) -> Placement:
     return _without_unused_zeros(Placement(tuple(items), now[placement.output], placement.input_shape, open_decisions))
 
 
+def forks(placement: Placement) -> frozenset[str]:
+    """The decisions on which depends whether a layer exists, or how large a map is, but no width: they make a network another one, and cost a
+    supernet a pass per option."""
+    forking = {name for item in placement.items for name in scope(item.condition, *item.shape.spatial)}
+    return frozenset(forking - {name for item in placement.items for name in scope(*item.shape.channels)})
+
+
 def show(size: Expr) -> str:
     """A size as people read it: `32`, or `16|24|32 (by stage1.width)`."""
     if not isinstance(size, Symbol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,7 @@ from niwaki.factor.within import Within, within
 from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.one_shot import OneShot, OneShotSearch
 from niwaki.net.control import Network
-from niwaki.net.place import space_of
+from niwaki.net.place import forks, place, space_of
 from niwaki.net.program import program
 from niwaki.nn.build import build
 from niwaki.run.ask_tell import AskTellSearch, ask_and_tell
@@ -357,7 +357,7 @@ def _ask(
 def _choose(
     search: Search, at: int, space: Within, folder: Folder, progress: Progress, clock: Clock
 ) -> tuple[Architecture, dict[str, float]]:
-    """The best trial within the budget by validation; of several finalists, the best after a short training of its own.
+    """The best trial within the budget by validation; of several finalists, unlike each other, the best after a short training of its own.
 
     A few hundred examples cannot tell 99.0 from 99.3 %: trials within one standard error of the best metric count as equal to it, and
     among these the smaller loss decides, which sees more of every answer.
@@ -373,7 +373,7 @@ def _choose(
     def compute() -> dict[str, Any]:
         stored = folder.store.trials(_run(at), space.space)
         trials = [trial for trial in stored if trial.source != FINALIST]
-        finalists = best_first(trials)[: search.finalists]
+        finalists = _unlike(best_first(trials), forks(place(search.network)))[: search.finalists]
         if len(finalists) > 1:
             known = {trial.number: trial for trial in stored if trial.source == FINALIST}
             judged = _train_finalists(search, at, finalists, len(trials), known, folder, progress, clock)
@@ -385,6 +385,19 @@ def _choose(
 
     found = once(folder, f"choice {at}", compute)
     return Architecture.from_json(found["arch"], space.space), found["metrics"]
+
+
+def _unlike(trials: Sequence[Trial], forks: Set[str]) -> list[Trial]:
+    """`trials`, the first of every structure (block types, depths, resolution) before all others.
+
+    Shared weights tell networks of one structure apart less well than a short training tells structures apart; and the ones they like
+    best tend to be alike.
+    """
+    first: dict[frozenset[tuple[str, Any]], Trial] = {}
+    for trial in trials:
+        first.setdefault(frozenset((name, option) for name, option in trial.arch.items() if name in forks), trial)
+    leading = {trial.number for trial in first.values()}
+    return sorted(trials, key=lambda trial: trial.number not in leading)
 
 
 def _train_finalists(
