@@ -32,7 +32,7 @@ from niwaki import (
 from niwaki.factor.within import within
 from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.one_shot import OneShotSearch
-from niwaki.net.place import space_of
+from niwaki.net.place import forks, place, space_of
 from niwaki.run import search as loop
 from niwaki.run.config import load_config
 from niwaki.run.folder import Folder, RunError
@@ -43,7 +43,7 @@ from niwaki.store.checkpoint import load_checkpoint
 from niwaki.task.embedded import digits
 from niwaki.testing.kill import run_until, safetensors_of
 from niwaki.train.loop import evaluate
-from niwaki.trial import EvaluationFailed
+from niwaki.trial import EvaluationFailed, Trial
 
 TINY = {
     **SMALL,
@@ -103,6 +103,24 @@ def notes_of(folder):
 
 
 # --- results -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_finalists_are_networks_of_different_structure():
+    space = space_of(own_network())
+    assert forks(place(own_network())) == {"stem"}  # widths, expansions and kernel sizes change no structure
+    stems = ("plain", "plain", "large", "plain", "large")
+    archs = [next(arch for arch in space.enumerate() if arch["stem"] == stem) for stem in stems]
+    trials = [Trial(number, arch, {"accuracy": 1.0}) for number, arch in enumerate(archs)]
+    assert [trial.number for trial in loop.unlike(trials, forks(place(own_network())))] == [0, 2, 1, 3, 4]
+
+
+def test_images_seen_a_hundred_times_are_trained_with_averaged_weights(own_task):
+    often, seldom, own = (
+        search_of(load_config(None, (), {"budget": ["macs<=20k"], **settings}), own_task, own_network())[1].recipe
+        for settings in ({"train.epochs": 100}, {"train.epochs": 40}, {"train.epochs": 100, "train.last_lr": 0.0, "train.ema": 0})
+    )
+    assert (often.last_lr, often.ema) == (0.5, 0.999)
+    assert (seldom.last_lr, seldom.ema) == (own.last_lr, own.ema) == (0.0, None)
 
 
 def test_the_result_says_what_was_found_what_it_costs_and_how_good_it_is(finished):

@@ -94,6 +94,10 @@ def test_mobile_takes_its_size_from_the_name_or_from_the_input():
     assert zoo.network("mobile-28", (1, 28, 28)) == zoo.network("mobile", (1, 28, 28)) == zoo.mobile(28, channels=1)
 
 
+def test_the_family_is_called_as_it_is_written_in_python_too():
+    assert zoo.network("mobile(32)") == zoo.network("mobile-32")
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [

@@ -19,6 +19,7 @@ from niwaki.net.control import Network
 from niwaki.net.place import forks
 from niwaki.nn.relax import gumbel_softmax
 from niwaki.nn.supernet import supernet
+from niwaki.space.size import scope
 from niwaki.task.task import Task, derive_seed
 from niwaki.train.loop import TrainingDiverged, epoch_batches, own_randomness, seed_dropout
 
@@ -121,7 +122,9 @@ class DMaskingSearch:
         self.weight_part, self.architecture_part = task.search_split(method.architecture_share)
         self.weight_steps = ceil(len(self.weight_part) / method.batch_size)
         self.logit_steps = ceil(len(self.architecture_part) / method.batch_size) * method.logit_passes
-        self.forks = forks(self.net.placement) if method.paths == "sample" else frozenset()
+        # forks cost the supernet a pass per option; those that decide a width too are mixed with it
+        widths = {name for item in self.net.placement.items for name in scope(*item.shape.channels)}
+        self.forks = forks(self.net.placement) - widths if method.paths == "sample" else frozenset()
         self.step = 0
         self.history: list[SearchRecord] = []
         self._sums = [0.0, 0.0]  # of the epoch under way: loss of the weight steps, of the logit steps

@@ -197,10 +197,8 @@ def fix(placement: Placement, choices: Mapping[str, Any]) -> Placement:
 
 
 def forks(placement: Placement) -> frozenset[str]:
-    """The decisions on which depends whether a layer exists, or how large a map is, but no width: they make a network another one, and cost a
-    supernet a pass per option."""
-    forking = {name for item in placement.items for name in scope(item.condition, *item.shape.spatial)}
-    return frozenset(forking - {name for item in placement.items for name in scope(*item.shape.channels)})
+    """The decisions on which depends whether a layer exists, or how large a map is: another option makes another structure."""
+    return frozenset(name for item in placement.items for name in scope(item.condition, *item.shape.spatial))
 
 
 def show(size: Expr) -> str:

@@ -373,7 +373,7 @@ def _choose(
     def compute() -> dict[str, Any]:
         stored = folder.store.trials(_run(at), space.space)
         trials = [trial for trial in stored if trial.source != FINALIST]
-        finalists = _unlike(best_first(trials), forks(place(search.network)))[: search.finalists]
+        finalists = unlike(best_first(trials), forks(place(search.network)))[: search.finalists]
         if len(finalists) > 1:
             known = {trial.number: trial for trial in stored if trial.source == FINALIST}
             judged = _train_finalists(search, at, finalists, len(trials), known, folder, progress, clock)
@@ -387,7 +387,7 @@ def _choose(
     return Architecture.from_json(found["arch"], space.space), found["metrics"]
 
 
-def _unlike(trials: Sequence[Trial], forks: Set[str]) -> list[Trial]:
+def unlike(trials: Sequence[Trial], forks: Set[str]) -> list[Trial]:
     """`trials`, the first of every structure (block types, depths, resolution) before all others.
 
     Shared weights tell networks of one structure apart less well than a short training tells structures apart; and the ones they like
