@@ -114,15 +114,6 @@ def test_the_first_finalists_are_networks_of_different_structure():
     assert [trial.number for trial in loop.unlike(trials, forks(place(own_network())))] == [0, 2, 1, 3, 4]
 
 
-def test_images_seen_a_hundred_times_are_trained_with_averaged_weights(own_task):
-    often, seldom, own = (
-        search_of(load_config(None, (), {"budget": ["macs<=20k"], **settings}), own_task, own_network())[1].recipe
-        for settings in ({"train.epochs": 100}, {"train.epochs": 40}, {"train.epochs": 100, "train.last_lr": 0.0, "train.ema": 0})
-    )
-    assert (often.last_lr, often.ema) == (0.5, 0.999)
-    assert (seldom.last_lr, seldom.ema) == (own.last_lr, own.ema) == (0.0, None)
-
-
 def test_the_result_says_what_was_found_what_it_costs_and_how_good_it_is(finished):
     found = finished.answer.json
     assert {"architecture", "macs", "params", "accuracy", "folder", "seconds"} <= set(found)

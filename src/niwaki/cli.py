@@ -191,7 +191,7 @@ def space(
 
 @app.command()
 def reproduce(
-    method: Annotated[str, typer.Argument(help="dmasking")],
+    method: Annotated[str, typer.Argument(help="dmaskingnas")],
     out: Annotated[Path | None, typer.Option(help="Folder of what was trained (default: runs/reproduce-METHOD).")] = None,
     claims: Annotated[Path, typer.Option(help="The page to write the result into.")] = Path("docs/claims.md"),
     quick: Annotated[

@@ -47,10 +47,6 @@ MOST_EPOCHS = 40
 MIXTURE = 6  # passes of the largest member that a step on the logits costs, with all block types, depths and resolutions
 LOGIT_STEPS = 400  # wanted of a search, by going over the architecture's share more than once an epoch
 FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest and most epochs allow it
-OFTEN = 100  # epochs: images that are seen as often are soon known by heart
-# the average of the last part of a course that never settles, then; it forgets what single images were like. Digits, four folds of other writers
-# each, two networks, two seeds: loss 0.183 -> 0.148, accuracy 98.7 -> 98.9 %. With 40 epochs it does harm: Fashion-MNIST 90.8 -> 89.7 %.
-AVERAGED: dict[str, Any] = {"last_lr": 0.5, "ema": 0.999}
 COST_WEIGHT = 0.2  # with more, the logits run for the cheapest options before the weights have shown what the others are worth
 TRIM = 0.05  # of the architectures within the budget; options of fewer are left out of niwaki's own family
 PLANNED = {  # what a time limit may reduce where nothing was asked for, and the least that means anything
@@ -159,8 +155,7 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
     search_epochs = config.search.epochs or max(8, min(MOST_EPOCHS, affordable))
     passes = ceil(LOGIT_STEPS / (search_epochs * ceil(len(architecture_part) / search_batch)))
     steps = ceil(examples / batch)
-    epochs = config.train.epochs or max(15, min(300, ceil(FINAL_STEPS / steps)))
-    recipe = replace(Recipe(), **(AVERAGED if epochs >= OFTEN else {}))
+    recipe = Recipe()
     published = DMasking()
     warmup = config.search.warmup_epochs if config.search.warmup_epochs is not None else min(max(1, search_epochs // 4), search_epochs - 1)
     values = {
@@ -186,7 +181,7 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.candidates": 48,
         "search.finalists": 6,
         "search.evaluations": 200,
-        "train.epochs": epochs,
+        "train.epochs": max(15, min(300, ceil(FINAL_STEPS / steps))),
         "train.batch_size": batch,
         **{f"train.{key}": _plain(value) for key, value in asdict(recipe).items() if key not in ("epochs", "batch_size")},
     }
