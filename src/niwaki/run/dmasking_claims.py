@@ -1,4 +1,4 @@
-"""What the trainings and searches of `niwaki reproduce dmasking` say of the paper's claims: a function of the stored results alone."""
+"""What the trainings and searches of `niwaki reproduce dmaskingnas` say of the paper's claims: a function of the stored results alone."""
 
 from __future__ import annotations
 

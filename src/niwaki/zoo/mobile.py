@@ -26,6 +26,7 @@ class _Plan:
     """The frame for images of up to `size` pixels. The stem halves the map or not; every stage but the first halves it.
 
     units: the widths of stage i are units[i] times `_STEPS`. depths: blocks of each stage; the first may have none beside the stem.
+    kernels: of an inverted residual, as far as they are no larger than the map it reads; beyond that a kernel sees padding alone.
     features: widths of a 1x1 convolution before the classifier, where the network is large enough to pay for one.
     """
 
@@ -39,7 +40,7 @@ class _Plan:
 
 
 _PLANS = (
-    _Plan(16, 1, (1, 2, 4), ((0, 1), (1, 2), (1, 2)), (3, 5), (2, 3, 4)),
+    _Plan(16, 1, (2, 2, 4), ((0, 1), (1, 2), (1, 2)), (3, 5), (2, 3, 4)),
     _Plan(48, 2, (2, 4, 8), ((0, 1, 2), (1, 2, 3), (1, 2, 3)), (3, 5), (2, 3, 4, 6)),
     _Plan(96, 2, (1, 2, 4, 8), ((0, 1, 2), (1, 2, 3), (1, 2, 3), (1, 2, 3)), (3, 5), (2, 3, 4, 6)),
     _Plan(224, 2, (1, 2, 3, 5, 8), ((0, 1), (1, 2, 3), (1, 2, 3), (2, 3, 4), (1, 2, 3)), (3, 5, 7), (2, 3, 4, 6), (384, 768, 1152)),
@@ -55,7 +56,7 @@ def mobile(size: int, channels: int = 3, classes: int = 10) -> Network:
     body: list[Layer] = [
         Subsample(Choice(_resolutions(size), "/resolution"), name="input"),
         conv_bn_act(widths[0], 3, stride=plan.stem_stride, activation=_activation(0), name="stem"),
-        *(_stage(at, width, plan) for at, width in enumerate(widths)),
+        *(_stage(at, width, size, plan) for at, width in enumerate(widths)),
     ]
     if plan.features:
         body.append(conv_bn_act(Choice(plan.features, "/features.width"), 1, activation="hswish", name="features"))
@@ -72,20 +73,24 @@ def _activation(stage: int) -> Choice:
     return Choice(("relu", "hswish"), f"/stage{stage}.activation")
 
 
-def _stage(at: int, width: Choice, plan: _Plan) -> Chain:
+def _stage(at: int, width: Choice, size: int, plan: _Plan) -> Chain:
     depth = Choice(plan.depths[at], f"/stage{at}.depth")
+    pixels = -(-size // (plan.stem_stride * 2**at))  # of the maps that the stage puts out
     if at == 0:
-        return Chain(Repeat(_block("block", at, width, 1, plan), depth), name="stage0")
-    return Chain(_block("down", at, width, 2, plan), Repeat(_block("block", at, width, 1, plan), depth - 1), name=f"stage{at}")
+        return Chain(Repeat(_block("block", at, width, 1, pixels, plan), depth), name="stage0")
+    down, block = _block("down", at, width, 2, 2 * pixels, plan), _block("block", at, width, 1, pixels, plan)
+    return Chain(down, Repeat(block, depth - 1), name=f"stage{at}")
 
 
-def _block(name: str, stage: int, width: Choice, stride: int, plan: _Plan) -> OneOf:
+def _block(name: str, stage: int, width: Choice, stride: int, pixels: int, plan: _Plan) -> OneOf:
+    """The two block types, reading maps of `pixels` pixels."""
     activation = _activation(stage)
+    kernels = tuple(size for size in plan.kernels if size <= max(pixels, min(plan.kernels)))
     return OneOf(
         Residual(conv_bn_act(width, 3, stride=stride, activation=activation), name="conv"),
         mbconv(
             width,
-            Choice(plan.kernels, "kernel"),
+            kernels[0] if len(kernels) == 1 else Choice(kernels, "kernel"),
             expand=Choice(plan.expansions, "expand"),
             stride=stride,
             activation=activation,
