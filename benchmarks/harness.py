@@ -146,8 +146,9 @@ def report(result: Result, about: Mapping[str, Any], *, quick: bool) -> None:
 
 
 def stored_results() -> list[dict[str, Any]]:
-    """The contents of results/*.json, by name."""
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    """The contents of results/*.json, by the number that each title begins with."""
+    results = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
+    return sorted(results, key=lambda result: int(result["title"].partition(".")[0]))
 
 
 def with_results(readme: str, results: Iterable[Mapping[str, Any]]) -> str:

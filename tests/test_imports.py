@@ -111,3 +111,15 @@ def test_the_parts_that_do_without_torch_never_import_it():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_a_public_name_is_the_same_object_after_everything_was_imported():
+    script = (
+        "import importlib, pkgutil, niwaki\n"
+        "first = {name: getattr(niwaki, name) for name in niwaki.__all__}\n"
+        "for module in pkgutil.walk_packages(niwaki.__path__, 'niwaki.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "print(sorted(name for name in first if getattr(niwaki, name) is not first[name]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -40,7 +40,6 @@ _HOMES = {
     "niwaki.task.embedded": ("digits",),
     "niwaki.task.folder": ("image_folder",),
     "niwaki.task.images": ("arrays", "npz"),
-    "niwaki.train.loop": ("evaluate", "train"),
     "niwaki.train.recipe": ("Recipe",),
     "niwaki.zoo.mobile": ("mobile",),
     "niwaki.deploy.predict": ("predict",),

@@ -194,16 +194,16 @@ class Feature:
         """`scale` times the whole map; the scale costs nothing where it can be folded, too."""
         if self.norm is not None:
             return self.norm(self.tensor, _times(self.mask, scale))
-        x = self.tensor if self.gate is None else self.tensor * self.gate
-        if self.mask is not None:
-            return x * _along_channels(_times(self.mask, scale), x)  # type: ignore[arg-type]
-        return x if scale is None else x * scale
+        factor = _times(self.mask, scale)
+        if self.gate is not None:
+            return self.tensor * (self.gate if factor is None else self.gate * _along_channels(factor, self.tensor))
+        return self.tensor if factor is None else self.tensor * _along_channels(factor, self.tensor)
 
     def waiting(self) -> tuple[Tensor, Tensor | None]:
-        """The map without its mask, and the mask: for readers that fold it into their weights."""
-        if self.norm is not None or (self.mask is None and self.gate is not None):
+        """The map without its mask, and the mask, for readers that fold it into their weights; a norm or a gate takes it up itself."""
+        if self.norm is not None or self.gate is not None:
             return self.whole(), None
-        return (self.tensor if self.gate is None else self.tensor * self.gate), self.mask
+        return self.tensor, self.mask
 
 
 class Plan:
