@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from niwaki.deploy import export
 from niwaki.deploy.audit import compare
-from niwaki.deploy.card import ExportError, ModelCard, Preprocessing, pixel_range, write_architecture
+from niwaki.deploy.card import ExportError, ModelCard, Preprocessing, write_architecture
 from niwaki.deploy.export import capture, export_onnx, export_pt2
 from niwaki.deploy.predict import ExportedModel, PredictError, predict, stored_image
 from niwaki.deploy.source import opaque_factories, source_of, write_source
@@ -39,10 +39,18 @@ from niwaki.net.layer import (
     Subsample,
     Zero,
 )
+from niwaki.net.place import space_of
 from niwaki.nn.build import build
+from niwaki.run.config import Config
+from niwaki.run.plan import search_of
+from niwaki.run.search import Chosen
+from niwaki.run.ship import examples, ship
+from niwaki.space.choice import Choice
 from niwaki.store.files import atomic_write
 from niwaki.task.classify import ImageClassification, Preprocess
 from niwaki.task.embedded import digits
+from niwaki.task.folder import image_folder
+from niwaki.task.images import arrays
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +96,7 @@ def card(task):
     images = task.images
     return ModelCard(
         class_names=images.class_names,
-        preprocessing=Preprocessing((8, 8), "uint8", pixel_range(images.images), mean.tolist(), std.tolist()),
+        preprocessing=Preprocessing((8, 8), "uint8", images.pixel_range, mean.tolist(), std.tolist()),
         macs=1234,
         params=567,
         size_bytes=2268,
@@ -314,13 +322,23 @@ finally:
 )
 def test_the_source_reads_image_files_as_training_and_prediction_do(module, task, card, tmp_path, shape, dtype, bounds):
     rng = np.random.default_rng(0)
+    tmp_path = tmp_path / "Möwen im Flug 🐦"
+    tmp_path.mkdir()
     for name, mode, size in (("rgba", "RGBA", (15, 31, 4)), ("grey", "L", (40, 40)), ("rgb", "RGB", (9, 33, 3)), ("la", "LA", (9, 9, 2))):
         Image.fromarray(rng.integers(0, 256, size).astype(np.uint8), mode).save(tmp_path / f"{name}.png")
-    Image.fromarray(rng.integers(0, 65536, (30, 30)).astype(np.uint16)).save(tmp_path / "deep.png")
+    deep = Image.fromarray(rng.integers(0, 65536, (30, 30)).astype(np.uint16))
+    deep.save(tmp_path / "deep.png")
+    deep.save(tmp_path / "deep, one shade transparent.png", transparency=deep.getpixel((0, 0)))
     turned = Image.fromarray(rng.integers(0, 256, (16, 40, 3)).astype(np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned.save(tmp_path / "turned.jpg", exif=exif)
+    for suffix in ("jpg", "png", "webp"):
+        turned.save(tmp_path / f"turned.{suffix}", exif=exif)
+    for suffix in ("gif", "png", "webp"):
+        turned.save(tmp_path / f"animated.{suffix}", save_all=True, append_images=[turned.rotate(180)], duration=100)
+    turned.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    turned.convert("1").save(tmp_path / "bits.png")
+    turned.convert("1").save(tmp_path / "bits, black transparent.png", transparency=0)
     palette = Image.fromarray(rng.integers(0, 256, (16, 16)).astype(np.uint8)).convert("P")
     palette.save(tmp_path / "palette.png", transparency=7)
 
@@ -335,6 +353,26 @@ def test_the_source_reads_image_files_as_training_and_prediction_do(module, task
         found = namespace["read_image"](path).numpy()
         assert found.dtype == dtype
         assert np.allclose(found, expected, atol=1e-6 * bounds[1]), path.name
+    first = stored_image(tmp_path / "animated.png", stored)
+    turned.save(tmp_path / "still.png")
+    assert np.array_equal(first, stored_image(tmp_path / "still.png", stored)), "of an animation, the first picture counts"
+
+
+def test_the_source_names_every_file_that_cannot_be_read_and_goes_on(module, task, card, tmp_path, capsys, monkeypatch):
+    write_source(module, task.preprocess(), task.images.test_images[:2], tmp_path, card)
+    whole = tmp_path / "a b.png"
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(whole)
+    Image.fromarray(np.zeros((9, 9), np.float32)).save(tmp_path / "floats.tif")
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:50])
+    namespace = {"__name__": "model", "__file__": str(tmp_path / "model.py")}
+    exec((tmp_path / "model.py").read_text(), namespace)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # twice as many are an error that is no ValueError
+    with pytest.raises(SystemExit) as stop:
+        namespace["main"]([str(tmp_path / name) for name in ("a b.png", "floats.tif", "cut.png", "missing.png")])
+    assert stop.value.code == 1
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
+        str(tmp_path / name) for name in ("a b.png", "floats.tif", "cut.png", "missing.png")
+    ]
 
 
 def test_any_class_name_can_be_written(module, task, card):
@@ -418,6 +456,10 @@ def test_a_file_that_cannot_be_read_is_named_and_costs_the_others_nothing(folder
     classes.mkdir(parents=True)
     Image.fromarray(np.full((8, 8), 9, np.uint8)).save(classes / "a.png")
     (classes / "b.jpg").write_bytes(b"")
+    np.savez_compressed(tmp_path / "damaged.npz", images=task.images.test_images)
+    content = bytearray((tmp_path / "damaged.npz").read_bytes())
+    content[100 : len(content) // 2] = bytes(len(content) // 2 - 100)
+    (tmp_path / "damaged.npz").write_bytes(content)
     (tmp_path / "empty").mkdir()
     images = task.images.test_images
     np.save(tmp_path / "one.npy", images[0])
@@ -434,6 +476,7 @@ def test_a_file_that_cannot_be_read_is_named_and_costs_the_others_nothing(folder
         "named.npz": "has no array images; it holds pictures",
         "labels.npz": "3 class numbers within 0..9 are needed",
         "pickled.npy": "cannot be read as an array file",
+        "damaged.npz": "cannot be read as an array file",
         "missing.png": "cannot be read as an image",
     }
     files = [tmp_path / name for name in ("pictures", "one.npy", *(name for name in bad if "/" not in name))]
@@ -450,13 +493,66 @@ def test_a_file_that_cannot_be_read_is_named_and_costs_the_others_nothing(folder
     assert [label for label, _ in row.top] == [str(k) for k in np.argsort(-shares)[:3]]
 
 
+def test_the_class_of_a_file_is_the_nearest_folder_of_that_name_within_what_was_given(folder, tmp_path):
+    given = tmp_path / "9" / "photos of 3 people"
+    for name in ("7/a.png", "7/2021/Über/a.png", "7/4/x/a.png", "a.png", "x/a.png"):
+        (given / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(given / name)
+
+    def truths(*files):
+        return {row.source.removeprefix(str(given) + "/"): row.truth for row in predict(folder / "model.onnx", files).rows}
+
+    expected = {"7/a.png": "7", "7/2021/Über/a.png": "7", "7/4/x/a.png": "4", "a.png": None, "x/a.png": None}
+    assert truths(given) == expected
+    assert truths(given / "7") == {name: truth for name, truth in expected.items() if name.startswith("7")}
+    assert truths(given / "7" / "a.png", given / "x" / "a.png") == {"7/a.png": "7", "x/a.png": None}
+
+
+def test_a_dark_folder_gives_the_network_the_same_input_in_training_prediction_and_source(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, name, darkest in (("train", "Füchse", 0), ("train", "Möwen", 40), ("test", "Füchse", 0), ("test", "Möwen", 40)):
+        (tmp_path / "dark photos" / part / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = rng.integers(darkest, darkest + 60, (8, 8), dtype=np.uint8)  # at most 99
+            Image.fromarray(pixels).save(tmp_path / "dark photos" / part / name / f"{i}.png")
+    task = ImageClassification(image_folder(tmp_path / "dark photos"))
+    layers = Conv(Choice((4, 8), "/width"), name="conv"), Activation(name="act"), GlobalPool(name="pool"), Flatten(name="flat")
+    network = Network(Chain(*layers, Linear(2, name="head")), task.input_shape)
+    _, search = search_of(Config(budget=["macs<=1M"], threads=1), task, network)
+    arch = space_of(network).architecture({"width": 4})
+    module = build(network, arch)
+    shipped = tmp_path / "kürzlich geliefert"
+    ship(search, Chosen(search.budgets[0], arch, {}, {}, module), shipped)
+
+    files = sorted((tmp_path / "dark photos" / "test").rglob("*.png"))
+    namespace = {"__name__": "model", "__file__": str(shipped / "model.py")}
+    exec((shipped / "model.py").read_text(), namespace)
+    preprocessing = ExportedModel(shipped / "model.onnx").preprocessing
+    for file, stored in zip(files, task.images.test_images, strict=True):
+        assert np.array_equal(stored_image(file, preprocessing), stored)
+        assert np.array_equal(namespace["read_image"](file).numpy(), stored)
+    with torch.no_grad():
+        chances = module(task.batch(task.part("test"), torch.device("cpu"))[0]).softmax(1)
+    predicted = predict(shipped / "model.onnx", [tmp_path / "dark photos" / "test"])
+    assert np.allclose([row.probability for row in predicted.rows], chances.max(1).values, atol=1e-5)
+    assert [row.truth for row in predicted.rows] == ["Füchse"] * 8 + ["Möwen"] * 8
+
+
+def test_the_examples_of_the_report_are_of_all_classes_also_where_the_data_are_sorted_by_class():
+    labels = np.repeat([0, 1, 2], [2500, 400, 2])
+    images = np.zeros((len(labels), 4, 4), np.uint8)
+    images[:, 0, 0] = np.arange(len(labels)) % 256
+    shown = examples(ImageClassification(arrays(images, labels, images, labels)), 8)
+    assert [example["label"] for example in shown] == ["0", "1", "2", "0", "1", "2", "0", "1"]
+
+
 def test_colour_images_may_come_channels_first(task, tmp_path):
     images = np.random.default_rng(0).random((12, 6, 5, 3)).astype(np.float32)
     layers = Conv(4, bias=True, name="conv"), Activation(name="act"), Flatten(name="flatten"), Linear(3, name="head")
     module = build(Network(Chain(*layers), (3, 6, 5)))
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
     preprocess = Preprocess(mean, std, channels_last=True)
-    card = ModelCard(("a", "b", "c"), Preprocessing((6, 5, 3), "float32", pixel_range(images), mean.tolist(), std.tolist()), 0, 0, 0)
+    card = ModelCard(("a", "b", "c"), Preprocessing((6, 5, 3), "float32", (0, 1), mean.tolist(), std.tolist()), 0, 0, 0)
     export_onnx(capture(module, preprocess, images), tmp_path / "model.onnx", card)
     np.save(tmp_path / "last.npy", images.astype(np.float64))
     np.save(tmp_path / "first.npy", np.moveaxis(images, -1, 1))
@@ -479,15 +575,6 @@ def test_what_is_no_model_of_ours_is_refused(tmp_path):
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10), tmp_path / "model.onnx")
     with pytest.raises(PredictError, match="has no format, class_names, preprocessing in its metadata"):
         ExportedModel(tmp_path / "model.onnx")
-
-
-@pytest.mark.parametrize(
-    ("values", "dtype", "bounds"),
-    [([0, 255], "uint8", (0, 255)), ([3, 200], "uint8", (0, 255)), ([0, 16], "uint8", (0, 16)), ([0, 0.7], "float32", (0, 1)),
-     ([-0.1, 0.7], "float32", (-1, 1)), ([0, 254.5], "float32", (0, 255)), ([-3, 2], "float32", None)],
-)  # fmt: skip
-def test_the_scale_of_pixels_is_told_from_the_data_or_not_at_all(values, dtype, bounds):
-    assert pixel_range(np.array(values, dtype=dtype)) == bounds
 
 
 def test_image_files_are_refused_where_their_scale_is_unknown(task, tmp_path):

@@ -1,5 +1,9 @@
 """Image sets, splits, batches, augmentation and metrics of image classification."""
 
+import tracemalloc
+from dataclasses import replace
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +11,12 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
+from niwaki.task import classify
 from niwaki.task.augment import Augment, augment_images
 from niwaki.task.classify import ImageClassification, classification_metrics, confusion_matrix
 from niwaki.task.embedded import digits
 from niwaki.task.folder import image_folder, read_images
-from niwaki.task.images import DataError, arrays, npz, stratified_cut
+from niwaki.task.images import DataError, arrays, group_cut, guess_pixel_range, npz, stratified_cut
 from niwaki.task.task import derive_seed
 
 CPU = torch.device("cpu")
@@ -162,14 +167,56 @@ def test_a_truncated_npz_file_is_an_error_and_never_a_crash(tmp_path, size):
         npz(tmp_path)
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_byte_anywhere_in_an_npz_file_is_an_error_or_does_no_harm(tmp_path, save):
+    images, labels = GREY[:6, :4, :4], LABELS[:6]
+    np.savez(tmp_path / "test.npz", images=images, labels=labels)
+    save(tmp_path / "train.npz", images=images, labels=labels)
+    whole, refused = (tmp_path / "train.npz").read_bytes(), {}
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 0xFF
+        (tmp_path / "train.npz").write_bytes(damaged)
+        try:
+            found = npz(tmp_path)
+        except DataError as error:
+            refused[at] = str(error)
+        else:
+            assert np.array_equal(found.images, images)
+            assert np.array_equal(found.labels, labels)
+    assert all("train.npz" in error for error in refused.values())
+    assert len(whole) // 3 in refused, "the pixels are checked"
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "bounds"),
+    [([0, 255], "uint8", (0, 255)), ([3, 200], "uint8", (0, 255)), ([0, 16], "uint8", (0, 16)), ([0, 0.7], "float32", (0, 1)),
+     ([-0.1, 0.7], "float32", (-1, 1)), ([0, 254.5], "float32", (0, 255)), ([-3, 2], "float32", None)],
+)  # fmt: skip
+def test_the_scale_of_arrays_is_told_from_the_pixels_or_not_at_all(values, dtype, bounds):
+    assert guess_pixel_range(np.array(values, dtype=dtype)) == bounds
+
+
+def test_the_scale_is_as_stated_where_it_is_stated(tmp_path):
+    write_folder(tmp_path, modes=("L",), suffixes=("png",), sides=((8, 8),), brightest=99)
+    assert image_folder(tmp_path).images.max() <= 99
+    assert image_folder(tmp_path).pixel_range == (0, 255)
+    assert set_of(GREY // 3).pixel_range == (0, 85)
+    assert set_of(GREY // 3, pixel_range=(0, 255)).pixel_range == (0, 255)
+    assert digits().pixel_range == (0, 16)
+    with pytest.raises(DataError, match=r"pixel_range=\(7, 7\) is no scale"):
+        set_of(pixel_range=(7, 7))
+
+
 # --- image folders ---
 
 
-def write_folder(root, count=5, modes=("L", "RGB"), suffixes=("png", "webp"), sides=((30, 20), (24, 40))):
+def write_folder(root, count=5, modes=("L", "RGB"), suffixes=("png", "webp"), sides=((30, 20), (24, 40)), brightest=219):
     for label, name in enumerate(("ant", "bee")):
         (root / name).mkdir(parents=True)
         for i in range(count):
             pixels = rng.integers(0, 120, (*sides[i % len(sides)], 3), dtype=np.uint8) + np.uint8(100 * label)
+            pixels = np.minimum(pixels, brightest)
             Image.fromarray(pixels).convert(modes[i % len(modes)]).save(root / name / f"{i}.{suffixes[i % len(suffixes)]}", lossless=True)
 
 
@@ -214,6 +261,27 @@ def test_every_corrupt_file_is_named_at_once(tmp_path):
         image_folder(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_files_with_damaged_metadata_are_read_or_named(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a note"
+    Image.fromarray(COLOUR[0]).save(tmp_path / "a.jpg", exif=exif)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    read, refused = 0, []
+    for at in range(whole.index(b"Exif"), whole.index(b"a note") + 6):
+        for bits in (0x01, 0x10, 0xFF):
+            damaged = bytearray(whole)
+            damaged[at] ^= bits
+            (tmp_path / "a.jpg").write_bytes(damaged)
+            try:
+                read += len(read_images([tmp_path / "a.jpg"], (9, 7), colour=True))
+            except DataError as error:
+                refused.append(str(error))
+    assert read
+    assert refused
+    assert all("a.jpg cannot be read as an image" in error for error in refused)
+
+
 def test_faults_of_a_folder_are_named(tmp_path):
     with pytest.raises(DataError, match="missing"):
         image_folder(tmp_path / "nowhere")
@@ -244,11 +312,23 @@ def test_sixteen_bits_transparency_and_exif_orientation_are_understood(tmp_path)
     assert np.array_equal(read_images([tmp_path / "turned.png"], (8, 4), colour=False)[0][:, 0], np.arange(0, 240, 30))
 
 
+def test_a_transparent_shade_of_sixteen_bits_is_white(tmp_path):
+    deep = np.array([[1000, 2000], [30000, 65535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png", transparency=1000)
+    assert read_images([tmp_path / "deep.png"], (2, 2), colour=False)[0].tolist() == [[255, 8], [117, 255]]  # the others / 257
+
+
+def test_pixels_without_a_known_scale_are_refused(tmp_path):
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a.tif cannot be read .* on a scale that the file does not tell"):
+        read_images([tmp_path / "a.tif"], (4, 4), colour=False)
+
+
 # --- splits ---
 
 
 def test_train_and_validation_are_disjoint_stratified_and_seeded():
-    images = digits()
+    images = replace(digits(), groups=None)
     task, other = ImageClassification(images), ImageClassification(images, seed=1)
     train, validation = task.part("train").tolist(), task.part("validation").tolist()
     assert sorted(train + validation) == task.part("train+validation").tolist() == list(range(1437))
@@ -261,10 +341,71 @@ def test_train_and_validation_are_disjoint_stratified_and_seeded():
 
 
 def test_the_search_split_cuts_the_train_part_alone():
-    task = ImageClassification(digits())
+    task = ImageClassification(replace(digits(), groups=None))
     weights, architecture = task.search_split()
     assert sorted(torch.cat([weights, architecture]).tolist()) == task.part("train").tolist()
     assert len(architecture) == pytest.approx(0.2 * len(task.part("train")), abs=5)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 11])
+@pytest.mark.parametrize("each", [2, 3, 4, 5])
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.99])
+def test_both_sides_of_the_search_split_have_two_images_or_the_data_are_refused(classes, each, share):
+    labels = np.repeat(np.arange(classes), each)
+    images = rng.integers(0, 256, (len(labels), 4, 4), dtype=np.uint8)
+    task = ImageClassification(arrays(images, labels, images, labels))
+    train = task.part("train")
+    if len(train) < 4:
+        with pytest.raises(DataError, match=f"at least 4 images in its train part.* it has {len(train)}, as .* of the {len(labels)} "):
+            task.search_split(share)
+        return
+    weights, architecture = task.search_split(share)
+    assert sorted(torch.cat([weights, architecture]).tolist()) == train.tolist()
+    assert min(len(weights), len(architecture)) >= 2
+
+
+def test_the_groups_of_the_digits_are_writers_who_copied_one_form():
+    images = digits()
+    forms = [images.labels[images.groups == writer] for writer in np.unique(images.groups)]
+    assert [len(form) for form in forms] == [130, 126, 130, 130, 130, 130, 129, 124, 128, 130, 128, 22]
+    assert all(np.mean(form[:20] == np.tile(np.arange(10), 2)) >= 0.9 for form in forms), "which begins with 0..9, twice"
+    assert len({tuple(form[:20]) for form in forms}) <= 3, "a few images are missing"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_group_is_divided_between_training_validation_and_search(seed):
+    images = digits()
+    task = ImageClassification(images, seed=seed)
+    parts = [*task.search_split(), task.part("validation")]
+    assert sorted(torch.cat(parts).tolist()) == list(range(1437))
+    groups = [set(images.groups[part]) for part in parts]
+    assert not any(one & other for one, other in combinations(groups, 2))
+    assert len(parts[2]) == pytest.approx(0.2 * 1437, abs=65), "half a group"
+    assert all(set(images.labels[part]) == set(range(10)) for part in parts)
+
+
+def test_a_group_with_all_images_of_a_class_is_trained_on():
+    labels, groups = np.array([0, 0, 1, 1, 2, 2, 0, 1]), np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    for seed in range(10):
+        first, second = group_cut(labels, groups, 0.5, np.random.default_rng(seed))
+        assert {4, 5} <= set(first), "the only images of class 2"
+        assert set(second.tolist()) in ({0, 1, 2, 3}, {6, 7})
+    assert len(group_cut(labels[:6], groups[:6], 0.2, np.random.default_rng(0))[1]) == 0
+    images = rng.integers(0, 256, (6, 4, 4), dtype=np.uint8)
+    with pytest.raises(DataError, match="no group can be kept for validation, as each has all training images of some class"):
+        ImageClassification(arrays(images, labels[:6], images, labels[:6], groups=groups[:6])).part("train")
+
+
+def test_a_test_part_is_cut_from_a_grouped_npz_set_by_groups(tmp_path):
+    people = np.repeat(["ada", "bo", "cy", "di", "ed"], 12)
+    np.savez(tmp_path / "train.npz", images=GREY, labels=LABELS, groups=people)
+    images = npz(tmp_path)
+    assert (len(images.labels), len(images.test_labels)) == (48, 12)
+    assert len(np.unique(images.groups)) == 4
+    assert "20% of the groups cut off as the test part" in images.source
+    np.savez(tmp_path / "train.npz", images=GREY, labels=LABELS, groups=people[1:])
+    with pytest.raises(DataError, match=r"groups have the shape \(59,\).* each of the 60 training images"):
+        npz(tmp_path)
 
 
 def test_a_class_with_two_members_has_one_in_each_part_and_a_lonely_one_stays_in_the_first():
@@ -291,6 +432,27 @@ def test_a_batch_is_the_normalised_image_and_preprocess_makes_the_same_from_stor
         assert torch.equal(task.preprocess()(torch.tensor(task.images.images[:5])), inputs)
         assert labels.tolist() == [0, 1, 2, 0, 1]
         assert torch.equal(task.batch(task.part("test")[:2], CPU)[0], task.batch(torch.tensor([0, 1]), CPU)[0])
+
+
+def test_labels_are_those_of_the_batch():
+    task = ImageClassification(set_of())
+    for part in ("train", "validation", "test"):
+        assert torch.equal(task.labels(task.part(part)), task.batch(task.part(part), CPU)[1])
+
+
+@pytest.mark.parametrize("stored", [COLOUR, GREY, (GREY / 255.0).astype(np.float32)])
+def test_mean_and_deviation_are_measured_without_a_copy_of_the_data(stored, monkeypatch):
+    images = np.tile(stored, (40, *[1] * (stored.ndim - 1)))
+    task = ImageClassification(set_of(images, np.tile(LABELS, 40)))
+    train = task.images.images[task.part("train")].reshape(-1, task.input_shape[0]).astype(np.float64)
+    monkeypatch.setattr(classify, "VALUES_AT_ONCE", 5000)
+    tracemalloc.start()
+    mean, std = task.normalisation
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.allclose(mean, train.mean(0), rtol=1e-6)
+    assert np.allclose(std, train.std(0), rtol=1e-6)
+    assert peak < train.nbytes / 4
 
 
 def test_a_constant_channel_becomes_zero():

@@ -9,6 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from niwaki.evaluate.shared import SharedWeights
+from niwaki.net.block import conv_bn_act
+from niwaki.net.control import Chain, Network
+from niwaki.net.layer import Flatten, GlobalPool, Linear
+from niwaki.nn.supernet import supernet
+from niwaki.space.choice import Choice
 from niwaki.task.augment import Augment
 from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
@@ -79,6 +85,27 @@ def test_batches_hold_every_example_once_and_differ_in_size_by_one_at_most():
     assert [len(batch) for batch in batches] == [44, 43, 43]
     assert torch.equal(batches[0], epoch_batches(torch.arange(1000, 1130), 64, seed=3)[0])
     assert not torch.equal(batches[0], epoch_batches(torch.arange(1000, 1130), 64, seed=4)[0])
+
+
+def test_no_batch_has_a_single_example():
+    for count in range(2, 40):
+        for batch_size in range(2, 45):
+            batches = epoch_batches(torch.arange(count), batch_size, seed=count)
+            sizes = [len(batch) for batch in batches]
+            assert sorted(torch.cat(batches).tolist()) == list(range(count))
+            assert min(sizes) >= 2
+            assert max(sizes) <= max(batch_size, 3)  # of an odd number, not all can go in pairs
+            assert max(sizes) - min(sizes) <= 1
+
+
+def test_an_odd_number_of_examples_trains_in_pairs():
+    norm_of_one_number = nn.Sequential(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 10))
+    training = start(norm_of_one_number, TASK, Recipe(epochs=2, batch_size=2), SOME[:25])
+    while not training.finished:
+        training.run(5)
+    assert (training.steps_per_epoch, training.step) == (12, 24)
+    with pytest.raises(RecipeError, match=r"batch_size=1 .*at least 2: BatchNorm cannot train on one example"):
+        Recipe(batch_size=1)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +279,31 @@ def test_predictions_do_not_depend_on_batches_and_leave_the_mode_alone():
     figures = evaluate(module, TASK, test)
     assert figures["accuracy"] == pytest.approx(np.mean(outputs.argmax(1).numpy() == TASK.images.test_labels))
     assert set(figures) == {"loss", "accuracy", "balanced_accuracy", "macro_f1"}
+
+
+def test_evaluation_makes_the_inputs_of_every_example_once(monkeypatch):
+    made, batch = [], ImageClassification.batch
+
+    def counted(task, indices, device):
+        made.extend(indices.tolist())
+        return batch(task, indices, device)
+
+    monkeypatch.setattr(ImageClassification, "batch", counted)
+    evaluate(small_network(), TASK, TASK.part("test"), batch_size=100)
+    assert made == TASK.part("test").tolist()
+
+
+def test_a_judge_of_shared_weights_gives_the_same_answer_again_and_keeps_no_images():
+    network = Network(
+        Chain(conv_bn_act(Choice((4, 8), "/width"), name="stem"), GlobalPool(name="pool"), Flatten(name="flat"), Linear(10, name="head")),
+        (1, 8, 8),
+    )
+    judge = SharedWeights(supernet(network, seed=0), TASK, calibration_batches=2, batch_size=100)
+    assert judge({"width": 4}) == judge({"width": 4}) != judge({"width": 8})
+    assert [batch.dtype for batch in judge.batches] == [torch.int64] * 2
+    module = judge.module({"width": 4})
+    means = [module.stem_conv(TASK.batch(indices, torch.device("cpu"))[0]).mean((0, 2, 3)) for indices in judge.batches]
+    assert torch.allclose(module.stem_bn.running_mean, torch.stack(means).mean(0), atol=1e-5)
 
 
 def test_the_exported_form_predicts_the_same_from_stored_images():

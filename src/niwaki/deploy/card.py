@@ -10,9 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from niwaki.store.files import atomic_write
 
 FORMAT = 1  # of architecture.json and of the metadata; raised when a reader of the old form would be misled
@@ -92,23 +89,6 @@ class ModelCard:
 def write_architecture(card: ModelCard, path: str | Path) -> None:
     """Writes `architecture.json`."""
     atomic_write(path, json.dumps(card.to_json(), indent=2) + "\n")
-
-
-def pixel_range(images: NDArray) -> tuple[float, float] | None:
-    """The stored values of black and white, as far as the data tell: the scale to which the pixels of an image file are brought.
-
-    uint8 is 0..255, unless no pixel reaches 128: then 0..largest (scikit-learn's digits: 0..16). Floats are 0..1, -1..1 or 0..255, the
-    narrowest that holds them all; None for any other float data.
-
-    >>> pixel_range(np.array([[[0, 7], [16, 3]]], dtype=np.uint8))
-    (0.0, 16.0)
-    >>> pixel_range(np.array([[[-0.5, 0.25]]], dtype=np.float32))
-    (-1.0, 1.0)
-    """
-    lowest, highest = float(images.min()), float(images.max())
-    if images.dtype == np.uint8:
-        return (0.0, highest if 0 < highest < 128 else 255.0)
-    return next((bounds for bounds in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)) if bounds[0] <= lowest and highest <= bounds[1]), None)
 
 
 def versions() -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from niwaki.deploy.card import FORMAT, Preprocessing
 from niwaki.task.folder import SUFFIXES, read_image
-from niwaki.task.images import DataError
+from niwaki.task.images import DAMAGED, DataError
 
 BATCH = 64
 TOP = 3
@@ -44,7 +43,7 @@ class Predictions:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of right answers among the images whose class is known (labels in an `.npz`, or the name of the folder)."""
+        """Share of right answers among the images whose class is known (labels in an `.npz`, or the name of a folder around the file)."""
         known = [row for row in self.rows if row.truth is not None]
         return sum(row.label == row.truth for row in known) / len(known) if known else None
 
@@ -112,26 +111,36 @@ def stored_image(path: str | Path, preprocessing: Preprocessing) -> NDArray:
 
 def _inputs(files: Iterable[str | Path], model: ExportedModel, failures: dict[str, str]) -> Iterator[tuple[str, str | None, NDArray]]:
     """(source, class if known, image as stored) of every image that can be read; `failures` takes the others."""
-    for file in _expanded(files, failures):
+    for file, folder in _expanded(files, failures):
         try:
             if file.suffix.lower() in (".npy", ".npz"):
                 yield from _array_file(file, model)
             else:
-                truth = file.absolute().parent.name
-                yield str(file), truth if truth in model.class_names else None, stored_image(file, model.preprocessing)
+                yield str(file), _class_of(file, folder, model.class_names), stored_image(file, model.preprocessing)
         except DataError as error:
             failures[str(file)] = str(error)
 
 
-def _expanded(files: Iterable[str | Path], failures: dict[str, str]) -> Iterator[Path]:
+def _class_of(file: Path, folder: Path, class_names: Sequence[str]) -> str | None:
+    """The class of the nearest folder around the file that bears the name of one, up to `folder`; training looks at any depth, too."""
+    for around in file.absolute().parents:
+        if around.name in class_names:
+            return around.name
+        if around == folder.absolute():
+            break
+    return None
+
+
+def _expanded(files: Iterable[str | Path], failures: dict[str, str]) -> Iterator[tuple[Path, Path]]:
+    """Every file, with the folder that was given, or its own."""
     for file in map(Path, files):
         if not file.is_dir():
-            yield file
+            yield file, file.parent
             continue
         found = sorted(path for path in file.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
         if not found:
             failures[str(file)] = f"{file} holds no image file ({', '.join(SUFFIXES)})"
-        yield from found
+        yield from ((path, file) for path in found)
 
 
 def _array_file(file: Path, model: ExportedModel) -> list[tuple[str, str | None, NDArray]]:
@@ -145,9 +154,9 @@ def _array_file(file: Path, model: ExportedModel) -> list[tuple[str, str | None,
                 raise DataError(f"{file} has no array images; it holds {', '.join(loaded.files) or 'nothing'}")
             else:
                 images, labels = loaded["images"], loaded["labels"] if "labels" in loaded.files else None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except DAMAGED as error:
         raise DataError(f"{file} cannot be read as an array file: {error}") from error
     images = _as_stored(images, model.preprocessing, file)
     truths: list[str | None] = [None] * len(images)

@@ -498,7 +498,7 @@ def main(paths: list[str]) -> None:
     for path in paths:
         try:
             image = read_image(path)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Pillow raises a dozen kinds for damaged files
             failed = True
             print(f"{path}: {error}", file=sys.stderr)
             continue
@@ -520,12 +520,15 @@ _READ_IMAGE = '''def read_image(path: str | Path) -> Tensor:
     height, width = @SIZE@
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
+        if image.mode == "F":
+            raise ValueError("its pixels are floating-point numbers, on a scale that the file does not tell")
+        if image.mode.startswith("I"):  # 16 bits of grey
+            wide = torch.frombuffer(bytearray(image.convert("I").tobytes()), dtype=torch.int32)
+            wide[wide == image.info.get("transparency", -1)] = 65535
+            image = Image.frombytes("L", image.size, bytes((wide / 257).round().clamp(0, 255).byte().tolist()))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        if image.mode.startswith("I"):  # 16 bits of grey
-            wide = torch.frombuffer(bytearray(image.convert("I").tobytes()), dtype=torch.int32)
-            image = Image.frombytes("L", image.size, bytes((wide / 257).round().clamp(0, 255).byte().tolist()))
         image = image.convert("@MODE@")
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)

@@ -25,14 +25,14 @@ class SharedWeights:
 
     def __init__(self, net: Supernet, task: Task, *, calibration_batches: int = 4, batch_size: int = 256, seed: int = 0) -> None:
         self.net, self.task, self.device = net, task, next(net.parameters()).device
-        batches = epoch_batches(task.part("train"), batch_size, seed=derive_seed(seed, "calibration"))[:calibration_batches]
-        self.batches = [task.batch(indices, self.device)[0] for indices in batches]
+        # indices, of which each use makes its batches anew: as float32 they would lie beside the data all through a search
+        self.batches = epoch_batches(task.part("train"), batch_size, seed=derive_seed(seed, "calibration"))[:calibration_batches]
 
     def module(self, arch: Mapping[str, Any]) -> nn.Module:
         """The plain module of `arch` with inherited weights and its own statistics, in evaluation mode."""
         with torch.no_grad():
             module = extract(self.net, arch)
-        recalibrate_batch_norm_(module, self.batches)
+        recalibrate_batch_norm_(module, (self.task.batch(indices, self.device)[0] for indices in self.batches))
         return module.eval()
 
     def __call__(self, arch: Mapping[str, Any]) -> dict[str, float]:

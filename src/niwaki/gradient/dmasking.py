@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import ceil, cos, isfinite, pi
+from math import cos, isfinite, pi
 from typing import Any, Literal
 
 import torch
@@ -21,7 +21,7 @@ from niwaki.nn.relax import gumbel_softmax
 from niwaki.nn.supernet import supernet
 from niwaki.space.size import scope
 from niwaki.task.task import Task, derive_seed
-from niwaki.train.loop import TrainingDiverged, epoch_batches, own_randomness, seed_dropout
+from niwaki.train.loop import TrainingDiverged, batches_per_epoch, epoch_batches, own_randomness, seed_dropout
 
 CHECK_EVERY = 25  # steps between looks at the loss
 
@@ -114,14 +114,15 @@ class DMaskingSearch:
         self.net = supernet(network, seed=derive_seed(seed, "supernet")).to(self.device)
         self.distributions = [Distribution(within.space) for within in self.spaces]
         shape = self.distributions[0].logits.shape
-        self.logits = torch.zeros(len(self.spaces), *shape, device=self.device, requires_grad=True)  # (budgets, D, O)
-        for at, distribution in enumerate(self.distributions):
-            distribution.logits = self.logits[at]
+        # (D, O) for each budget; a parameter each, so that a step for one leaves the others and their momentum alone
+        self.logits = [torch.zeros(shape, device=self.device, requires_grad=True) for _ in self.spaces]
+        for distribution, logits in zip(self.distributions, self.logits, strict=True):
+            distribution.logits = logits
         self.weight_optimizer = sgd(self.net, lr=method.weight_lr, momentum=method.momentum, weight_decay=method.weight_decay)
-        self.logit_optimizer = torch.optim.Adam([self.logits], lr=method.logit_lr, weight_decay=method.logit_weight_decay)
+        self.logit_optimizer = torch.optim.Adam(self.logits, lr=method.logit_lr, weight_decay=method.logit_weight_decay)
         self.weight_part, self.architecture_part = task.search_split(method.architecture_share)
-        self.weight_steps = ceil(len(self.weight_part) / method.batch_size)
-        self.logit_steps = ceil(len(self.architecture_part) / method.batch_size) * method.logit_passes
+        self.weight_steps = batches_per_epoch(len(self.weight_part), method.batch_size)
+        self.logit_steps = batches_per_epoch(len(self.architecture_part), method.batch_size) * method.logit_passes
         # forks cost the supernet a pass per option; those that decide a width too are mixed with it
         widths = {name for item in self.net.placement.items for name in scope(*item.shape.channels)}
         self.forks = forks(self.net.placement) - widths if method.paths == "sample" else frozenset()
@@ -222,7 +223,8 @@ class DMaskingSearch:
             group["lr"] = self.method.weight_lr * (1 + cos(pi * at)) / 2
         inputs, targets = self._batch(indices, epoch, step)
         with torch.no_grad():
-            decisions: dict[str, Any] = dict(self._decisions(epoch, step, step % len(self.spaces)))
+            turn = epoch * self.weight_steps + step  # of the weight steps, over the whole search: an epoch may have fewer than budgets
+            decisions: dict[str, Any] = dict(self._decisions(epoch, step, turn % len(self.spaces)))
             for name in self.forks:
                 decisions[name] = self.spaces[0].space[name].options[int(decisions[name].argmax())]
         self.weight_optimizer.zero_grad(set_to_none=True)
@@ -232,7 +234,8 @@ class DMaskingSearch:
         return loss.detach()
 
     def _logit_step(self, indices: Tensor, epoch: int, step: int) -> Tensor:
-        budget = step % len(self.spaces)
+        turn = (epoch - self.method.warmup_epochs) * self.logit_steps + step - self.weight_steps
+        budget = turn % len(self.spaces)
         inputs, targets = self._batch(indices, epoch, step)
         for parameter in self.net.parameters():
             parameter.requires_grad_(False)  # spares the gradients of the weights, not those through the maps
@@ -261,8 +264,10 @@ class DMaskingSearch:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that `load` needs to go on with the same bits: named tensors (copies, on the CPU) and JSON."""
-        adam = {f"adam.{key}": value for key, value in self.logit_optimizer.state.get(self.logits, {}).items()}
-        return saved(state_of(self.net, self.weight_optimizer) | {"logits": self.logits} | adam), {
+        adam = {
+            f"adam.{at}.{key}": value for at, logits in enumerate(self.logits) for key, value in self.logit_optimizer.state.get(logits, {}).items()
+        }
+        return saved(state_of(self.net, self.weight_optimizer) | {"logits": torch.stack(self.logits)} | adam), {
             "method": asdict(self.method),
             "step": self.step,
             "sums": self._sums,
@@ -274,12 +279,13 @@ class DMaskingSearch:
         if state["method"] != asdict(self.method):
             raise ValueError(f"this state is of a search with {state['method']}, not with {asdict(self.method)}")
         load_state_(self.net, self.weight_optimizer, tensors)
-        with torch.no_grad():
-            self.logits.copy_(tensors["logits"])
-        adam = {key.removeprefix("adam."): value for key, value in tensors.items() if key.startswith("adam.")}
-        if adam:
-            self.logit_optimizer.state[self.logits] = {
-                key: value.to("cpu" if key == "step" else self.device, copy=True) for key, value in adam.items()
-            }
+        for at, logits in enumerate(self.logits):
+            with torch.no_grad():
+                logits.copy_(tensors["logits"][at])
+            adam = {key.removeprefix(f"adam.{at}."): value for key, value in tensors.items() if key.startswith(f"adam.{at}.")}
+            if adam:
+                self.logit_optimizer.state[logits] = {
+                    key: value.to("cpu" if key == "step" else self.device, copy=True) for key, value in adam.items()
+                }
         self.step, self._sums = state["step"], list(state["sums"])
         self.history = [SearchRecord(**{**record, "ratios": tuple(record["ratios"])}) for record in state["history"]]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import ceil, cos, isfinite, pi
+from math import cos, isfinite, pi
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from niwaki.gradient.weights import load_state_, saved, sgd, state_of
 from niwaki.net.control import Network
 from niwaki.nn.supernet import supernet
 from niwaki.task.task import Task, derive_seed
-from niwaki.train.loop import TrainingDiverged, epoch_batches, own_randomness, seed_dropout
+from niwaki.train.loop import TrainingDiverged, batches_per_epoch, epoch_batches, own_randomness, seed_dropout
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class OneShotSearch:
         self.net = supernet(network, seed=derive_seed(seed, "supernet")).to(self.device)
         self.optimizer = sgd(self.net, lr=method.lr, momentum=method.momentum, weight_decay=method.weight_decay)
         self.part = task.part("train")
-        self.steps_per_epoch = ceil(len(self.part) / method.batch_size)
+        self.steps_per_epoch = batches_per_epoch(len(self.part), method.batch_size)
         self.step = 0
         self.history: list[OneShotRecord] = []
         self._sum = 0.0
@@ -83,7 +83,8 @@ class OneShotSearch:
                     batches[step], self.device, torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))
                 )
                 self.optimizer.zero_grad(set_to_none=True)
-                arch = self.spaces[step % len(drawn)].from_indices(drawn[step % len(drawn)][step].tolist())
+                turn = self.step % len(self.spaces)  # over the whole training: an epoch may have fewer steps than there are budgets
+                arch = self.spaces[turn].from_indices(drawn[turn][step].tolist())
                 loss = self.task.loss(self.net(inputs, arch), targets)
                 loss.backward()
                 self.optimizer.step()

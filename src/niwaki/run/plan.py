@@ -37,7 +37,7 @@ from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
 from niwaki.task.folder import image_folder
 from niwaki.task.images import npz
-from niwaki.train.loop import Training, TrainingDiverged, start
+from niwaki.train.loop import Training, TrainingDiverged, batches_per_epoch, start
 from niwaki.train.recipe import Recipe
 from niwaki.trial import EvaluationFailed
 from niwaki.zoo.mobile import LARGEST, SMALLEST, mobile
@@ -153,8 +153,8 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
     per_epoch = COSTS["macs"](network).maximum()[0] * (len(weight_part) + MIXTURE * len(architecture_part))
     affordable = round(SEARCH_MACS / max(per_epoch, 1))  # epochs
     search_epochs = config.search.epochs or max(8, min(MOST_EPOCHS, affordable))
-    passes = ceil(LOGIT_STEPS / (search_epochs * ceil(len(architecture_part) / search_batch)))
-    steps = ceil(examples / batch)
+    passes = ceil(LOGIT_STEPS / (search_epochs * batches_per_epoch(len(architecture_part), search_batch)))
+    steps = batches_per_epoch(examples, batch)
     recipe = Recipe()
     published = DMasking()
     warmup = config.search.warmup_epochs if config.search.warmup_epochs is not None else min(max(1, search_epochs // 4), search_epochs - 1)
@@ -188,15 +188,23 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
     return config.decided(values)
 
 
+def device_of(word: str) -> str:
+    """The device that `word` means; "auto" is a GPU where there is one. Raises ConfigError for one that this machine has not."""
+    there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0))]
+    if word == "auto":
+        return "cuda" if len(there) > 1 else "cpu"
+    if word not in there and not (word == "cuda" and len(there) > 1):
+        raise ConfigError("the configuration", [f"device = {word!r}: torch can use {' and '.join(there)} on this machine"])
+    return word
+
+
 def search_of(config: Config, task: ImageClassification | None = None, network: Network | None = None) -> tuple[Config, Search]:
     """The configuration with nothing left open, and the search it stands for. Everything that can be wrong is found here.
 
     task, network: in place of those that the configuration names, for callers in Python.
     """
-    if config.device == "auto":
-        config = Config.model_validate({**config.to_json(), "device": "cuda" if torch.cuda.is_available() else "cpu"})
-    elif config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("the configuration", ["device = 'cuda': this machine has no CUDA device that torch can use"])
+    if (device := device_of(config.device)) != config.device:
+        config = Config.model_validate({**config.to_json(), "device": device})
     if config.warm_start is not None and not checkpoint_of(Path(config.warm_start)).is_file():
         raise ConfigError(
             "the configuration",
@@ -223,7 +231,7 @@ def search_of(config: Config, task: ImageClassification | None = None, network: 
         recipe=_recipe(config),
         proxy=_proxy(_recipe(config)),
         candidates=config.search.candidates or 1,
-        finalists=config.search.finalists or 1,
+        finalists=1 if config.method != "dmasking" and config.evaluator == "scratch" else config.search.finalists or 1,  # trained as such
         seed=config.seed,
         device=config.device,
         minutes=config.minutes,
@@ -257,7 +265,7 @@ def fit_to_minutes(asked: Config, config: Config, search: Search) -> tuple[Confi
             recipe=recipe,
             proxy=_proxy(recipe),
             candidates=smaller.search.candidates or 1,
-            finalists=smaller.search.finalists or 1,
+            finalists=min(search.finalists, smaller.search.finalists or 1),
         ),
         expected,
     )
@@ -266,7 +274,9 @@ def fit_to_minutes(asked: Config, config: Config, search: Search) -> tuple[Confi
 def _scaled(asked: Config, config: Config, scale: float) -> Config:
     """`config` with what `asked` left open shrunk, all alike, down to the least that means anything."""
     data = config.to_json()
-    for (section, key), least in PLANNED.items():
+    # a warm-up that was asked for stays, and leaves at least one epoch
+    planned = PLANNED | {("search", "epochs"): max(PLANNED["search", "epochs"], (asked.search.warmup_epochs or 0) + 1)}
+    for (section, key), least in planned.items():
         if getattr(getattr(asked, section), key) is None:
             data[section][key] = min(data[section][key], max(least, round(data[section][key] * scale)))
     epochs = data["search"]["epochs"]

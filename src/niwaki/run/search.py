@@ -147,9 +147,10 @@ def run(search: Search, folder: Folder, progress: Progress | None = None) -> lis
         _by_gradient(search, search.method, spaces, folder, progress, clock)
     else:
         _by_asking(search, search.method, spaces, folder, progress, clock)
+    # all choices before the first long training: each phase has its share of a time limit, in this order
+    choices = [_choose(search, at, spaces[at], folder, progress, clock) for at in range(len(spaces))]
     chosen = []
-    for at, budget in enumerate(search.budgets):
-        arch, validation = _choose(search, at, spaces[at], folder, progress, clock)
+    for at, (budget, (arch, validation)) in enumerate(zip(search.budgets, choices, strict=True)):
         module = _train(search, at, arch, folder, progress, clock)
         test = once(folder, f"test {at}", partial(evaluate, module, search.task, search.task.part("test"), device=search.device))
         chosen.append(Chosen(budget, arch, validation, test, module))
@@ -242,6 +243,8 @@ def _learn(
     """
     if (saved := folder.load(name)) is not None:
         learner.load(*saved)
+    elif folder.store.fact(f"cut {name}") is not None:
+        raise RunError(f"{folder.path} has no checkpoint of {name} any more, which a time limit had cut short; --fresh starts the run anew")
     total = learner.recipe.epochs * learner.steps_per_epoch if isinstance(learner, Training) else learner.total_steps
     progress.phase(name, total)
     progress.advance(learner.step)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from niwaki.deploy.card import ModelCard, Preprocessing, pixel_range, write_architecture
+from niwaki.deploy.card import ModelCard, Preprocessing, write_architecture
 from niwaki.deploy.export import capture, export_onnx, export_pt2
 from niwaki.deploy.source import opaque_factories, write_source
 from niwaki.net.edit import decode
@@ -48,7 +48,7 @@ def card_of(search: Search, chosen: Chosen) -> ModelCard:
     return ModelCard(
         class_names=images.class_names,
         preprocessing=Preprocessing(
-            images.images.shape[1:], str(images.images.dtype), pixel_range(images.images), tuple(mean.tolist()), tuple(std.tolist())
+            images.images.shape[1:], str(images.images.dtype), images.pixel_range, tuple(mean.tolist()), tuple(std.tolist())
         ),
         macs=counted["macs"],
         params=counted["params"],
@@ -88,7 +88,7 @@ def examples(task: ImageClassification, count: int = 12) -> list[dict[str, str]]
     """A few training images with their classes, class by class in turn."""
     labels = task.images.labels
     by_class: dict[int, list[int]] = {}
-    for i, label in enumerate(labels[:2000].tolist()):
+    for i, label in enumerate(labels.tolist()):
         by_class.setdefault(label, []).append(i)
     turns = [i for turn in range(count) for label in sorted(by_class) for i in by_class[label][turn : turn + 1]]
     return [{"image": _shown(task, task.images.images[i]), "label": task.images.class_names[int(labels[i])]} for i in turns[:count]]
@@ -96,5 +96,5 @@ def examples(task: ImageClassification, count: int = 12) -> list[dict[str, str]]
 
 def _shown(task: ImageClassification, image: NDArray) -> str:
     """The image as a PNG for the page, black and white where the whole data set has them."""
-    low, high = pixel_range(task.images.images) or (float(task.images.images.min()), float(task.images.images.max()))
+    low, high = task.images.pixel_range or (float(task.images.images.min()), float(task.images.images.max()))
     return png_text(np.clip((image.astype(np.float64) - low) * (255 / ((high - low) or 1.0)), 0, 255).round().astype(np.uint8))

@@ -54,7 +54,7 @@ def _inherit_logits_(learner: DMaskingSearch, earlier: Space, logits: Tensor) ->
         for budget in range(len(learner.logits)):
             source = logits[min(budget, len(logits) - 1), earlier.position(decision.name)]
             for mine, theirs in pairs:
-                learner.logits[budget, row, mine] = source[theirs]
+                learner.logits[budget][row, mine] = source[theirs]
         known += bool(pairs)
     return known
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -9,13 +10,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from niwaki.task.augment import Augment, augment_for, augment_images
-from niwaki.task.images import DataError, Images, describe, stratified_cut
+from niwaki.task.images import DataError, Images, describe, group_cut, stratified_cut
 from niwaki.task.task import Part, derive_seed
 
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
+VALUES_AT_ONCE = 2**20  # of float64, 8 MiB: a copy of all pixels would be eight times the size of the data
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class _OnDevice:
 class ImageClassification:
     """One label per image. Indices 0..N-1 are the training images, N.. the test images, as `images` has them.
 
-    validation: share of every class that is kept out of the train part. class_weights: "balanced" weighs the loss of class c by
+    validation: share of every class, or of the groups where the images have some, that is kept out of the train part. class_weights: "balanced" weighs the loss of class c by
     N / (K N_c); "auto" does so where the metric counts classes alike (balanced accuracy, macro F1) and not for accuracy, which
     is best served by the classes as frequent as they are. augment: "auto" is `augment_for`. seed: of the splits.
     """
@@ -81,11 +84,29 @@ class ImageClassification:
         return torch.from_numpy(parts[name])
 
     def search_split(self, architecture_share: float = 0.2) -> tuple[Tensor, Tensor]:
-        """The train part in two disjoint index sets, class by class: for weights, and for the architecture."""
-        train, _ = self._split
+        """The train part in two disjoint index sets, by groups, or else class by class: for weights, and for the architecture.
+
+        Each has 2 images at least, as BatchNorm cannot train on one; where the classes are too small for that, the cut is over all of them.
+        """
+        train, validation = self._split
+        if (count := len(train)) < 4:
+            raise DataError(
+                f"{self.images.source}: a search needs at least 4 images in its train part, 2 to learn weights on and 2 to learn the "
+                f"architecture on; it has {count}, as {len(validation)} of the {count + len(validation)} training images are for validation"
+            )
+        labels = self.images.labels[train]
         rng = np.random.default_rng(derive_seed(self.seed, "search split"))
-        weights, architecture = stratified_cut(self.images.labels[train], architecture_share, rng)
+        weights, architecture = self._cut(train, architecture_share, rng)
+        if len(architecture) == 0:  # of one group
+            weights, architecture = stratified_cut(labels, architecture_share, rng)
+        if len(architecture) < 2:  # there are always two for the weights: at least one of each class
+            share = min(max(architecture_share, 2 / count), 1 - 2 / count)
+            weights, architecture = stratified_cut(np.zeros_like(labels), share, rng)
         return torch.from_numpy(train[weights]), torch.from_numpy(train[architecture])
+
+    def labels(self, indices: Tensor) -> Tensor:
+        """Class numbers, int64 (I,), on the CPU."""
+        return self._labels[indices]
 
     def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Normalised images, float32 (B, C, H, W) with the channels last in memory, and labels, int64 (B,)."""
@@ -128,8 +149,9 @@ class ImageClassification:
     @cached_property
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over the train part, in stored units: float32, (C,) each."""
-        pixels = self.images.images[self._split[0]].reshape(-1, self.input_shape[0])  # channels are last, or there is one
-        mean, std = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)
+        count = len(self._split[0]) * self.images.images[0].size // self.input_shape[0]
+        mean = sum(pixels.sum(axis=0) for pixels in self._train_pixels()) / count
+        std = np.sqrt(sum(((pixels - mean) ** 2).sum(axis=0) for pixels in self._train_pixels()) / count)
         std[std == 0] = 1.0  # a channel that never changes carries nothing, and stays 0
         return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
@@ -144,14 +166,35 @@ class ImageClassification:
 
     @cached_property
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
-        return stratified_cut(self.images.labels, self.validation, np.random.default_rng(derive_seed(self.seed, "validation")))
+        rng = np.random.default_rng(derive_seed(self.seed, "validation"))
+        train, validation = self._cut(np.arange(len(self.images.labels)), self.validation, rng)
+        if len(validation) == 0:
+            raise DataError(f"{self.images.source}: no group can be kept for validation, as each has all training images of some class")
+        return train, validation
+
+    def _cut(self, indices: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in `indices`, in two parts."""
+        labels, groups = self.images.labels[indices], self.images.groups
+        return stratified_cut(labels, share, rng) if groups is None else group_cut(labels, groups[indices], share, rng)
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        return torch.from_numpy(np.concatenate([self.images.labels, self.images.test_labels]))
+
+    def _train_pixels(self) -> Iterator[NDArray]:
+        """The pixels of the train part, float64 (P, C), some images at a time."""
+        channels = self.input_shape[0]
+        step = max(1, VALUES_AT_ONCE // self.images.images[0].size)
+        for start in range(0, len(self._split[0]), step):
+            images = self.images.images[self._split[0][start : start + step]]
+            yield images.reshape(-1, channels).astype(np.float64)  # channels are last, or there is one
 
     @cached_property
     def _background(self) -> Tensor:
         """What lies beyond the edges of the images, in stored units, (C,): the median of their rims; 0 for digits, grey for photographs."""
-        train = self.images.images[self._split[0]]
-        train = train.reshape(*train.shape[:3], self.input_shape[0])
-        rims = (train[:, 0], train[:, -1], train[:, :, 0], train[:, :, -1])  # (N, side, C) each
+        images, train = self.images.images, self._split[0]
+        images = images.reshape(*images.shape[:3], self.input_shape[0])
+        rims = [rim[train] for rim in (images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1])]  # (N, side, C) each
         return torch.from_numpy(np.median(np.concatenate(rims, axis=1), axis=(0, 1))).float()
 
     def _contiguous_batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -166,13 +209,12 @@ class ImageClassification:
         if device not in self._devices:
             images = np.concatenate([self.images.images, self.images.test_images])
             images = np.moveaxis(images.reshape(*images.shape[:3], self.input_shape[0]), -1, 1)
-            labels = np.concatenate([self.images.labels, self.images.test_labels])
             mean, std = self.normalisation
             counts = np.bincount(self.images.labels[self._split[0]], minlength=self.outputs)
             weights = torch.from_numpy(counts.sum() / (self.outputs * counts)).float() if self._balanced else None
             self._devices[device] = _OnDevice(
                 images=torch.from_numpy(np.ascontiguousarray(images)).to(device),
-                labels=torch.from_numpy(labels).to(device),
+                labels=self._labels.to(device),
                 mean=mean.view(-1, 1, 1).to(device),
                 std=std.view(-1, 1, 1).to(device),
                 background=((self._background - mean) / std).to(device),

@@ -64,6 +64,7 @@ def image_folder(folder: str | Path, *, size: int | tuple[int, int] | None = Non
         layout="NHWC" if colour else "NHW",
         source=source,
         test_seed=test_seed,
+        pixel_range=(0.0, 255.0),  # however dark the images are
     )
 
 
@@ -72,17 +73,21 @@ def read_image(path: str | Path, size: tuple[int, int], *, colour: bool) -> NDAr
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers, on a scale that the file does not tell")
+            if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip at 255
+                deep = np.array(image, dtype=np.float32)
+                deep[deep == image.info.get("transparency", -1)] = 65535
+                image = Image.fromarray((deep / 257).round().clip(0, 255).astype(np.uint8))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip at 255
-                image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().clip(0, 255).astype(np.uint8))
             image = image.convert("RGB" if colour else "L")
             height, width = size
             if image.size != (width, height):
                 image = image.resize((width, height), Image.Resampling.BILINEAR)  # Pillow widens the filter when it shrinks: no aliasing
             return np.asarray(image)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises a dozen kinds: struct.error and TypeError, for one, where the EXIF data are damaged
         raise DataError(f"{path} cannot be read as an image: {error}") from error
 
 
@@ -117,7 +122,7 @@ def _header(path: Path) -> tuple[tuple[int, int], bool]:
             width, height = file.size
             turned = file.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5..8 lie on their side
             return ((width, height) if turned else (height, width)), not (file.mode in ("1", "L", "LA", "La") or file.mode.startswith("I"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # as in `read_image`
         raise DataError(f"{path} cannot be read as an image: {error}") from error
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
+import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +19,8 @@ Layout = Literal["NHW", "NHWC", "NCHW"]
 PARTS = ("train", "test")
 TEST_SHARE = 0.2  # of a set that comes without a test part
 CHANNELS = (1, 3, 4)  # what an axis of colours may measure for the layout to be inferred
+# what numpy raises for a damaged array file; a NotImplementedError, for a mangled zip header, is a RuntimeError
+DAMAGED = (OSError, EOFError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError)
 
 
 class DataError(ValueError):
@@ -26,7 +31,9 @@ class DataError(ValueError):
 class Images:
     """Images and labels, for training and for the test, as they are stored: the exported network takes them just so.
 
-    images: uint8 or float32, (N, H, W) or (N, H, W, C). labels: int64, (N,), class numbers 0..K-1.
+    images: uint8 or float32, (N, H, W) or (N, H, W, C). labels: int64, (N,), class numbers 0..K-1. stated_range: the stored values of black
+    and white, where the source states them, as image files do; for all others there is `pixel_range`. groups: int64, (N,), of the training
+    images: what makes some of them alike beside their class, as one writer, patient or camera; a group is never divided between parts.
     Made by `arrays`, `npz`, `image_folder` and `digits`, which bring data into this form; what does not fit is refused here.
     """
 
@@ -36,6 +43,8 @@ class Images:
     test_labels: NDArray
     class_names: tuple[str, ...]
     source: str  # where the data came from and what was done to it, for people
+    stated_range: tuple[float, float] | None = None
+    groups: NDArray | None = None
 
     def __post_init__(self) -> None:
         classes = len(self.class_names)
@@ -64,9 +73,15 @@ class Images:
             )
         if self.images.min() == self.images.max():
             raise DataError(f"{self.source}: every pixel of every training image is {self.images.min()}; there is nothing to learn from")
-        for _, images, labels in self._parts():
-            images.setflags(write=False)
-            labels.setflags(write=False)
+        if self.stated_range is not None and not self.stated_range[0] < self.stated_range[1]:
+            raise DataError(f"{self.source}: pixel_range={self.stated_range} is no scale; it is the values of black and white: (0, 255)")
+        if self.groups is not None and (self.groups.shape != self.labels.shape or self.groups.dtype != np.int64):
+            raise DataError(
+                f"{self.source}: groups have the shape {self.groups.shape} and the type {self.groups.dtype}; "
+                f"one whole number for each of the {len(self.labels)} training images is needed"
+            )
+        for array in (self.images, self.labels, self.test_images, self.test_labels, *(() if self.groups is None else (self.groups,))):
+            array.setflags(write=False)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -75,13 +90,20 @@ class Images:
         return (channels[0] if channels else 1, height, width)
 
     @cached_property
+    def pixel_range(self) -> tuple[float, float] | None:
+        """The stored values of black and white, as stated or else as far as the training images tell, see `guess_pixel_range`."""
+        return self.stated_range or guess_pixel_range(self.images)
+
+    @cached_property
     def sha256(self) -> str:
-        """Hash of all that a training could see: pixels, labels, their shapes and types, class names."""
+        """Hash of all that a training could see: pixels, labels, their shapes and types, class names, groups."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for _, images, labels in self._parts():
             for array in (images, labels):
                 digest.update(f"{array.dtype.str}{array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).data)
+        if self.groups is not None:
+            digest.update(np.ascontiguousarray(self.groups).data)
         return digest.hexdigest()
 
     def _parts(self) -> tuple[tuple[str, NDArray, NDArray], ...]:
@@ -108,11 +130,16 @@ def arrays(
     layout: Layout | None = None,
     source: str = "the given arrays",
     test_seed: int = 0,
+    pixel_range: tuple[float, float] | None = None,
+    groups: ArrayLike | None = None,
 ) -> Images:
     """An image set from the reader's own arrays: uint8, or float of any width (kept as float32).
 
     layout: of the axes; "NHW" (grey), "NHWC" or "NCHW" (stored as "NHWC"); inferred where one reading is possible only.
-    Without a test part, a fifth of every class is cut off as one (drawn with `test_seed`); `source` then says so.
+    pixel_range: the values of black and white, to which image files are brought for a prediction; left out, it is guessed from the pixels.
+    groups: one whole number or text for each training image, alike for those of one writer, patient or camera: validation, and a test part
+    that has to be cut off, are then of other groups than training, which is what the network will meet. Without a test part, a fifth of
+    every class, or of the groups, is cut off as one (drawn with `test_seed`); `source` then says so.
     """
     if (test_images is None) != (test_labels is None):
         raise DataError(f"{source}: test images and test labels come together; only one of them was given")
@@ -125,18 +152,24 @@ def arrays(
         if y.max() >= len(y):
             raise DataError(f"{source}: label {y.max()} is out of range for {len(y)} images; labels are class numbers 0..K-1, each in use")
         class_names = tuple(str(c) for c in range(y.max() + 1))
+    kinds = None if groups is None else _group_numbers(groups, len(y), source)
     if test_images is None or test_labels is None:
-        x, y, x_test, y_test = _cut_test(x, y, class_names, test_seed, source)
-        source = f"{source}, {TEST_SHARE:.0%} of every class cut off as the test part (seed {test_seed}), as it had none"
+        train, test = _cut_test(y, kinds, class_names, test_seed, source)
+        x, y, x_test, y_test, kinds = x[train], y[train], x[test], y[test], None if kinds is None else kinds[train]
+        of = "every class" if kinds is None else "the groups"
+        source = f"{source}, {TEST_SHARE:.0%} of {of} cut off as the test part (seed {test_seed}), as it had none"
     else:
         x_test, y_test = np.asarray(test_images), np.asarray(test_labels)
         _check_labels(y_test, len(x_test) if x_test.ndim else 0, f"the test part of {source}")
         x_test, y_test = _stored(x_test, layout, f"the test part of {source}"), y_test.astype(np.int64)
-    return Images(x, y, x_test, y_test, tuple(class_names), source)
+    return Images(x, y, x_test, y_test, tuple(class_names), source, pixel_range, kinds)
 
 
 def npz(folder: str | Path, *, class_names: tuple[str, ...] | None = None, layout: Layout | None = None, test_seed: int = 0) -> Images:
-    """The image set of a folder with `train.npz` and, if it has one, `test.npz`; each holds the arrays `images` and `labels`."""
+    """The image set of a folder with `train.npz` and, if it has one, `test.npz`; each holds the arrays `images` and `labels`.
+
+    `groups` in train.npz, if there are any, say which images belong together, see `arrays`.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is {'a file' if folder.exists() else 'missing'}; a folder with train.npz (and test.npz) is needed")
@@ -144,14 +177,33 @@ def npz(folder: str | Path, *, class_names: tuple[str, ...] | None = None, layou
         found = sorted(path.name for path in folder.iterdir())
         raise DataError(f"{folder} has no train.npz; it holds {', '.join(found[:10]) or 'nothing'}{', ...' if len(found) > 10 else ''}")
     parts = {part: _load_npz(folder / f"{part}.npz") for part in PARTS if (folder / f"{part}.npz").is_file()}
+    *train, groups = parts["train"]
     return arrays(
-        *parts["train"],
-        *parts.get("test", (None, None)),
+        *train,
+        *parts.get("test", (None, None))[:2],
+        groups=groups,
         class_names=class_names,
         layout=layout,
         source=str(folder),
         test_seed=test_seed,
     )
+
+
+def guess_pixel_range(images: NDArray) -> tuple[float, float] | None:
+    """The stored values of black and white, as far as the pixels tell.
+
+    uint8 is 0..255, unless no pixel reaches 128: then 0..largest (scikit-learn's digits: 0..16). Floats are 0..1, -1..1 or 0..255, the
+    narrowest that holds them all; None for any other float data.
+
+    >>> guess_pixel_range(np.array([[[0, 7], [16, 3]]], dtype=np.uint8))
+    (0.0, 16.0)
+    >>> guess_pixel_range(np.array([[[-0.5, 0.25]]], dtype=np.float32))
+    (-1.0, 1.0)
+    """
+    lowest, highest = float(images.min()), float(images.max())
+    if images.dtype == np.uint8:
+        return (0.0, highest if 0 < highest < 128 else 255.0)
+    return next((bounds for bounds in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)) if bounds[0] <= lowest and highest <= bounds[1]), None)
 
 
 def stratified_cut(labels: NDArray, share: float, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
@@ -167,7 +219,41 @@ def stratified_cut(labels: NDArray, share: float, rng: np.random.Generator) -> t
     return np.flatnonzero(~cut), np.flatnonzero(cut)
 
 
-def _cut_test(x: NDArray, y: NDArray, class_names: tuple[str, ...], seed: int, source: str) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+def group_cut(labels: NDArray, groups: NDArray, share: float, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
+    """Positions of `labels` in two parts, each sorted; the second has whole groups, in random order, that come near to `share` of all.
+
+    A group without which a class would have no member left in the first part stays there. Where none can go, the second part is empty.
+    """
+    cut = np.zeros(len(labels), dtype=bool)
+    classes = len(np.unique(labels))
+    spared = []
+    for group in rng.permutation(np.unique(groups)):
+        members = groups == group
+        if len(np.unique(labels[~cut & ~members])) < classes:
+            continue
+        spared.append(members)
+        if cut.sum() + members.sum() / 2 <= share * len(labels):  # nearer with it than without
+            cut |= members
+        elif cut.any():
+            break
+    if spared and not cut.any():
+        cut = min(spared, key=np.sum)
+    return np.flatnonzero(~cut), np.flatnonzero(cut)
+
+
+def _group_numbers(groups: ArrayLike, count: int, source: str) -> NDArray:
+    """(N,) int64: equal where `groups` are."""
+    given = np.asarray(groups)
+    if given.shape != (count,) or given.dtype.kind not in "iubUS":
+        raise DataError(
+            f"{source}: groups have the shape {given.shape} and the type {given.dtype}; "
+            f"one whole number or text for each of the {count} training images is needed"
+        )
+    return np.unique(given, return_inverse=True)[1].astype(np.int64)
+
+
+def _cut_test(y: NDArray, groups: NDArray | None, class_names: tuple[str, ...], seed: int, source: str) -> tuple[NDArray, NDArray]:
+    """Positions to train on, and to test on."""
     counts = np.bincount(y)
     if len(few := np.flatnonzero((counts > 0) & (counts < 3))):
         named = ", ".join(f"{class_names[c] if c < len(class_names) else c} ({counts[c]})" for c in few[:10])
@@ -175,19 +261,23 @@ def _cut_test(x: NDArray, y: NDArray, class_names: tuple[str, ...], seed: int, s
             f"{source} has no test part, and too few images to cut one from for class {named}; at least 3 of each class are needed, one "
             f"each to train on, to validate on and to test on"
         )
-    train, test = stratified_cut(y, TEST_SHARE, np.random.default_rng(seed))
-    return x[train], y[train], x[test], y[test]
+    if groups is None:
+        return stratified_cut(y, TEST_SHARE, np.random.default_rng(seed))
+    train, test = group_cut(y, groups, TEST_SHARE, np.random.default_rng(seed))
+    if len(test) == 0:
+        raise DataError(f"{source} has no test part, and none can be cut from its groups: each has all images of some class")
+    return train, test
 
 
-def _load_npz(path: Path) -> tuple[NDArray, NDArray]:
+def _load_npz(path: Path) -> tuple[NDArray, NDArray, NDArray | None]:
     try:
         with np.load(path, allow_pickle=False) as file:
             if missing := [name for name in ("images", "labels") if name not in file.files]:
                 raise DataError(f"{path} has no array {' and no array '.join(missing)}; it holds {', '.join(file.files) or 'nothing'}")
-            return file["images"], file["labels"]
-    except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+            return file["images"], file["labels"], file["groups"] if "groups" in file.files else None
+    except DataError:
+        raise
+    except DAMAGED as error:
         raise DataError(f"{path} cannot be read as an .npz file of plain arrays: {error}") from error
 
 
@@ -256,4 +346,5 @@ def describe(images: Images) -> dict[str, Any]:
         "class_names": list(images.class_names),
         "train": len(images.images),
         "test": len(images.test_images),
+        "groups": None if images.groups is None else len(np.unique(images.groups)),
     }

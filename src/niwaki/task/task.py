@@ -37,6 +37,10 @@ class Task(Protocol):
         """The train part in two index sets: one to learn weights on, one to learn the architecture on."""
         ...
 
+    def labels(self, indices: Tensor) -> Tensor:
+        """The targets of `batch` (I, ...), on the CPU, without the work of making its inputs."""
+        ...
+
     def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs (B, ...) and targets (B, ...) on the device, ready for the network."""
         ...

@@ -47,7 +47,7 @@ class Training:
         self.task, self.recipe, self.indices, self.seed, self.device = task, recipe, indices, seed, device
         self.optimizer = optimizer_for(module, recipe)
         self.ema = Ema(module, recipe.ema) if recipe.ema is not None else None
-        self.steps_per_epoch = math.ceil(len(indices) / recipe.batch_size)
+        self.steps_per_epoch = batches_per_epoch(len(indices), recipe.batch_size)
         self.step = 0  # steps done, over all epochs
         self.history: list[EpochRecord] = []
         self._loss_sum = 0.0  # of the epoch under way
@@ -185,10 +185,19 @@ def train(
     return training.evaluation_module()
 
 
+def batches_per_epoch(examples: int, batch_size: int) -> int:
+    """ceil(examples / batch_size), or one less where a batch would hold a single example: BatchNorm cannot train on that.
+
+    >>> batches_per_epoch(130, 64), batches_per_epoch(25, 2)
+    (3, 12)
+    """
+    return max(1, min(math.ceil(examples / batch_size), examples // 2))
+
+
 def epoch_batches(indices: Tensor, batch_size: int, *, seed: int) -> list[Tensor]:
-    """The indices in a new order, in ceil(I / batch_size) batches whose sizes differ by one at most: none left out, none tiny."""
+    """The indices in a new order, in `batches_per_epoch` batches whose sizes differ by one at most: none left out, none of one example."""
     order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
-    return list(indices[order].tensor_split(math.ceil(len(indices) / batch_size)))
+    return list(indices[order].tensor_split(batches_per_epoch(len(indices), batch_size)))
 
 
 @torch.no_grad()
@@ -206,7 +215,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of the module on the examples: `loss`, and what the task measures."""
     outputs = predict(module, task, indices, batch_size=batch_size, device=device)
-    return task.metrics(outputs, torch.cat([task.batch(part, torch.device("cpu"))[1] for part in indices.split(4096)]))
+    return task.metrics(outputs, task.labels(indices))
 
 
 @contextmanager

@@ -46,8 +46,8 @@ class Recipe:
         wrong = [
             f"{name}={getattr(self, name)!r} ({possible})"
             for name, possible, holds in (
-                ("epochs", "a whole number, at least 1", _is_count(self.epochs)),
-                ("batch_size", "a whole number, at least 1", _is_count(self.batch_size)),
+                ("epochs", "a whole number, at least 1", _is_count(self.epochs, least=1)),
+                ("batch_size", "a whole number, at least 2: BatchNorm cannot train on one example", _is_count(self.batch_size, least=2)),
                 ("optimizer", " or ".join(get_args(OptimizerName)), self.optimizer in get_args(OptimizerName)),
                 ("lr", "above 0", 0 < self.lr < math.inf),
                 ("momentum", "from 0 to below 1", 0 <= self.momentum < 1),
@@ -98,5 +98,5 @@ def optimizer_for(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 1
+def _is_count(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and value >= least
