@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Claim, Result, Spread, Table, arguments, cpu_seconds, load_average, machine, on_one_thread, report, say, timed
+from harness import Claim, Result, Spread, Table, arguments, cpu_seconds, machine, on_one_thread, report, say, timed
 from torch.utils.flop_counter import FlopCounterMode
 
 from niwaki.cost.count import count_macs
@@ -224,7 +224,7 @@ def main() -> None:
     on_one_thread()
     options = arguments(__doc__ or "")
     torch.set_num_threads(1)
-    load = load_average()
+    about = machine(threads=1, seed=options.seed)
     scale = QUICK if options.quick else FULL
     bench, prepared = timed(lambda: Bench(scale, options.seed))
     for measure in (bench.counts, bench.quantiles, bench.costing, bench.mean, bench.sampling, bench.probabilities, bench.flop_counter):
@@ -240,7 +240,7 @@ def main() -> None:
         ),
         figures=bench.figures,
     )  # fmt: skip
-    report(result, machine(threads=1, seed=options.seed, load=load), quick=options.quick)
+    report(result, about, quick=options.quick)
 
 
 if __name__ == "__main__":

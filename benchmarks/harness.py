@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -111,9 +112,9 @@ class Result:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
-def machine(*, threads: int, seed: int, load: float, device: str | None = None) -> dict[str, Any]:
-    """What the figures depend on beside the code. load: the machine's one-minute load average before the benchmark began; device: the
-    name of the accelerator, where one was used."""
+def machine(*, threads: int, seed: int, device: str | None = None) -> dict[str, Any]:
+    """What the figures depend on; asked before the work, for the load and the code are those at its beginning. device: the name of the
+    accelerator, where one is used."""
     return {
         "processor": _processor(),
         "device": device,
@@ -121,15 +122,27 @@ def machine(*, threads: int, seed: int, load: float, device: str | None = None) 
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
+        **_commit(),
         "threads": threads,
         "seed": seed,
-        "load_before": round(load, 2),
+        "load_before": round(os.getloadavg()[0], 2),
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
-def load_average() -> float:
-    return os.getloadavg()[0]
+def _commit() -> dict[str, Any]:
+    """The commit of the code, and whether the library or a benchmark differs from it; nothing where there is no git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "--short=7", "HEAD"),
+            "local_changes": bool(git("status", "--porcelain", "../src", ":(glob)*.py")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return {}
 
 
 def report(result: Result, about: Mapping[str, Any], *, quick: bool) -> None:
@@ -173,11 +186,13 @@ def markdown(content: Mapping[str, Any]) -> list[str]:
         lines += ["", f"{table['title']}:", "", *grid(table["columns"], table["rows"])]
     lines += [""] + [f"- {note}" for note in content["notes"]]
     busy = " (**a busy machine: measure again**)" if about["load_before"] > BUSY * about["cores"] else ""
+    changed = ", with local changes" if about.get("local_changes") else ""
+    commit = f"; commit {about['commit']}{changed}" if "commit" in about else ""
     hardware = ", ".join(filter(None, (about["device"], about["processor"], f"{about['cores']} cores")))
     return [
         *lines,
         f"- {about['date']}, {hardware}, {about['threads']} thread(s), load {about['load_before']} before the start{busy}; "
-        f"Python {about['python']}, {versions}; seed {about['seed']}; `{content['command']}`",
+        f"Python {about['python']}, {versions}{commit}; seed {about['seed']}; `{content['command']}`",
     ]
 
 

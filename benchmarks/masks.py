@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from harness import Claim, Result, Table, arguments, in_turns, load_average, machine, on_one_thread, paired_ratio, report, say
+from harness import Claim, Result, Table, arguments, in_turns, machine, on_one_thread, paired_ratio, report, say
 from torch import Tensor, fx, nn
 
 from niwaki.net.block import conv_bn_act, mbconv
@@ -38,6 +38,7 @@ from niwaki.nn.supernet import supernet
 from niwaki.space.choice import Choice
 from niwaki.space.size import Symbol, refs, substitute
 from niwaki.space.space import Decision
+from niwaki.testing.memory import saved_bytes
 from niwaki.zoo.fbnetv2 import fbnetv2
 from niwaki.zoo.mobile import mobile
 
@@ -279,20 +280,6 @@ def batch_of(case: Case, seed: int) -> tuple[Tensor, Tensor]:
 # --- what is measured --------------------------------------------------------------------------------------------------------------
 
 
-def saved_bytes(subject: Subject, images: Tensor, labels: Tensor) -> int:
-    """Bytes that one forward pass keeps for backward: every storage once, the parameters left out."""
-    kept: dict[int, Tensor] = {}  # holding the tensors keeps their addresses from being given to others
-
-    def pack(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach()  # a graph that held its own outputs with their history would never be freed
-        return kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        subject.loss(images, labels)
-    own = {parameter.untyped_storage().data_ptr() for parameter in subject.module.parameters()}
-    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
-
-
 def peak_mib() -> float:
     """The most memory that this process has held. Not `ru_maxrss`: that begins at the peak of the process which started this one."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -363,7 +350,7 @@ def measure(number: int, case: Case, *, quick: bool, seed: int) -> Measured:
 
     images, labels = batch_of(case, seed)
     made = {name: make() for name, make in subjects(case, options).items() if name in names}
-    saved = {name: saved_bytes(subject, images, labels) for name, subject in made.items()}
+    saved = {name: saved_bytes(partial(subject.loss, images, labels), subject.module) for name, subject in made.items()}
     steps = {name: partial(subject.step, images, labels) for name, subject in made.items()}
     light = {name: step for name, step in steps.items() if not name.startswith("a branch")}
     heavy = {name: step for name, step in steps.items() if name not in light or name == REFERENCE}
@@ -405,8 +392,8 @@ def main() -> None:
         case, name = json.loads(options.peak_of)
         print_peak(case, name, quick=options.quick, seed=options.seed)
         return
+    about = machine(threads=1, seed=options.seed)
     keep_within_memory()
-    load = load_average()
     found = [measure(number, case, quick=options.quick, seed=options.seed) for number, case in enumerate(cases(options.quick))]
     result = Result(
         "masks", "1. Masks are free", "python benchmarks/masks.py", tuple(claim for one in found for claim in one.claims),
@@ -419,7 +406,7 @@ def main() -> None:
         ),
         figures={one.table.title: one.figures for one in found},
     )  # fmt: skip
-    report(result, machine(threads=1, seed=options.seed, load=load), quick=options.quick)
+    report(result, about, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import os
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import HERE, Claim, Result, Table, arguments, load_average, machine, on_one_thread, report
-from jobs import Job, require_same_plan, run_jobs
+from harness import HERE, Claim, Result, Table, arguments, machine, on_one_thread, report
+from jobs import Job, run_jobs, work_folder
 
 import niwaki
 from niwaki.cost.count import count_macs
@@ -37,7 +38,9 @@ from niwaki.nn.build import build
 from niwaki.run.config import load_config
 from niwaki.run.folder import Folder
 from niwaki.run.plan import search_of
+from niwaki.run.statistics import bootstrap
 from niwaki.space.architecture import Architecture
+from niwaki.space.space import Space
 from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
 from niwaki.task.images import Images, arrays, npz, stratified_cut
@@ -47,7 +50,6 @@ from niwaki.train.recipe import Recipe
 from niwaki.zoo.mobile import mobile
 
 NEAR = 0.9  # random networks have more than this part of the budget
-RESAMPLES = 10_000
 SET_SEED = 0  # of the images that are taken from the full set: one set, whatever the seed of a run
 
 
@@ -96,14 +98,11 @@ class Contestant:
         return f"{self.kind}-{self.seed}" + (f"-{self.number}" if self.kind == "random" else "")
 
 
-SEARCH_WEIGHT = 15  # a search takes about so many trainings
-
-
 def jobs_of(site: Site) -> Iterator[Job]:
     """All that is to be done, the longest first."""
-    for kind, count, weight in (("search", 1, SEARCH_WEIGHT), ("mobilenetv2", 1, 1), ("random", site.plan.rivals, 1)):
+    for kind, count in (("search", 1), ("mobilenetv2", 1), ("random", site.plan.rivals)):
         for one in (Contestant(kind, seed, number) for seed in range(site.plan.seeds) for number in range(count)):
-            yield Job(one.key, kind, run_job, (site, one), weight)
+            yield Job(one.key, run_job, (site, one))
 
 
 # --- data and networks ---------------------------------------------------------------------------------------------------------------
@@ -196,7 +195,7 @@ def random_members(network: Network, budget: int, count: int, seed: int) -> list
 
 
 def settings(plan: Plan) -> dict[str, Any]:
-    """What is told to `niwaki.search` beside network, data, budget and seed; the rest is its own defaults."""
+    """What is told to `niwaki.search` beside data, budget and seed; the rest, the network with it, is its own defaults."""
     told: dict[str, Any] = {"train.epochs": plan.train_epochs, "threads": 1, "device": plan.device}
     if plan.search_epochs is not None:
         told |= {"search.epochs": plan.search_epochs, **({"search.warmup_epochs": 0} if plan.search_epochs == 1 else {})}
@@ -207,20 +206,19 @@ def settings(plan: Plan) -> dict[str, Any]:
 
 def run_job(site: Site, job: Contestant) -> dict[str, Any]:
     """What `job` comes to."""
-    torch.set_num_threads(1)
     task = task_of(site.data, site.plan.images, job.seed)
-    network = space_for(task.input_shape, task.outputs)
-    return (searched(site, job, task, network) if job.kind == "search" else trained(site.plan, job, task, network)) | asdict(job)
+    return (searched(site, job, task) if job.kind == "search" else trained(site.plan, job, task)) | asdict(job)
 
 
-def searched(site: Site, job: Contestant, task: ImageClassification, network: Network) -> dict[str, Any]:
-    """What `niwaki.search` comes to. search_s: learning and judging, without the final training and the exports."""
+def searched(site: Site, job: Contestant, task: ImageClassification) -> dict[str, Any]:
+    """What `niwaki.search` comes to on the family that it takes by itself. search_s: learning and judging, without the final training and
+    the exports; like train_s over all processes that worked on it, should it have been interrupted."""
     out = Path(site.work) / f"run-{job.seed}"
-    result = niwaki.search(network, task, f"macs<={site.plan.budget}", seed=job.seed, out=out, settings=settings(site.plan))
-    folder = Folder(out)
+    result = niwaki.search(task=task, budget=f"macs<={site.plan.budget}", seed=job.seed, out=out, settings=settings(site.plan))
+    folder = Folder(out, read_only=True)
     try:
         phases = folder.store.fact("seconds", {})
-        judging = sum(trial.seconds for trial in folder.store.trials("budget 0", space_of(network)))
+        judging = sum(trial.seconds for trial in folder.store.trials("budget 0", Space.from_json(folder.plan["space"])))
     finally:
         folder.close()
     return {
@@ -229,9 +227,10 @@ def searched(site: Site, job: Contestant, task: ImageClassification, network: Ne
     }  # fmt: skip
 
 
-def trained(plan: Plan, job: Contestant, task: ImageClassification, network: Network) -> dict[str, Any]:
+def trained(plan: Plan, job: Contestant, task: ImageClassification) -> dict[str, Any]:
     """A network of this job, trained as `niwaki.search` trains the one it chose: same recipe, same images, same seeds."""
-    recipe = recipe_of(plan, job.seed, task, network)
+    recipe = recipe_of(plan, job.seed, task)
+    network = space_for(task.input_shape, task.outputs)
     weights_seed, seed = derive_seed(job.seed, "final weights"), derive_seed(job.seed, "final")
     if job.kind == "random":
         arch = random_members(network, plan.budget, plan.rivals, job.seed)[job.number]
@@ -247,10 +246,10 @@ def trained(plan: Plan, job: Contestant, task: ImageClassification, network: Net
     return {"accuracy": figures["accuracy"], "macs": macs, "params": params, "architecture": chosen, "train_s": spent}
 
 
-def recipe_of(plan: Plan, seed: int, task: ImageClassification, network: Network) -> Recipe:
+def recipe_of(plan: Plan, seed: int, task: ImageClassification) -> Recipe:
     """The recipe that `niwaki.search` decides on for such data."""
     config = load_config(None, (), {"budget": [f"macs<={plan.budget}"], "seed": seed, **settings(plan)})
-    return search_of(config, task, network)[1].recipe
+    return search_of(config, task)[1].recipe
 
 
 # --- what it comes to ---------------------------------------------------------------------------------------------------------------------
@@ -278,19 +277,12 @@ def comparisons(plan: Plan, results: Sequence[dict[str, Any]]) -> list[Compariso
     return [Comparison(s, percent("search", s)[0], tuple(percent("random", s)), percent("mobilenetv2", s)[0]) for s in range(plan.seeds)]
 
 
-def interval(differences: Sequence[float], seed: int) -> tuple[float, float, float]:
-    """Mean, and the 95 % bootstrap interval over the seeds."""
-    drawn = np.random.default_rng(seed).choice(np.array(differences), size=(RESAMPLES, len(differences))).mean(axis=1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return mean(differences), float(low), float(high)
-
-
 def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int) -> Result:
     compared = comparisons(plan, results)
 
     def paired(of: Callable[[Comparison], float]) -> str:
-        middle, low, high = interval([one.found - of(one) for one in compared], seed)
-        return f"{middle:+.2f} points ({low:+.2f} to {high:+.2f})"
+        difference = bootstrap([one.found - of(one) for one in compared], seed=seed)
+        return f"{difference.mean:+.2f} points ({difference.low:+.2f} to {difference.high:+.2f})"
 
     pays = all(one.found > median(one.rivals) for one in compared)
     searches = [found for found in results if found["kind"] == "search"]
@@ -317,7 +309,7 @@ def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int) -> Result:
         f"{plan.images:,} training images, {plan.train_epochs} epochs of final training for every network, at most {plan.budget:,} "
         f"multiply-adds; mean MACs: found {macs['search']:,.0f}, random {macs['random']:,.0f}, MobileNetV2 {macs['mobilenetv2']:,.0f}.",
         "Test accuracy, measured once per network. Intervals: 95 % bootstrap over the seeds; of three seeds, about the range of the three.",
-        f"{sum(found['cpu_s'] for found in results) / 60:.0f} minutes of CPU in all.",
+        f"{sum(found['train_s'] + found.get('search_s', 0) for found in results) / 60:.0f} minutes of searching and training in all.",
     )
     gpu = plan.device != "cpu"
     return Result(
@@ -337,16 +329,14 @@ def main() -> None:
         parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu", help="gpu: full scale, on CUDA")
 
     options = arguments(__doc__ or "", more)
-    load = load_average()
     plan = PLANS["quick" if options.quick else options.preset]
+    about = machine(threads=1, seed=options.seed, device=None if plan.device == "cpu" else torch.cuda.get_device_name())
     data = "digits" if options.quick else str(data_folder(options.data).resolve())
     with TemporaryDirectory() as scratch:
         work = Path(scratch) if options.quick else HERE / "work" / f"search_pays-{options.preset}"
-        require_same_plan(asdict(plan), work)
-        jobs = list(jobs_of(Site(plan, data, str(work))))
-        results = [*run_jobs(jobs, work, options.workers, lambda found: f"{found['accuracy']:.2%} at {found['macs']:,} MACs").values()]
-        device = None if plan.device == "cpu" else torch.cuda.get_device_name()
-        report(summary(plan, results, options.seed), machine(threads=1, seed=options.seed, load=load, device=device), quick=options.quick)
+        with closing(work_folder(work, asdict(plan))) as folder:
+            results = run_jobs(list(jobs_of(Site(plan, data, str(work)))), folder, options.workers)
+        report(summary(plan, [*results.values()], options.seed), about, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,21 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from harness import HERE, Claim, Result, Table, arguments, load_average, machine, report
-from jobs import Job, require_same_plan, run_jobs
+import torch
+from harness import HERE, Claim, Result, Table, arguments, machine, report
+from jobs import Job, run_jobs, work_folder
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -36,14 +39,17 @@ from niwaki.net.control import Chain, Network
 from niwaki.net.place import space_of
 from niwaki.nn.build import build
 from niwaki.run.config import load_config
+from niwaki.run.folder import Folder
 from niwaki.run.plan import search_of
+from niwaki.run.statistics import Interval, bootstrap
+from niwaki.store.files import atomic_write
 from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
 from niwaki.task.images import npz, stratified_cut
 from niwaki.task.task import derive_seed
 from niwaki.train.loop import evaluate, train
 
-QUICK = {"search.epochs": 2, "search.candidates": 2, "search.finalists": 1, "train.epochs": 2}
+QUICK = {"threads": 1, "search.epochs": 2, "search.candidates": 2, "search.finalists": 1, "train.epochs": 2}
 FASHION_IMAGES, FASHION_BUDGET = 8_000, 1_000_000
 CROPS = {"RBC": 400, "WBC": None, "Platelets": None}  # class -> most boxes of the training part; None: all
 
@@ -52,7 +58,7 @@ CROPS = {"RBC": 400, "WBC": None, "Platelets": None}  # class -> most boxes of t
 
 
 def three_convolutions() -> Network:
-    """Three 3x3 convolutions of 16, 24 and 40 channels, each after the first halving the map: 99,520 multiply-adds at 8 x 8."""
+    """Three 3x3 convolutions of 16, 24 and 40 channels, each after the first halving the map: 99,472 multiply-adds at 8 x 8."""
     widths = ((16, 1), (24, 2), (40, 2))
     return Network(
         Chain(*(conv_bn_act(width, 3, stride=stride, name=f"conv{at}") for at, (width, stride) in enumerate(widths)), classifier(10)),
@@ -78,13 +84,14 @@ def inverted_residuals() -> Network:
 
 
 def rival(network: Network, data: str, budget: str, seed: int, told: dict[str, Any]) -> dict[str, Any]:
-    """`network` trained as the search trains the one it chose: recipe, images, seeds."""
+    """`network` trained as the search trains the one it chose: recipe, images, seeds, threads."""
     task = ImageClassification(digits() if data == "digits" else npz(data), seed=seed)
-    recipe = search_of(load_config(None, (), {"budget": [budget], "seed": seed, **told}), task)[1].recipe
+    config, search = search_of(load_config(None, (), {"budget": [budget], "seed": seed, **told}), task)
+    torch.set_num_threads(config.threads or 1)
     module = build(network, seed=derive_seed(seed, "final weights"))
-    model = train(module, task, recipe, task.part("train+validation"), seed=derive_seed(seed, "final"))
+    model = train(module, task, search.recipe, task.part("train+validation"), seed=derive_seed(seed, "final"))
     macs = count_macs(network)(space_of(network).architecture({}))
-    return {"macs": macs, "accuracy": evaluate(model, task, task.part("test"))["accuracy"], "epochs": recipe.epochs}
+    return {"macs": macs, "accuracy": evaluate(model, task, task.part("test"))["accuracy"], "epochs": search.recipe.epochs}
 
 
 # --- searches ------------------------------------------------------------------------------------------------------------------------------
@@ -101,12 +108,17 @@ def niwaki(*words: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def searched(out: str, words: Sequence[str], seed: int, told: dict[str, Any], images: str) -> dict[str, Any]:
-    """`niwaki search` on default settings, timed, and the test accuracy of its model.onnx on images that niwaki did not read."""
+def timed_search(out: str, words: Sequence[str], told: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    """What `niwaki search` prints, and the seconds it took from nothing to its end: what an interrupted one has left is not gone on with."""
     settings = [word for key, value in told.items() for word in ("--set", f"{key}={value}")]
     began = time.perf_counter()
-    found = niwaki("search", *words, *settings, "--set", f"seed={seed}", "--out", out)
-    wall = time.perf_counter() - began
+    found = niwaki("search", *words, *settings, "--out", out, "--fresh")
+    return found, time.perf_counter() - began
+
+
+def searched(out: str, words: Sequence[str], seed: int, told: dict[str, Any], images: str) -> dict[str, Any]:
+    """`niwaki search` on default settings, timed, and the test accuracy of its model.onnx on images that niwaki did not read."""
+    found, wall = timed_search(out, [*words, "--set", f"seed={seed}"], told)
     x, y = _test_digits() if images == "digits" else _arrays(Path(images) / "test.npz")
     logits = ExportedModel(Path(out) / "model.onnx").logits(x)
     return {
@@ -128,23 +140,26 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
 # --- the three shows -----------------------------------------------------------------------------------------------------------------------
 
 
-def show_digits(work: Path, shared: Path, quick: bool) -> Result:
+def show_digits(folder: Folder, shared: Path, quick: bool) -> Result:
     """`make search`, five times."""
     told, seeds = ({**QUICK, "budget": '["macs<=100000"]'}, range(1)) if quick else ({}, range(5))
     plain = {key: value for key, value in told.items() if key != "budget"}
     results = run_jobs(
-        [Job(f"search-{seed}", "search", searched, (str(work / f"run-{seed}"), (), seed, told, "digits"), 4) for seed in seeds]
-        + [Job(f"three-{seed}", "three", rival, (three_convolutions(), "digits", "macs<=100000", seed, plain)) for seed in seeds],
-        work, 1, _tell,
+        [Job(f"search-{seed}", searched, (str(folder.path / f"run-{seed}"), (), seed, told, "digits")) for seed in seeds]
+        + [Job(f"three-{seed}", rival, (three_convolutions(), "digits", "macs<=100000", seed, plain)) for seed in seeds],
+        folder, 1,
     )  # fmt: skip
     found, hand = ([results[f"{kind}-{seed}"] for seed in seeds] for kind in ("search", "three"))
-    difference = _mean_and_interval([100 * (a["accuracy"] - b["accuracy"]) for a, b in zip(found, hand, strict=True)])
-    accuracy = _mean_and_interval([100 * one["accuracy"] for one in found])
+    difference = bootstrap([100 * (a["accuracy"] - b["accuracy"]) for a, b in zip(found, hand, strict=True)])
+    accuracy = bootstrap([100 * one["accuracy"] for one in found])
     seconds = [one["search_wall_s"] for one in found]
     claims = (
-        Claim("mean test accuracy over seeds 0-4, from model.onnx", ">= 98.5 %", _points(accuracy, " %"), accuracy[0] >= 98.5),
+        Claim("mean test accuracy over seeds 0-4, from model.onnx", ">= 98.5 %", _points(accuracy, " %"), accuracy.mean >= 98.5),
         Claim(
-            "minus three convolutions of as many MACs, paired", ">= -0.3 points", _points(difference, " points", "+"), difference[0] >= -0.3
+            "minus three convolutions of as many MACs, paired",
+            ">= -0.3 points",
+            _points(difference, " points", "+"),
+            difference.mean >= -0.3,
         ),
         Claim("every network within 100 k MACs", "yes", f"at most {max(one['macs'] for one in found):,}", _all(found, 100_000)),
         Claim("the whole search, wall time", "< 4 minutes", f"{mean(seconds):.0f} s, at most {max(seconds):.0f} s", max(seconds) < 240),
@@ -153,23 +168,23 @@ def show_digits(work: Path, shared: Path, quick: bool) -> Result:
     return _result("digits", "4. A first search: the digits", claims, found, hand, "three convolutions", results)
 
 
-def show_fashion(work: Path, shared: Path, quick: bool) -> Result:
+def show_fashion(folder: Folder, shared: Path, quick: bool) -> Result:
     """An own `.npz` set."""
     told, seeds = (QUICK, range(1)) if quick else ({}, range(3))
-    data = work / "data"
+    data = folder.path / "data"
     _fashion_set(shared / "data" / "fashion_mnist", data, 300 if quick else FASHION_IMAGES)
     words = ("--set", "data.kind=npz", "--set", f"data.path={data}", "--set", 'budget=["macs<=1e6"]')
     results = run_jobs(
-        [Job(f"search-{seed}", "search", searched, (str(work / f"run-{seed}"), words, seed, told, str(data)), 8) for seed in seeds]
-        + [Job(f"hand-{seed}", "hand", rival, (inverted_residuals(), str(data), "macs<=1e6", seed, told)) for seed in seeds],
-        work, 1, _tell,
+        [Job(f"search-{seed}", searched, (str(folder.path / f"run-{seed}"), words, seed, told, str(data))) for seed in seeds]
+        + [Job(f"hand-{seed}", rival, (inverted_residuals(), str(data), "macs<=1e6", seed, told)) for seed in seeds],
+        folder, 1,
     )  # fmt: skip
     found, hand = ([results[f"{kind}-{seed}"] for seed in seeds] for kind in ("search", "hand"))
-    difference = _mean_and_interval([100 * (a["accuracy"] - b["accuracy"]) for a, b in zip(found, hand, strict=True)])
+    difference = bootstrap([100 * (a["accuracy"] - b["accuracy"]) for a, b in zip(found, hand, strict=True)])
     seconds = [one["search_wall_s"] for one in found]
     claims = (
         Claim(
-            "minus a hand-written network of inverted residuals, paired", ">= 0", _points(difference, " points", "+"), difference[0] >= 0
+            "minus a hand-written network of inverted residuals, paired", ">= 0", _points(difference, " points", "+"), difference.mean >= 0
         ),
         Claim("every network within 1 M MACs", "yes", f"at most {max(one['macs'] for one in found):,}", _all(found, FASHION_BUDGET)),
         Claim("the whole search, wall time", "<= 15 minutes", f"{mean(seconds):.0f} s, at most {max(seconds):.0f} s", max(seconds) <= 900),
@@ -178,13 +193,13 @@ def show_fashion(work: Path, shared: Path, quick: bool) -> Result:
     return _result("fashion", "5. An own set: 8,000 images of Fashion-MNIST", claims, found, hand, "inverted residuals by hand", results)
 
 
-def show_folder(work: Path, shared: Path, quick: bool) -> Result:
+def show_folder(folder: Folder, shared: Path, quick: bool) -> Result:
     """An own folder of colour images of mixed sizes."""
     told = QUICK if quick else {}
-    data = work / "cells"
+    data = folder.path / "cells"
     sizes = _crops(shared / "data" / "bccd", data, 20 if quick else None)
     words = ["--set", "data.kind=folder", "--set", f"data.path={data}"]
-    run = run_jobs([Job("folder", "folder", _folder, (str(work / "run"), words, told, str(data / "test")))], work, 1, _tell)["folder"]
+    run = run_jobs([Job("folder", _folder, (str(folder.path / "run"), words, told, str(data / "test")))], folder, 1)["folder"]
     sides = np.array([side for size in sizes for side in size])
     claims = (
         Claim("colour images of mixed sizes", ">= 500", f"{len(sizes):,}, of {sides.min()} to {sides.max()} pixels a side", len(sizes) >= 500),
@@ -202,13 +217,10 @@ def show_folder(work: Path, shared: Path, quick: bool) -> Result:
 
 
 def _folder(out: str, words: Sequence[str], told: dict[str, Any], test: str) -> dict[str, Any]:
-    settings = [word for key, value in told.items() for word in ("--set", f"{key}={value}")]
-    began = time.perf_counter()
-    found = niwaki("search", *words, *settings, "--out", out)
-    wall = time.perf_counter() - began
+    found, wall = timed_search(out, words, told)
     answers = niwaki("predict", out, test)
-    return {"macs": found["macs"], "reported": found["accuracy"], "accuracy": answers["accuracy"], "predicted": answers["accuracy"],
-            "search_wall_s": wall, "architecture": found["architecture"]}  # fmt: skip
+    return {"macs": found["macs"], "reported": found["accuracy"], "predicted": answers["accuracy"], "search_wall_s": wall,
+            "architecture": found["architecture"]}  # fmt: skip
 
 
 def _result(name: str, title: str, claims: tuple[Claim, ...], found: Sequence[Any], hand: Sequence[Any], by_hand: str, all_: Any) -> Result:
@@ -224,10 +236,6 @@ def _result(name: str, title: str, claims: tuple[Claim, ...], found: Sequence[An
     return Result(name, title, f"python benchmarks/shows.py {name}", claims, (table,), notes, {"results": all_})
 
 
-def _tell(found: dict[str, Any]) -> str:
-    return f"{found['accuracy']:.2%} at {found['macs']:,} MACs"
-
-
 def _all(found: Iterable[dict[str, Any]], budget: int) -> bool:
     return all(one["macs"] <= budget for one in found)
 
@@ -236,14 +244,8 @@ def _as_reported(found: dict[str, Any]) -> bool:
     return abs(found["accuracy"] - found["reported"]["test"]) < 1e-9
 
 
-def _mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    drawn = np.random.default_rng(0).choice(np.array(values), size=(10_000, len(values))).mean(axis=1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return mean(values), float(low), float(high)
-
-
-def _points(interval: tuple[float, float, float], unit: str, sign: str = "") -> str:
-    middle, low, high = (f"{value:{sign}.2f}" for value in interval)
+def _points(interval: Interval, unit: str, sign: str = "") -> str:
+    middle, low, high = (f"{value:{sign}.2f}" for value in (interval.mean, interval.low, interval.high))
     return f"{middle}{unit} ({low} to {high})"
 
 
@@ -259,13 +261,15 @@ def _fashion_set(source: Path, data: Path, count: int) -> None:
     _, kept = stratified_cut(labels, count / len(labels), np.random.default_rng(0))
     data.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(data / "train.npz", images=images[kept], labels=labels[kept])
-    (data / "test.npz").write_bytes((source / "test.npz").read_bytes())
+    atomic_write(data / "test.npz", (source / "test.npz").read_bytes())
 
 
 def _crops(source: Path, data: Path, most: int | None) -> list[tuple[int, int]]:
-    """The sizes of the crops that `data` has, in train/CLASS/ and test/CLASS/, as PNG."""
+    """The sizes of the crops that `data` has, in train/CLASS/ and test/CLASS/, as PNG; made if they are not there. most: of a class."""
     if not data.is_dir():
         _require(source)
+        begun = data.with_name(f"{data.name}.begun")
+        shutil.rmtree(begun, ignore_errors=True)
         rng = np.random.default_rng(0)
         for part, where in (("train", "train"), ("val", "test")):
             rows = list(csv.DictReader((source / f"{part}_boxes.csv").open()))
@@ -276,8 +280,9 @@ def _crops(source: Path, data: Path, most: int | None) -> list[tuple[int, int]]:
                     with Image.open(source / part / f"{row['image']}.jpg") as image:
                         crop = image.crop((float(row["xmin"]), float(row["ymin"]), float(row["xmax"]), float(row["ymax"])))
                     if min(crop.size) >= 4:
-                        (data / where / name).mkdir(parents=True, exist_ok=True)
-                        crop.save(data / where / name / f"{at:04d}.png")
+                        (begun / where / name).mkdir(parents=True, exist_ok=True)
+                        crop.save(begun / where / name / f"{at:04d}.png")
+        begun.rename(data)
     sizes = []
     for path in data.rglob("*.png"):
         with Image.open(path) as image:
@@ -296,12 +301,12 @@ def main() -> None:
         parser.add_argument("--shared", default=os.environ.get("NIWAKI_SHARED", str(HERE.parent.parent / "shared")), help="above data/")
 
     options = arguments(__doc__ or "", more)
-    load, threads = load_average(), os.cpu_count() or 1
+    about = machine(threads=os.cpu_count() or 1, seed=0)
     with TemporaryDirectory() as scratch:
         work = (Path(scratch) if options.quick else HERE / "work") / f"shows-{options.show}"
-        require_same_plan({"show": options.show}, work)
-        result = SHOWS[options.show](work.resolve(), Path(options.shared).resolve(), options.quick)
-        report(result, machine(threads=threads, seed=0, load=load), quick=options.quick)
+        with closing(work_folder(work.resolve(), {"show": options.show})) as folder:
+            result = SHOWS[options.show](folder, Path(options.shared).resolve(), options.quick)
+        report(result, about, quick=options.quick)
 
 
 SHOWS = {"digits": show_digits, "fashion": show_fashion, "folder": show_folder}

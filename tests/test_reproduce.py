@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
 
 from niwaki.cost.count import count_macs
 from niwaki.net.place import space_of
@@ -22,6 +25,7 @@ from niwaki.run.reproduce import Plan, mask_place, quick_plan, reproduce, write_
 from niwaki.run.search import Silent
 from niwaki.run.statistics import bootstrap, expected_pick, ranks, spearman
 from niwaki.run.workers import Job, JobFailed, Workers
+from niwaki.testing.memory import saved_bytes
 
 
 def tiny() -> Plan:
@@ -105,6 +109,22 @@ def test_a_member_is_compared_with_those_at_its_cost_and_within_the_budget():
 def test_a_mask_before_batch_norm_is_divided_away():
     norms = mask_place()
     assert norms["before"] < 1e-3 * norms["after"]
+
+
+def test_bytes_saved_are_those_of_the_maps_each_once_without_the_parameters():
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8, bias=False))
+    x = torch.randn(16, 4)
+    maps = 4 * (16 * 4 + 16 * 8)  # the input of the first layer; the ReLU's output, which it and the next layer keep
+    assert saved_bytes(lambda: module(x).sum(), module) == maps
+
+    scale = torch.ones(8, requires_grad=True)
+
+    def scaled():  # the product of a weight and a mask is no parameter, and is kept for the gradient of its input; so is the mask
+        return F.linear(module[1](module[0](x)), module[2].weight * scale).sum()
+
+    assert saved_bytes(scaled, module) == maps + 4 * 8 * 8 + 4 * 8
+    with torch.no_grad():
+        assert saved_bytes(lambda: module(x).sum(), module) == 0
 
 
 # --- running -------------------------------------------------------------------------------------------------------------------

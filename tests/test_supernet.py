@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from niwaki.net.block import conv_bn_act, mbconv
-from niwaki.net.control import Chain, Network, Repeat
+from niwaki.net.control import Chain, Network, Repeat, Residual
 from niwaki.net.layer import Activation, BatchNorm, Conv, Flatten, GlobalPool, Linear
 from niwaki.net.place import place, space_of
 from niwaki.nn.build import build
@@ -107,23 +107,30 @@ def test_the_gradient_of_a_soft_call_is_that_of_finite_differences():
     assert torch.autograd.gradcheck(loss, logits, rtol=1e-4, atol=1e-6)
 
 
-def test_a_mask_is_the_weighted_sum_of_zero_padded_branches():
-    """DMaskingNAS, Fig. 2, A = E: sum_i g_i pad(b[:c_i](x)) = b(x) o M, with the gradients to x, w and g."""
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_mask_is_the_weighted_sum_of_zero_padded_branches(residual):
+    """DMaskingNAS, Fig. 2, A = E: sum_i g_i pad(b[:c_i](x)) = b(x) o M, with the gradients to x, w and g.
+
+    A residual exists in the branch whose width is that of its input, and is added behind the mask.
+    """
     widths = (2, 4, 5, 7, 8)
-    network = Network(Chain(Conv(Choice(widths, "w"), 3), BatchNorm(), Activation("hswish"), Conv(3, 1)), (3, 6, 6))
-    net = lively(network).eval()
-    g = torch.softmax(torch.randn(5, generator=torch.Generator().manual_seed(4)), 0).requires_grad_()
-    x = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(5), requires_grad=True)
+    body = Chain(Conv(Choice(widths, "/w"), 3), BatchNorm(), Activation("hswish"))
+    network = Network(Chain(Residual(body) if residual else body, Conv(3, 1)), (8, 6, 6))
+    net = lively(network).double().eval()
+    numbers = torch.Generator().manual_seed(4)
+    g = torch.softmax(torch.randn(5, generator=numbers, dtype=torch.float64), 0).requires_grad_()
+    x = torch.randn(4, 8, 6, 6, generator=numbers, dtype=torch.float64, requires_grad=True)
     weights = list(net.parameters())
     masked = net(x, {"w": g})
-    conv, norm, _, last = extract(net, {"w": 8}).children()
-    branches = F.hardswish(norm(conv(x)))
-    summed = last(sum(g[i] * torch.cat([branches[:, :c], torch.zeros(4, 8 - c, 6, 6)], 1) for i, c in enumerate(widths)))
-    torch.testing.assert_close(masked, summed, rtol=1e-5, atol=1e-5)
+    conv, norm, _, last = extract(net, {"w": 8}).double().children()
+    whole = F.hardswish(norm(conv(x)))
+    branches = [F.pad(whole[:, :c], (0, 0, 0, 0, 0, 8 - c)) + (x if residual and c == 8 else 0) for c in widths]
+    summed = last(sum(g[i] * branch for i, branch in enumerate(branches)))
+    torch.testing.assert_close(masked, summed, rtol=1e-9, atol=1e-9)
     ours = torch.autograd.grad(masked.square().sum(), [x, g, *weights])
     theirs = torch.autograd.grad(summed.square().sum(), [x, g, *conv.parameters(), *norm.parameters(), *last.parameters()])
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 def test_a_mask_before_batch_norm_would_lose_the_gradient_of_the_widths():

@@ -265,7 +265,9 @@ class DMaskingSearch:
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that `load` needs to go on with the same bits: named tensors (copies, on the CPU) and JSON."""
         adam = {
-            f"adam.{at}.{key}": value for at, logits in enumerate(self.logits) for key, value in self.logit_optimizer.state.get(logits, {}).items()
+            f"adam.{at}.{key}": value
+            for at, logits in enumerate(self.logits)
+            for key, value in self.logit_optimizer.state.get(logits, {}).items()
         }
         return saved(state_of(self.net, self.weight_optimizer) | {"logits": torch.stack(self.logits)} | adam), {
             "method": asdict(self.method),

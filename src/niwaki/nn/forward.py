@@ -107,7 +107,8 @@ class PrefixMask:
 
     def __call__(self, env: Env) -> Tensor:
         if (key := id(self)) not in env.cache:
-            wider = self.cases.probabilities(env).flip(0).cumsum(0).flip(0)
+            # one more 0, for channels that no width reaches: a layer beside wider ones, whose largest size is theirs
+            wider = F.pad(self.cases.probabilities(env), (0, 1)).flip(0).cumsum(0).flip(0)
             env.cache[key] = wider.index_select(0, env.place(self.first))
         return env.cache[key]
 

@@ -48,6 +48,7 @@ from niwaki.store.files import atomic_write
 from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
 from niwaki.task.task import derive_seed
+from niwaki.testing.memory import saved_bytes
 from niwaki.train.loop import TrainingDiverged, evaluate, train
 from niwaki.train.recipe import Recipe
 
@@ -300,7 +301,7 @@ def mask_place() -> dict[str, float]:
 
 
 def masks_cost(options: tuple[int, ...], branches: tuple[int, ...], rounds: int) -> dict[str, Any]:
-    """Time and bytes saved for backward of one training step of a supernet, over those of its plain largest member.
+    """Time and bytes saved for backward (parameters left out) of one training step of a supernet, over those of its plain largest member.
 
     By number of options: of every width and expansion under "masks", of every block as branches under "branches". Timed in turns, on one
     thread: the median over rounds of the ratio within a round.
@@ -309,14 +310,15 @@ def masks_cost(options: tuple[int, ...], branches: tuple[int, ...], rounds: int)
     labels = torch.arange(32) % 10
     largest = _options_network(1, branches=False)
     plain = build(largest, space_of(largest).architecture({})).train()
+    modules: dict[tuple[str, int], nn.Module] = {("plain", 1): plain}
     steps: dict[tuple[str, int], Callable[[], Tensor]] = {("plain", 1): partial(_loss, plain, images, labels)}
     for kind, counts in (("masks", options), ("branches", branches)):
         for count in counts:
             network = _options_network(count, branches=kind == "branches")
-            net = supernet(network).train()
+            net = modules[kind, count] = supernet(network).train()
             weights = {d.name: torch.softmax(torch.linspace(-1, 1, len(d.options)), 0).requires_grad_() for d in space_of(network)}
             steps[kind, count] = partial(_loss, partial(net, decisions=weights), images, labels)
-    saved = {name: _saved_bytes(step) for name, step in steps.items()}
+    saved = {name: saved_bytes(step, modules[name]) for name, step in steps.items()}
     seconds: dict[tuple[str, int], list[float]] = {name: [] for name in steps}
     for number in range(-1, rounds):
         for name in [*steps][number % len(steps) :] + [*steps][: number % len(steps)]:  # another one first in every round
@@ -357,16 +359,3 @@ def _options_network(count: int, *, branches: bool) -> Network:
 
 def _loss(forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(forward(images), labels)
-
-
-def _saved_bytes(step: Callable[[], Tensor]) -> int:
-    """Bytes that one forward pass keeps for backward, every storage once."""
-    kept: dict[int, Tensor] = {}  # holding the tensors keeps their addresses from being given to others
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
