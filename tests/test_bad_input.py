@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from conftest import SMALL_SETTINGS
+from niwaki.run import folder as folder_module
 from niwaki.run import search as loop
+from niwaki.run.folder import Folder, RunError
 from niwaki.store import files
 
 
@@ -68,8 +70,11 @@ def test_every_wrong_key_is_named_at_once_with_the_nearest_valid_one(wrong, tmp_
         (["search", "--set", "seed"], "--set seed: a setting is key=value, such as train.epochs=30"),
         (["search", "--set", "budget=flops<=5"], "there are macs, params"),
         (["search", "--set", "budget=macs>=5"], "a budget is an upper limit"),
+        (["search", "--set", "budget=[]"], "budget = []: it is a list of texts such as"),
+        (["search", "--set", "search.evaluations=7"], "search.evaluations = 7 has no effect: method = dmasking does not use it"),
+        (["search", "--device", "cuda:99"], "device = 'cuda:99': on this machine torch can use cpu"),
         (["search", "--set", "network=mobil"], "the zoo has no network called 'mobil'"),
-        (["search", "--set", "warm_start=nowhere"], "warm_start = 'nowhere' is no folder of an earlier search"),
+        (["search", "--set", "warm_start=nowhere"], "nowhere' is no folder of an earlier search"),
         (["search", "--device", "cuda:99x"], "device = 'cuda:99x': it is auto, cpu, cuda or cuda:N"),
         (["search", "--minutes", "0"], "minutes = 0.0: it is a number, above 0"),
         (["resume", "nowhere"], "nowhere is no run: it has no config.json"),
@@ -85,6 +90,14 @@ def test_every_wrong_key_is_named_at_once_with_the_nearest_valid_one(wrong, tmp_
         (["profile", "torch.nn:ReLU"], "needs --input"),
         (["profile", "torch.nn:Linear"], "needs the arguments in_features, out_features"),
         (["profile", "torch.nn:ReLU", "--input", "3xthree"], "--input '3xthree' is not understood"),
+        (["profile", "torch.nn:ReLU", "--input", "x=1x5:int64<0"], "what follows `<` is 1 to 9,223,372,036,854,775,807 for int64"),
+        (["profile", "torch.nn:ReLU", "--input", "1x5:uint8<300"], "what follows `<` is 1 to 256 for uint8"),
+        (["profile", "torch.nn:ReLU", "--input", "1x5:float32<3"], "`<` is for whole numbers"),
+        (["profile", "torch.nn:ReLU", "--input", "1x0"], "sizes are 1 to 2,147,483,647"),
+        (["profile", "torch.nn:ReLU", "--input", "1x99999999999"], "sizes are 1 to 2,147,483,647"),
+        (["profile", "torch.nn:ReLU", "--input", "99999x99999"], "9,999,800,001 numbers; a module is run on 1,073,741,824 at most"),
+        (["profile", "fbnetv2-f1", "--input", "1x3x2000000000x2000000000"], "more than the 2,305,843,009,213,693,952 that 64-bit counts"),
+        (["profile", "fbnetv2-f1", "--input", "1x3x9x9", "--input", "1x2"], "a network takes one input; given are 1x3x9x9, 1x2"),
         (["space", "mobile-8", "--budget", "macs<=10"], "no architecture has macs <= 10: the least is "),
         (["reproduce", "alchemy"], "alchemy"),
     ],
@@ -101,7 +114,7 @@ def test_a_budget_below_the_smallest_network_says_the_minimum_and_which_choices_
     message = wrong("search", "--set", "budget=macs<=5000", "--out", tmp_path / "runs" / "one")
     least = int(re.search(r"no architecture has macs <= 5,000: the least is ([\d,]+)", message)[1].replace(",", ""))
     assert 5_000 < least <= 20_000
-    assert "stage0.width = 4" in message
+    assert "stage0.width = 8" in message
 
 
 def test_a_budget_above_the_largest_network_says_so_and_goes_on(niwaki_command, tmp_path):
@@ -266,6 +279,17 @@ def test_an_architecture_file_that_is_none_is_refused(wrong, tmp_path):
     assert "resolution" in wrong("profile", "mobile-8", "--arch", "arch.json")
 
 
+def test_a_network_in_json_that_is_none_is_refused_with_the_place(wrong, tmp_path):
+    conv = {"layer": "Conv", "out_channels": 8}
+    for change, expected in (
+        ({"input_shape": 8}, "a network's input is (channels, height, width) or (features,), all positive, not 8"),
+        ({"body": {"layer": "Chain", "layers": [conv, {**conv, "stride": 0}]}}, "body.layers.1: Conv: stride = 0"),
+        ({"body": {"layer": "Chain", "layers": 3}}, "body: "),
+    ):
+        (tmp_path / "net.json").write_text(json.dumps({"network": {"niwaki": 1, "input_shape": [3, 8, 8], "body": conv, **change}}))
+        assert expected in wrong("profile", "net.json")
+
+
 # --- folders -----------------------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +309,50 @@ def test_a_folder_that_holds_something_else_is_refused(wrong, tmp_path):
     for fresh in ((), ("--fresh",)):
         message = wrong("search", "--out", "photos", *fresh)
         assert message == "photos is not empty and holds no run (holiday.jpg); choose another --out"
+
+
+def test_a_folder_of_reproduce_is_no_search_and_says_what_goes_on_with_it(wrong, tmp_path):
+    Folder(tmp_path / "claims", asked={"reproduce": "dmasking", "quick": True}).close()
+    for command in ("resume", "report", "export"):
+        message = wrong(command, "claims")
+        assert "claims holds a run of `niwaki reproduce`" in message
+        assert "`niwaki reproduce dmasking --quick --out claims` goes on with it" in message
+
+
+def test_a_process_that_is_refused_leaves_the_lock_of_another_alone(tmp_path, monkeypatch):
+    make, first = folder_module._make, []
+
+    def overtaken(path):
+        made = make(path)  # there was no folder yet ...
+        monkeypatch.undo()
+        first.append(Folder(path, asked={}))  # ... but another process is the first to lock it
+        return made
+
+    monkeypatch.setattr(folder_module, "_make", overtaken)
+    for _ in range(2):
+        with pytest.raises(RunError, match="another process is at work"):
+            Folder(tmp_path / "run", asked={})
+    first[0].close()
+    Folder(tmp_path / "run", asked={}).close()
+
+
+def test_a_lock_on_a_file_that_another_process_has_removed_keeps_nobody_out_and_is_taken_anew(tmp_path, monkeypatch):
+    def impossible():  # while the first one plans, which fails, a second one opens the lock file
+        second.append((tmp_path / "run" / ".lock").open("a"))
+        raise RunError("nothing within this budget")
+
+    second = []
+    with pytest.raises(RunError, match="nothing within"):
+        Folder(tmp_path / "run", asked={}, plan=impossible)
+    assert not (tmp_path / "run").exists(), "nothing is left behind"
+    (tmp_path / "run").mkdir()
+    opened = iter(second)
+    monkeypatch.setattr(folder_module, "open", lambda *arguments: next(opened, None) or open(*arguments), raising=False)  # noqa: SIM115
+    held = Folder(tmp_path / "run", asked={})
+    monkeypatch.undo()
+    with pytest.raises(RunError, match="another process is at work"):
+        Folder(tmp_path / "run", asked={})
+    held.close()
 
 
 @pytest.fixture
@@ -407,6 +475,14 @@ def test_a_mistake_of_our_own_shows_where_and_is_an_error_for_programs_too(niwak
     assert answer.code == 1
     assert "Traceback" in answer.err
     assert "KeyError" in answer.json["error"]
+
+
+def test_a_value_that_niwaki_itself_gets_wrong_is_not_blamed_on_the_input(niwaki_command, monkeypatch):
+    monkeypatch.setattr("niwaki.run.describe.distinct", lambda network: (1, "", "one too many"))
+    answer = niwaki_command("space", "mobile-8", "--json")
+    assert answer.code == 1
+    assert "Traceback" in answer.err
+    assert "ValueError: too many values to unpack" in answer.json["error"]
 
 
 def test_a_file_that_cannot_be_predicted_costs_only_itself(niwaki_command, finished, tmp_path):

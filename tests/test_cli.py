@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +17,9 @@ from torch import nn
 import niwaki
 from conftest import SMALL_SETTINGS
 from niwaki.run import search as loop
+from niwaki.run.config import ConfigError, load_config
+from niwaki.run.plan import device_of, fit_to_minutes, search_of
+from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
 
 PUBLISHED = {  # weights and MACs by the rule of FBNet: convolutions and linear layers, and one operation per input of an average pool
@@ -278,9 +283,117 @@ def test_a_run_that_was_stopped_can_be_looked_at_but_not_exported_and_then_gone_
     assert again.json["folder"] == str(Path("runs") / folder.name)
 
 
+@pytest.fixture(scope="module")
+def moved_world(finished, niwaki_command, tmp_path_factory):
+    """A finished run of which data, network and warm start are gone since: its folder, and what was told of it when they were there."""
+    place = tmp_path_factory.mktemp("world")
+    images = digits()
+    (place / "data").mkdir()
+    np.savez(place / "data" / "train.npz", images=images.images[:300], labels=images.labels[:300])
+    np.savez(place / "data" / "test.npz", images=images.test_images[:90], labels=images.test_labels[:90])
+    shutil.copytree(finished.folder, place / "earlier")
+    (place / "family.py").write_text(
+        "from niwaki import *\nnetwork = Network(Chain(conv_bn_act(Choice((4, 8), 'w'), stride=2), GlobalPool(), Flatten(), Linear(10)), (1, 8, 8))\n"
+    )
+    told = {
+        "data.kind": "npz", "data.path": "data", "data.metric": "macro_f1", "network": "family.py:network", "warm_start": "earlier", "budget": "macs<=20k",
+    }  # fmt: skip
+    words = (
+        "search",
+        "--out",
+        place / "run",
+        *SMALL_SETTINGS,
+        *(word for key, value in told.items() for word in ("--set", f"{key}={value}")),
+    )
+    made = niwaki_command(*words, "--json", cwd=place)
+    assert made.code == 0, made.err
+    elsewhere = niwaki_command("resume", place / "run", "--json", cwd=place / "data")
+    assert elsewhere.json == made.json, "from any folder"
+    assert "not there" not in elsewhere.err
+    for name in ("data", "earlier", "family.py"):
+        (place / name).rename(place / f"old-{name}")
+    return place, words, made
+
+
+def test_a_finished_run_is_told_when_what_it_was_made_from_is_gone(moved_world, niwaki_command):
+    place, words, made = moved_world
+    for arguments in (("resume", place / "run"), words):
+        again = niwaki_command(*arguments, "--json", cwd=place)
+        assert again.json == made.json
+        assert "is finished; what it was made from is not there as it was: " in again.err
+    result = niwaki.resume(place / "run")
+    images = digits().test_images[:90]
+    session = onnxruntime.InferenceSession(place / "run" / "model.onnx", providers=["CPUExecutionProvider"])
+    card = json.loads((place / "run" / "architecture.json").read_text())["preprocessing"]
+    normalised = (torch.tensor(images[:, None]).float() - card["mean"][0]) / card["std"][0]
+    with torch.no_grad():
+        np.testing.assert_allclose(session.run(["logits"], {"images": images})[0], result.model(normalised).numpy(), atol=1e-4)
+    assert dict(result.architecture) == made.json["architecture"]
+
+
+def test_what_needs_the_data_says_that_they_are_gone_and_loses_nothing(moved_world, niwaki_command):
+    place, _, made = moved_world
+    refused = niwaki_command("export", place / "run")
+    assert refused.code == 2
+    assert f"{place / 'data'} is missing" in refused.err
+    assert niwaki_command("resume", place / "run", "--json").json == made.json
+
+
+def test_the_result_is_told_by_the_metric_that_was_maximized(moved_world, niwaki_command):
+    place, _, made = moved_world
+    metrics = made.json["budgets"][0]["metrics"]
+    assert made.json["accuracy"] == {part: metrics[part]["accuracy"] for part in ("validation", "test")}
+    first = niwaki_command("resume", place / "run").out.splitlines()[0]
+    assert f"test macro f1 {100 * metrics['test']['macro_f1']:.2f} % (validation {100 * metrics['validation']['macro_f1']:.2f} %)" in first
+
+
+def test_a_device_is_one_that_the_machine_has(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [device_of(word) for word in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
+    with pytest.raises(ConfigError, match=r"device = 'cuda:7': on this machine torch can use cpu, cuda:0, cuda:1$"):
+        device_of("cuda:7")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert device_of("auto") == "cpu"
+    for word in ("cuda", "cuda:0"):
+        with pytest.raises(ConfigError, match=r"torch can use cpu$"):
+            device_of(word)
+
+
+def test_a_time_limit_keeps_a_warm_up_that_was_asked_for(monkeypatch):
+    slow = {"search": 600.0, "judging": 60.0, "finalists": 60.0, "training": 600.0}
+    monkeypatch.setattr("niwaki.run.plan.estimate", lambda search: slow)
+    asked = load_config(None, (), {"minutes": 0.1, "search.warmup_epochs": 10, "budget": ["macs<=20k"]})
+    planned, search, _ = fit_to_minutes(asked, *search_of(asked))
+    assert (planned.search.warmup_epochs, planned.search.epochs) == (search.method.warmup_epochs, search.method.epochs) == (10, 11)
+
+
+def test_the_plan_that_a_time_limit_made_is_told_in_keys_that_the_method_uses(niwaki_command, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_learn", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("niwaki.run.plan.estimate", lambda search: {"search": 1.0, "judging": 1.0, "training": 1.0})
+    for method, other in (("dmasking", "search.evaluations"), ("random", "search.candidates")):
+        told = niwaki_command(
+            "search", "--minutes", "9", "--out", tmp_path / method, "--set", f"method={method}", "--set", "budget=macs<=20k"
+        ).err
+        (plan,) = [line for line in told.splitlines() if line.startswith("To end within 9 minutes, the plan is: ")]
+        assert "search.epochs = " in plan
+        assert other not in plan
+
+
+def test_a_task_of_ones_own_has_its_own_data(tmp_path):
+    task = ImageClassification(digits())
+    settings = {"data.kind": "npz", "data.path": "x", "search.evaluations": 3}
+    with pytest.raises(ConfigError) as caught:
+        niwaki.search(task=task, settings=settings, out=tmp_path / "run")
+    assert [problem.split(" = ")[0] for problem in caught.value.problems] == ["search.evaluations", "data.kind", "data.path"]
+    assert "has no effect: a task is given" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_the_command_does_is_a_call_in_python(finished):
     result = niwaki.resume(finished.folder)
     assert result.summary == finished.answer.json
     assert niwaki.profile("fbnetv2-f1", rule="fbnet")["macs"] == PUBLISHED["fbnetv2-f1"][1]
     assert niwaki.describe_space("mobile-8")["size"] > 10**6
+    assert callable(niwaki.reproduce)
     assert os.fspath(niwaki.write_report(finished.folder)) == str(finished.folder / "report.html")

@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from niwaki.gradient.dmasking import DMasking
 from niwaki.objective import macs, params
-from niwaki.run.config import Config, ConfigError, Search, Train, config_of, load_config
+from niwaki.run.config import Config, ConfigError, Search, Train, config_of, load_config, uses, without_effect
 from niwaki.train.recipe import Recipe
 
 FILE = """
@@ -49,7 +50,7 @@ def test_nothing_said_is_the_digits_by_dmasking():
 def test_a_file_is_laid_over_the_defaults_settings_over_the_file_and_overrides_over_all(tmp_path):
     path = written(tmp_path, FILE)
     config = load_config(path, ["train.epochs=40", "seed=1", "search.evaluations=12"], {"seed": 7, "minutes": None, "train.batch_size": 32})
-    assert (config.data.path, config.train.lr, config.data.validation) == ("somewhere", 1.0, 0.2)
+    assert (config.data.path, config.train.lr, config.data.validation) == (str(Path("somewhere").resolve()), 1.0, 0.2)
     assert (config.train.epochs, config.search.evaluations, config.seed, config.minutes, config.train.batch_size) == (40, 12, 7, None, 32)
     assert config.budgets == ((macs <= 1e6,), (macs <= 2e6, params <= 1e6))
 
@@ -66,6 +67,8 @@ def test_a_file_is_laid_over_the_defaults_settings_over_the_file_and_overrides_o
         ("train.nesterov=false", lambda c: c.train.nesterov is False),
         ("train.betas=[0.9, 0.99]", lambda c: c.train.betas == [0.9, 0.99]),
         ("network=my_module:make=x", lambda c: c.network == "my_module:make=x"),
+        ("network=my/family.py:net", lambda c: c.network == f"{Path.cwd()}/my/family.py:net"),
+        ("warm_start=../earlier", lambda c: c.warm_start == str(Path.cwd().parent / "earlier")),
         ("device=cuda:1", lambda c: c.device == "cuda:1"),
     ],
 )
@@ -109,6 +112,8 @@ def test_every_mistake_is_named_at_once_with_the_nearest_key_and_what_is_possibl
         (["search.epochs=5", "search.warmup_epochs=5"], "leaves nothing of search.epochs=5"),
         (["search.tournament_size=60"], "more than search.population_size=50"),
         (["budget=5"], "budget = 5: it is a list of texts"),
+        (["budget=[]"], "budget = []: it is a list of texts"),
+        (['budget=""'], "budget = '': it is a list of texts"),
         (["budget=latency(onnxruntime)<=2ms"], "cannot be searched under yet"),
         (['budget=["macs<=1", "macs<=1"]'], "asked for twice"),
         (["minutes=inf"], "minutes = inf: it is a number, above 0"),
@@ -167,6 +172,48 @@ def test_what_is_left_open_is_decided_once_and_what_was_said_stays():
 def test_a_configuration_comes_back_from_json_as_it_was():
     config = load_config(None, ["train.betas=[0.8, 0.9]", "budget=macs<=1e6;macs<=2e6"])
     assert config_of(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_a_path_is_the_same_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(None, ["data.kind=npz", "data.path=data", "warm_start=./earlier"])
+    assert (config.data.path, config.warm_start) == (str(tmp_path / "data"), str(tmp_path / "earlier"))
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert load_config(None, ["data.kind=npz", "data.path=../data", "warm_start=../earlier"]).hash == config.hash
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["evaluator=scratch", "search.evaluations=7"], {"evaluator": "random and evolution", "search.evaluations": "random and evolution"}),
+        (["search.population_size=20", "search.tournament_size=2"], {"search.population_size": "for evolution", "search.tournament_size": "for evolution"}),
+        (["method=random", "search.candidates=9", "search.objective=mul"], {"search.candidates": "for dmasking", "search.objective": "for dmasking"}),
+        (["method=random", "search.population_size=20"], {"search.population_size": "for evolution"}),
+        (["method=evolution", "search.logit_lr=0.1"], {"search.logit_lr": "method = evolution does not use it; it is for dmasking"}),
+        (["method=random", "evaluator=scratch", "search.epochs=5", "warm_start=x"], {"search.epochs": "evaluator = scratch", "warm_start": "evaluator = scratch"}),
+        (["evaluator=shared", "search.proposals=4"], {}),  # which is what they are anyway
+        (["search.candidates=9", "search.logit_lr=0.1", "warm_start=x", "train.epochs=3"], {}),
+        (["method=evolution", "search.evaluations=7", "search.population_size=20", "search.epochs=5", "search.finalists=2"], {}),
+        (["method=random", "evaluator=scratch", "search.evaluations=7"], {}),
+    ],
+)  # fmt: skip
+def test_a_key_that_the_method_does_not_use_is_told_with_what_it_is_for(settings, expected):
+    told = without_effect(load_config(None, settings))
+    assert len(told) == len(expected)
+    for (key, part), text in zip(sorted(expected.items()), sorted(told), strict=True):
+        assert text.startswith(f"{key} = ")
+        assert "has no effect" in text
+        assert part in text
+
+
+def test_what_is_decided_for_a_search_is_what_its_method_uses():
+    fields_of_dmasking = {f"search.{field.name}" for field in fields(DMasking)}
+    assert all(uses(load_config(), key) for key in fields_of_dmasking)
+    one_shot = load_config(None, ["method=random"])
+    assert {key for key in fields_of_dmasking if uses(one_shot, key)} == {
+        "search.epochs", "search.batch_size", "search.weight_lr", "search.momentum", "search.weight_decay"
+    }  # fmt: skip
 
 
 def test_the_sections_cover_the_recipe_and_dmasking():

@@ -15,6 +15,7 @@ from niwaki.net.control import Chain, Concat, Network
 from niwaki.net.layer import Activation, BatchNorm, Conv, Dropout, Flatten, GlobalPool, Linear, Opaque
 from niwaki.net.place import INPUT, fix, place, space_of
 from niwaki.nn.build import build
+from niwaki.objective import COUNTED
 from niwaki.space.choice import Choice
 from niwaki.testing.primitives import BLOCKS, PRIMITIVES
 
@@ -137,6 +138,11 @@ def test_a_table_too_large_is_an_error_that_names_the_layer_and_the_choices():
 
 def test_the_full_fbnetv2_space_is_counted_by_tables_of_370_692_entries():
     assert sum(factor.table.size for factor in count_macs(zoo.network("fbnetv2")).factors) == 370_692  # the largest has 63,504
+
+
+def test_every_counted_resource_of_a_budget_has_a_cost_of_its_name_and_a_trial_holds_it_under_that_name():
+    assert {resource.metric for resource in COUNTED.values()} == set(COUNTED) == set(COSTS)
+    assert {COSTS[name](zoo.network("fbnet-a")).name for name in COUNTED} == set(COUNTED)
 
 
 def test_an_unknown_rule_is_an_error_that_names_the_known_ones():

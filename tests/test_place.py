@@ -8,6 +8,7 @@ from niwaki.net.layer import (
     BatchNorm,
     ChannelShuffle,
     Conv,
+    Dropout,
     Flatten,
     GlobalPool,
     Identity,
@@ -160,6 +161,27 @@ def test_the_third_repeat_knows_that_the_second_was_there():
 def test_what_cannot_work_is_refused_with_the_layer_and_the_shapes(layers, message):
     with pytest.raises(SpaceError, match=message):
         place(Network(Chain(*layers), IMAGE))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Conv(4, stride=0), "Conv: stride = 0; it is a whole number of at least 1"),
+        (lambda: Conv(4, dilation=0, name="stem"), "Conv 'stem': dilation = 0"),
+        (lambda: Conv(4, padding=-1), "padding = -1; it is a whole number of at least 0"),
+        (lambda: Conv(4, stride=Choice((1, 2))), r"stride = Choice\(.*\) cannot be searched, only sizes can; it is a whole number"),
+        (lambda: Pool(stride=0), "Pool: stride = 0"),
+        (lambda: Pool("max", 3, 2, padding=2), "padding = 2; it is at most half of kernel_size = 3"),
+        (lambda: Pool(kernel_size=Choice((2, 3))), "kernel_size = .* cannot be searched"),
+        (lambda: ChannelShuffle(0), "groups = 0"),
+        (lambda: Dropout(2.0), "Dropout: p = 2.0; it is a probability, from 0 to 1"),
+        (lambda: BatchNorm(momentum=-0.1), "momentum = -0.1; it is a number from 0 to 1"),
+        (lambda: Opaque("a:b", stride=0), "Opaque: stride = 0"),
+    ],
+)
+def test_a_constant_of_a_layer_is_checked_when_the_layer_is_made(make, message):
+    with pytest.raises(SpaceError, match=message):
+        make()
 
 
 def test_a_table_too_large_to_hold_is_refused_at_description_time_naming_layer_and_choices():

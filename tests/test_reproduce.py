@@ -20,7 +20,7 @@ from niwaki.recipe.fbnetv2 import DIGITS_BUDGETS, digits_space, most_likely_opti
 from niwaki.run import reproduce as module
 from niwaki.run.claims import Claim, Section, write_section
 from niwaki.run.dmasking_claims import Truth, section_of
-from niwaki.run.folder import Folder
+from niwaki.run.folder import Folder, RunError
 from niwaki.run.reproduce import Plan, mask_place, quick_plan, reproduce, write_page
 from niwaki.run.search import Silent
 from niwaki.run.statistics import bootstrap, expected_pick, ranks, spearman
@@ -209,7 +209,7 @@ def test_another_plan_does_not_go_on_in_the_same_folder(finished):
 
 
 def test_an_unknown_method_is_named_with_the_nearest_one(tmp_path):
-    with pytest.raises(ValueError, match="did you mean dmasking"):
+    with pytest.raises(RunError, match="did you mean dmasking"):
         reproduce("dmaskin", out=tmp_path / "run", claims=tmp_path / "claims.md")
     assert not (tmp_path / "run").exists()
 

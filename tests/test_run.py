@@ -45,14 +45,8 @@ from niwaki.testing.kill import run_until, safetensors_of
 from niwaki.train.loop import evaluate
 from niwaki.trial import EvaluationFailed, Trial
 
-TINY = {
-    **SMALL,
-    "search.batch_size": 32,
-    "train.batch_size": 32,
-    "search.evaluations": 5,
-    "search.population_size": 3,
-    "search.tournament_size": 2,
-}
+TINY = {**SMALL, "search.batch_size": 32, "train.batch_size": 32}
+ASKING = {"search.evaluations": 5, "search.population_size": 3, "search.tournament_size": 2}
 
 
 def own_network(classes=3):
@@ -85,7 +79,7 @@ def own_task():
 
 def tiny_search(task, folder, budgets, *, progress=None, **settings):
     """The chosen networks of a search without exports, its folder closed again."""
-    config = load_config(None, (), {"budget": budgets, **TINY, **settings})
+    config = load_config(None, (), {"budget": budgets, **TINY, **ASKING, **settings})
     _, search = search_of(config, task, own_network())
     opened = Folder(folder, asked={"config": config.to_json()}, plan=lambda: {"space": space_of(search.network).to_json()})
     try:
@@ -445,7 +439,9 @@ def test_a_process_that_is_killed_or_interrupted_and_run_again_ends_with_the_sam
 def test_a_warm_start_takes_the_weights_and_what_was_learned_of_the_choices(own_task, tmp_path, method):
     tiny_search(own_task, tmp_path / "earlier", ["macs<=20k"], **{"search.epochs": 4})
     earlier = load_checkpoint(tmp_path / "earlier" / "checkpoints" / "search.safetensors").arrays
-    _, search = search_of(load_config(None, (), {"budget": ["macs<=9k", "macs<=15k"], "method": method, **TINY}), own_task, own_network())
+    _, search = search_of(
+        load_config(None, (), {"budget": ["macs<=9k", "macs<=15k"], "method": method, **TINY, **ASKING}), own_task, own_network()
+    )
     spaces = [within(space_of(search.network), budget.limits) for budget in search.budgets]
     if method == "dmasking":
         learner = DMaskingSearch(search.network, own_task, spaces, search.method)

@@ -80,6 +80,11 @@ def test_an_opaque_layer_is_made_by_what_the_caller_hands_in_and_never_imported(
         (lambda data: data["body"].pop("out_channels"), "lacks 'out_channels'"),
         (lambda data: data["body"].update(out_channels={"function": "eval", "args": [1]}), "no function of sizes"),
         (lambda data: data["body"].update(out_channels={"wide": 3}), "neither a layer nor a choice"),
+        (lambda data: data["body"].update(stride=0), "body: Conv: stride = 0"),
+        (lambda data: data["body"].update(name=3), "body: Conv is called 3; a name is a text"),
+        (lambda data: data["body"].update(out_channels={"choice": 3}), "body.out_channels: "),
+        (lambda data: data.update(body={"layer": "Chain", "layers": 3}), "body: .*not int"),
+        (lambda data: data.update(input_shape=8), r"a network's input is \(channels, height, width\) .*not 8"),
     ],
 )
 def test_json_that_is_no_description_is_an_error_that_says_where(change, message):

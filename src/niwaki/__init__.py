@@ -15,6 +15,7 @@ _HOMES = {
     "niwaki.run.api": ("Result", "resume", "search", "write_report", "export_run"),
     "niwaki.run.model": ("profile",),
     "niwaki.run.describe": ("describe_space",),
+    "niwaki.run.reproduce": ("reproduce",),
     "niwaki.space.choice": ("Choice", "SpaceError", "choose"),
     "niwaki.space.size": ("in_channels", "maximum", "minimum", "round8"),
     "niwaki.net.control": ("Add", "Chain", "Concat", "Graph", "Match", "Network", "Node", "OneOf", "Repeat", "Residual"),

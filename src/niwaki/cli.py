@@ -259,10 +259,8 @@ def _told(as_json: bool) -> Iterator[None]:
 def _verdict(error: Exception) -> tuple[int, str | None]:
     """The exit code for an error, and what to tell; no message where the error was not foreseen, and a traceback is of more use."""
     kind = type(error).__name__
-    raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
-    if kind in ("RunError", "RunFailed", "StoreError") or (
-        isinstance(error, ValueError) and raised_in and raised_in[0].startswith("niwaki.")
-    ):
+    is_ours = type(error).__module__.startswith("niwaki.")
+    if is_ours and (isinstance(error, ValueError) or kind in ("RunError", "RunFailed", "StoreError")):
         return BAD_INPUT, str(error)
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
@@ -272,7 +270,7 @@ def _verdict(error: Exception) -> tuple[int, str | None]:
                 "; make room, then the same command, or `niwaki resume` with the run's folder, goes on. Nothing that was stored is lost"
             )
         return BAD_INPUT if error.errno in INPUT_ERRNOS else FAILED, message
-    if type(error).__module__.startswith("niwaki."):  # ExportError and the like
+    if is_ours:  # ExportError and the like
         return FAILED, str(error)
     if kind == "OutOfMemoryError":
         return FAILED, f"{str(error).splitlines()[0]}; a smaller search.batch_size or train.batch_size needs less"
@@ -369,10 +367,12 @@ def _print_result(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:
     if as_json:
         print(json.dumps(summary))
         return
+    metric = summary["metric"]
     for found in summary["budgets"]:
+        test, validation = (100 * found["metrics"][part][metric] for part in ("test", "validation"))
         print(
             f"{found['budget']}: {found['macs']:,} multiply-adds, {found['params']:,} parameters, "
-            f"test accuracy {100 * found['accuracy']['test']:.2f} % (validation {100 * found['accuracy']['validation']:.2f} %)"
+            f"test {metric.replace('_', ' ')} {test:.2f} % (validation {validation:.2f} %)"
         )
     if not quiet:
         print(f"report: {summary['folder']}/report.html\nmodel:  {summary['folder']}/model.onnx")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -34,13 +33,6 @@ class Distribution:
     def draw(self, relax: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """(O,) weights for each decision, by name, as `relax` (see nn/relax.py) makes them of the logits (D, O)."""
         return self._rows(relax(self._masked()))
-
-    def log_probability(self, arch: Mapping[str, Any]) -> Tensor:
-        """log p(arch): over its active decisions only."""
-        log_p = torch.log_softmax(self._masked(), -1)
-        rows = [self.space.position(name) for name in arch]
-        options = [self.space.decisions[row].options.index(arch[name]) for row, name in zip(rows, arch, strict=True)]
-        return log_p[rows, options].sum()
 
     def entropy(self) -> Tensor:
         """Mean entropy of a decision, each divided by that of the uniform distribution: 1 undecided, 0 decided."""

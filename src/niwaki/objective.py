@@ -50,7 +50,7 @@ class Resource:
 
 macs = Resource("macs", "macs", COUNT)  # multiply-adds
 params = Resource("params", "params", COUNT)  # all that learn
-size = Resource("size", "size_bytes", BYTES)  # of the weights and statistics
+size = Resource("size", "size", BYTES)  # of the weights and statistics, in float32
 activations = Resource("activations", "activations", COUNT)  # output elements of convolutions and linear layers
 peak_activation = Resource("peak_activation", "peak_activation", COUNT)  # elements alive at once
 COUNTED = {resource.name: resource for resource in (macs, params, size, activations, peak_activation)}

@@ -31,7 +31,7 @@ from niwaki.store.files import atomic_write
 
 OPSET = 21  # the newest that onnxruntime 1.20, the oldest that niwaki allows, runs; nothing newer is of use to these layers
 ONNX_TOLERANCE = 1e-4  # of the largest logit: another library's kernels, BatchNorm folded into convolutions
-TORCH_TOLERANCE = 1e-6  # of the largest logit: the same kernels
+TORCH_TOLERANCE = 1e-5  # of the largest logit: the same kernels, which sum in another order for another batch size
 
 
 @dataclass(frozen=True, eq=False)

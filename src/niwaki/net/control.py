@@ -151,7 +151,7 @@ class Network:
 
     def __post_init__(self) -> None:
         _require_layer(self.body, "Network")
-        shape = tuple(self.input_shape)
+        shape = tuple(self.input_shape) if isinstance(self.input_shape, (tuple, list)) else ()
         if len(shape) not in (1, 3) or not all(isinstance(size, int) and size > 0 for size in shape):
             raise SpaceError(f"a network's input is (channels, height, width) or (features,), all positive, not {self.input_shape!r}")
         object.__setattr__(self, "input_shape", shape)

@@ -1,5 +1,9 @@
 """The primitive layers, as data. Every size is a number, a choice or an expression of choices; input channels are inferred.
 
+Sizes are what is annotated `Expr`: widths, kernel sizes and groups of a convolution, sizes of maps. Strides, dilations, paddings and rates
+are plain numbers, checked when the layer is made: were a stride searched, maps of unlike height would have to be mixed (for a searched
+resolution there is `Subsample`).
+
 A primitive is what every reader (place, count, build, supernet, picture, JSON) has one small rule for;
 `niwaki.testing.PRIMITIVES` lists them, and a test asks every reader about every one.
 """
@@ -10,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from niwaki.space.size import Expr, in_channels, op, round8
+from niwaki.space.choice import SpaceError
+from niwaki.space.size import Expr, Symbol, in_channels, op, round8
 
 ACTIVATIONS = ("relu", "relu6", "leaky_relu", "hswish", "swish", "hsigmoid", "sigmoid", "tanh", "gelu", "identity")
 
@@ -20,6 +25,27 @@ class Layer:
     """A node of a description. `name` becomes part of its path; a named container is the scope in which choice names tie."""
 
     name: str | None = field(default=None, kw_only=True)
+
+
+def _require(layer: Layer, name: str, holds: bool, possible: str) -> None:
+    """Refuses a constant of `layer` that cannot be."""
+    value = getattr(layer, name)
+    called = f"{type(layer).__name__} {layer.name!r}" if layer.name else type(layer).__name__
+    if isinstance(value, Symbol):
+        raise SpaceError(f"{called}: {name} = {value!r} cannot be searched, only sizes can; it is {possible}")
+    if not holds:
+        raise SpaceError(f"{called}: {name} = {value!r}; it is {possible}")
+
+
+def _require_whole(layer: Layer, *names: str, least: int = 1) -> None:
+    for name in names:
+        value = getattr(layer, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        _require(layer, name, whole and value >= least, f"a whole number of at least {least}")
+
+
+def _is_between(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and low <= value <= high
 
 
 @dataclass(frozen=True)
@@ -37,6 +63,11 @@ class Conv(Layer):
     padding: int | None = None
     bias: bool = False
 
+    def __post_init__(self) -> None:
+        _require_whole(self, "stride", "dilation")
+        if self.padding is not None:
+            _require_whole(self, "padding", least=0)
+
 
 @dataclass(frozen=True)
 class Linear(Layer):
@@ -52,6 +83,10 @@ class BatchNorm(Layer):
 
     eps: float = 1e-5
     momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(self, "eps", _is_between(self.eps, 0, 1), "a number from 0 to 1")
+        _require(self, "momentum", _is_between(self.momentum, 0, 1), "a number from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -69,6 +104,12 @@ class Pool(Layer):
     kernel_size: int = 2
     stride: int = 2
     padding: int = 0
+
+    def __post_init__(self) -> None:
+        _require_whole(self, "kernel_size", "stride")
+        _require_whole(self, "padding", least=0)
+        # a window that lies in the padding alone has no maximum and no average
+        _require(self, "padding", self.padding <= self.kernel_size // 2, f"at most half of kernel_size = {self.kernel_size}")
 
 
 @dataclass(frozen=True)
@@ -116,12 +157,18 @@ class ChannelShuffle(Layer):
 
     groups: int = 2
 
+    def __post_init__(self) -> None:
+        _require_whole(self, "groups")
+
 
 @dataclass(frozen=True)
 class Dropout(Layer):
     """Zeroes elements with probability `p` in training."""
 
     p: float = 0.2
+
+    def __post_init__(self) -> None:
+        _require(self, "p", _is_between(self.p, 0, 1), "a probability, from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -149,6 +196,12 @@ class Opaque(Layer):
     macs: int = 0
     params: int = 0
     make: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _require_whole(self, "stride")
+        _require_whole(self, "macs", "params", least=0)
+        if self.channels is not None:
+            _require_whole(self, "channels")
 
 
 @dataclass(frozen=True)

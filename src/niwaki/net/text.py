@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from typing import Any
@@ -45,7 +46,7 @@ def from_json(data: Mapping[str, Any], factories: Mapping[str, Callable[..., Any
     if data["niwaki"] != FORMAT:
         raise SpaceError(f"the description has the format {data['niwaki']!r}; this version of niwaki reads {FORMAT}")
     body = _read(data["body"], "body", dict(factories or {}), {})
-    return Network(body, tuple(data["input_shape"]))
+    return Network(body, data["input_shape"])
 
 
 def network_hash(network: Network) -> str:
@@ -103,31 +104,46 @@ def _read(data: Any, where: str, factories: Mapping[str, Callable[..., Any]], sh
     if not isinstance(data, dict):
         return data
     if "layer" in data:
-        if (kind := KINDS.get(data["layer"])) is None:
+        if (kind := KINDS.get(str(data["layer"]))) is None:
             close = get_close_matches(str(data["layer"]), KINDS, n=2)
             hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(KINDS)}"
             raise SpaceError(f"{where}: there is no layer {data['layer']!r}; {hint}")
         given = {name: read(part, name) for name, part in data.items() if name != "layer"}
         _require_fields(kind, given, f"{where}: {data['layer']}")
+        if not isinstance(given.get("name"), (str, type(None))):
+            raise SpaceError(f"{where}: {data['layer']} is called {given['name']!r}; a name is a text")
         if kind is Opaque:
             given["make"] = factories.get(given["factory"])
-        if issubclass(kind, Several):
-            return kind(*given.pop("layers"), **given)
-        return kind(*given.pop("branches"), **given) if kind is OneOf else kind(**given)
-    if "node" in data:
-        given = {name: read(part, name) for name, part in data["node"].items()}
+        with _placed(where):
+            if issubclass(kind, Several):
+                return kind(*given.pop("layers"), **given)
+            return kind(*given.pop("branches"), **given) if kind is OneOf else kind(**given)
+    if isinstance(node := data.get("node"), dict):
+        given = {name: read(part, name) for name, part in node.items()}
         _require_fields(Node, given, f"{where}: a graph's node")
-        return Node(**given)
+        with _placed(where):
+            return Node(**given)
     if "choice" in data:
-        choice = Choice(read(data["choice"], "choice"), data.get("name"))
-        return shared.setdefault(data["shared"], choice) if "shared" in data else choice
+        options = read(data["choice"], "choice")
+        with _placed(where):
+            choice = Choice(options, data.get("name"))
+            return shared.setdefault(data["shared"], choice) if "shared" in data else choice
     if "function" in data:
-        if data["function"] not in FUNCTIONS:
+        if str(data["function"]) not in FUNCTIONS:
             raise SpaceError(f"{where}: {data['function']!r} is no function of sizes; there are {', '.join(FUNCTIONS)}")
-        return Op(data["function"], read(data["args"], "args"))
+        return Op(data["function"], read(data.get("args", []), "args"))
     if "in_channels" in data:
         return in_channels
     raise SpaceError(f"{where}: {str(data)[:200]} is neither a layer nor a choice, a function of sizes or the input's channels")
+
+
+@contextmanager
+def _placed(where: str) -> Iterator[None]:
+    """Says where in the JSON something stands that nothing can be made of."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError) as error:
+        raise SpaceError(f"{where}: {error}") from error
 
 
 def _require_fields(kind: type, given: Mapping[str, Any], where: str) -> None:

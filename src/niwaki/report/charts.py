@@ -176,19 +176,7 @@ class Dot:
     group: str
     title: str
     final: bool = False
-
-
-def front_of(dots: Sequence[Dot]) -> tuple[Dot, ...]:
-    """Those of `dots` that are better than all cheaper ones, cheapest first.
-
-    >>> [dot.x for dot in front_of([Dot(3, .8, "", ""), Dot(1, .5, "", ""), Dot(2, .9, "", "")])]
-    [1, 2]
-    """
-    kept: list[Dot] = []
-    for dot in sorted(dots, key=lambda dot: (dot.x, -dot.y)):
-        if not kept or dot.y > kept[-1].y:
-            kept.append(dot)
-    return tuple(kept)
+    on_front: bool = False
 
 
 def scatter_chart(title: str, dots: Sequence[Dot], *, x_label: str, y_label: str, limits: Sequence[Mark] = ()) -> str:
@@ -200,7 +188,7 @@ def scatter_chart(title: str, dots: Sequence[Dot], *, x_label: str, y_label: str
     x = (_log_axis if logarithmic else _axis)(costs, amount, margin=0.05)
     y = _axis((dot.y for dot in dots), lambda value: percent(value, 1), margin=0.08)
     groups = sorted({dot.group for dot in dots if not dot.final}, key=lambda group: (group != "search", group))
-    front = front_of([dot for dot in dots if not dot.final])
+    front = sorted((dot for dot in dots if dot.on_front), key=lambda dot: dot.x)
     drawn = []
     if len(front) > 1:
         stairs = "".join(f"H{x.at(dot.x):.1f}V{SIDE - y.at(dot.y):.1f}" for dot in front[1:])

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from niwaki.report.record import RecordError
+
 SHOWN = 64  # pixels of the longer side: smaller images are enlarged by a whole factor, larger ones reduced
 
 
@@ -18,7 +20,7 @@ def png_text(image: NDArray) -> str:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)) or not pixels.size:
-        raise ValueError(f"an image to show has the shape H x W or H x W x C with 1, 3 or 4 channels, not {np.shape(image)}")
+        raise RecordError(f"an image to show has the shape H x W or H x W x C with 1, 3 or 4 channels, not {np.shape(image)}")
     if pixels.dtype != np.uint8:
         numbers = np.nan_to_num(pixels.astype(np.float64))
         low, high = float(numbers.min()), float(numbers.max())

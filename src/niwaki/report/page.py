@@ -14,7 +14,6 @@ from niwaki.report.charts import (
     amount,
     confusion_matrix,
     decision_strip,
-    front_of,
     interval_bar,
     layer_bars,
     line_chart,
@@ -28,7 +27,7 @@ from niwaki.report.style import STYLE
 
 # A page made from a record that somebody else wrote cannot run or load anything, whatever stands in it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-UNITS = {"macs": "MACs", "params": "parameters", "latency_ms": "ms", "size_bytes": "bytes"}
+UNITS = {"macs": "MACs", "params": "parameters", "size": "bytes", "peak_activation": "peak activations"}
 MOST_NAMES = 40  # classes that are listed
 SETTLED = 0.9  # probability of an option above which its choice counts as settled
 RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -86,7 +85,7 @@ def _headline(record: Record) -> str:
     if test is None and macs is None:
         return NO_NETWORK[record.status]
     size = f"{amount(macs)} multiply-adds" if macs is not None else "a trained network"
-    said = f"{percent(test)} test {record.metric} with {size}" if test is not None else f"A network of {size}"
+    said = f"{percent(test)} test {_words(record.metric)} with {size}" if test is not None else f"A network of {size}"
     if over := [budget.text for budget in record.budgets if budget.reached is not None and budget.reached > budget.limit]:
         return f"{said}, over the budget {' and '.join(over)}"
     if record.budgets and all(budget.reached is not None for budget in record.budgets):
@@ -100,7 +99,7 @@ def _quality_card(record: Record) -> str:
         return _card("How good", '<div class="big">–</div><p class="soft">not measured yet</p>')
     rows = []
     if quality.test is not None:
-        rows.append(f'<div class="big">{percent(quality.test)} <small>test {escape(record.metric)}</small></div>')
+        rows.append(f'<div class="big">{percent(quality.test)} <small>test {escape(_words(record.metric))}</small></div>')
         if quality.interval:
             tested = record.data.counts.get("test") if record.data else None
             seen = f" on {tested:,} images seen once, at the end" if tested else ""
@@ -108,7 +107,7 @@ def _quality_card(record: Record) -> str:
             rows.append(f'{interval_bar(quality.test, low, high)}<p class="soft">95 % interval {percent(low)} to {percent(high)}{seen}</p>')
     if quality.validation is not None:
         rows.append(f"<p>{percent(quality.validation)} <span class=soft>on validation, when the network was chosen</span></p>")
-    rows += [f"<p>{percent(value)} <span class=soft>{escape(name)}</span></p>" for name, value in quality.others.items()]
+    rows += [f"<p>{percent(value)} <span class=soft>test {escape(_words(name))}</span></p>" for name, value in quality.others.items()]
     return _card("How good", "".join(rows))
 
 
@@ -137,7 +136,7 @@ def _size_card(record: Record) -> str:
         "multiply-adds": f"{record.macs:,}" if record.macs is not None else "",
         "parameters": f"{record.params:,}" if record.params is not None else "",
         "layers": f"{sum(1 for layer in record.layers if layer.params):,} with weights" if record.layers else "",
-        "input": " × ".join(map(str, record.data.input_shape)) if record.data else "",
+        "input": " × ".join(map(str, record.data.stored_shape)) if record.data else "",
         "classes": f"{len(record.data.classes):,}" if record.data else "",
     }
     return _card("The network", _facts(facts))
@@ -154,13 +153,12 @@ def _use_card(record: Record) -> str:
 
 
 def _search(record: Record) -> Section | None:
-    cost = _cost_shown(record)
+    cost = record.cost
     dots = [dot for candidate in record.candidates if (dot := _dot(record, candidate, cost))]
     limits = [Mark(limit, f"budget {_quantity(cost, limit)}") for limit in _limits(record, cost)]
-    metric, unit = record.metric.capitalize(), UNITS.get(cost, cost)
+    title = f"{_words(record.metric).capitalize()} against cost"
     charts = [
-        scatter_chart(f"{metric} against cost", dots, x_label=unit, y_label=record.metric, limits=limits),
-        line_chart(f"{metric} during the search", record.search_quality, fraction=True),
+        scatter_chart(title, dots, x_label=UNITS.get(cost, cost), y_label=_words(record.metric), limits=limits),
         line_chart("Loss during the search", record.search_loss),
         line_chart("Expected cost during the search", record.search_cost, marks=[Mark(limit.value, "budget") for limit in limits[:1]]),
     ]
@@ -169,12 +167,6 @@ def _search(record: Record) -> Section | None:
     if not facts and not any(charts):
         return None
     return "search", "Search", f'{_chosen(record)}<div class="grid">{facts}{"".join(charts)}</div>{table}'
-
-
-def _cost_shown(record: Record) -> str:
-    """The resource on the cost axis: that of the first budget which the candidates have, else MACs."""
-    measured = {name for candidate in record.candidates for name in candidate.metrics}
-    return next((budget.resource for budget in record.budgets if budget.resource in measured), "macs")
 
 
 def _limits(record: Record, resource: str) -> list[float]:
@@ -189,16 +181,15 @@ def _dot(record: Record, candidate: Candidate, cost: str) -> Dot | None:
         return None
     group = SOURCES.get(candidate.source, candidate.source)
     told = f"{group} {candidate.number}: {percent(quality, 2)}, {_quantity(cost, price)}"
-    return Dot(price, quality, group, told, final=candidate.source == "final")
+    return Dot(price, quality, group, told, final=candidate.source == "final", on_front=candidate.on_front)
 
 
 def _front_table(record: Record, dots: Sequence[Dot]) -> str:
-    front = front_of([dot for dot in dots if not dot.final])
+    front = sorted((dot for dot in dots if dot.on_front), key=lambda dot: dot.x)
     if len(front) < 2:
         return ""
-    cost = _cost_shown(record)
     rows = [(f"{dot.x:,.6g}", percent(dot.y, 2), escape(dot.title.split(":")[0])) for dot in front]
-    head = (f">{UNITS.get(cost, cost)}", f">{record.metric}", "trial")
+    head = (f">{UNITS.get(record.cost, record.cost)}", f">{_words(record.metric)}", "trial")
     return _folded(f"The front as a table ({len(front)} networks)", _table(head, rows))
 
 
@@ -227,7 +218,8 @@ def _chosen(record: Record) -> str:
         budgets = ", ".join(budget.text for budget in chosen.budgets)
         rows.append((f"<code>{escape(budgets)}</code>", *counts, *shares, f"<code>{escape(chosen.folder)}</code>"))
         strong |= {at} if chosen.delivered else set()
-    head = ("budget", ">MACs", ">parameters", ">validation", ">test", "folder")
+    metric = _words(record.metric)
+    head = ("budget", ">MACs", ">parameters", f">validation {metric}", f">test {metric}", "folder")
     return _card("One network for each budget", _table(head, rows, strong=strong), "below")
 
 
@@ -274,18 +266,15 @@ def _network(record: Record) -> Section | None:
 
 
 def _training(record: Record) -> Section | None:
-    charts = [
-        line_chart(f"{record.metric.capitalize()} in the final training", record.training_quality, fraction=True),
-        line_chart("Loss in the final training", record.training_loss),
-    ]
+    chart = line_chart("Loss in the final training", record.training_loss)
     data = _data(record.data) if record.data else ""
-    return ("training", "Data and training", f'<div class="grid">{data}{"".join(charts)}</div>') if data or any(charts) else None
+    return ("training", "Data and training", f'<div class="grid">{data}{chart}</div>') if data or chart else None
 
 
 def _data(data: Data) -> str:
     names = ", ".join(data.classes[:MOST_NAMES])
     names += f" and {len(data.classes) - MOST_NAMES:,} more" if len(data.classes) > MOST_NAMES else ""
-    facts = {"data": data.name, "image": " × ".join(map(str, data.input_shape))}
+    facts = {"data": data.name, "image": " × ".join(map(str, data.stored_shape))}
     facts |= {part: f"{count:,} images" for part, count in data.counts.items()}
     facts |= {"classes": f"{len(data.classes):,}: {names}"}
     images = "".join(_image(example, example.label) for example in data.examples)
@@ -345,8 +334,7 @@ def _about(file: File) -> str:
 
 
 def _snippet(data: Data | None) -> str:
-    channels, *image = data.input_shape if data else (1, "H", "W")
-    shape = " x ".join(map(str, ("N", *image, *((channels,) if channels != 1 else ()))))
+    shape = " x ".join(map(str, ("N", *(data.stored_shape if data else ("H", "W")))))
     return (
         f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("model.onnx")\nname = session.get_inputs()[0].name\n'
         f'# images: {shape}, as the data set stores them\nlogits, = session.run(["logits"], {{name: images}})\nclasses = logits.argmax(1)'
@@ -403,6 +391,11 @@ def _facts(facts: Mapping[str, str]) -> str:
 # --- small texts -----------------------------------------------------------------------------------------------------
 
 
+def _words(name: str) -> str:
+    """`balanced_accuracy` as people say it."""
+    return name.replace("_", " ")
+
+
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """{"data": {"kind": "npz"}} as {"data.kind": "npz"}."""
     flat: dict[str, str] = {}
@@ -416,9 +409,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _quantity(resource: str, value: float) -> str:
     """A value of a resource with its unit."""
-    if resource == "size_bytes":
-        return _bytes(value)
-    return f"{f'{value:.3g}' if resource == 'latency_ms' else amount(value)} {UNITS.get(resource, resource)}"
+    return _bytes(value) if resource == "size" else f"{amount(value)} {UNITS.get(resource, resource)}"
 
 
 def _bytes(value: float) -> str:

@@ -1,21 +1,18 @@
-"""What a report shows, as plain data: written by the run, read by the page, JSON both ways.
+"""What a report shows, as plain data: written by the run, read by the page.
 
 Everything but the title may be missing: the page leaves out what a run has not, or not yet.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from functools import lru_cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 class RecordError(ValueError):
-    """A record that does not fit together, or JSON that is none."""
+    """A record that does not fit together."""
 
 
 Status = Literal["finished", "running", "stopped"]
@@ -26,7 +23,7 @@ class Budget:
     """One limit and what the chosen network needs. text: as the user gave it; reached: None before there is a network."""
 
     text: str
-    resource: str  # "macs", "params", "latency_ms", "size_bytes"
+    resource: str  # "macs", "params", "size" (bytes) ...
     limit: float
     reached: float | None = None
 
@@ -43,10 +40,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Data:
-    """The data set. counts: examples by part, such as {"train": 1149, "validation": 288, "test": 360}."""
+    """The data set. stored_shape: of one image as it is stored, (H, W) or (H, W, C).
+
+    counts: examples by part, such as {"train": 1149, "validation": 288, "test": 360}.
+    """
 
     name: str
-    input_shape: tuple[int, ...]
+    stored_shape: tuple[int, ...]
     classes: tuple[str, ...]
     counts: Mapping[str, int]
     examples: tuple[Example, ...] = ()
@@ -67,13 +67,17 @@ class SpaceFacts:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An architecture that was measured. metrics: "accuracy" as a fraction, "macs", "params". source: "search", "random", "final" ..."""
+    """An architecture that was measured. metrics: "accuracy" as a fraction, "macs", "params". source: "search", "random", "final" ...
+
+    on_front: no cheaper one is as good.
+    """
 
     number: int
     metrics: Mapping[str, float]
     source: str = "search"
     seconds: float = 0.0
     arch: Mapping[str, Any] = field(default_factory=dict)
+    on_front: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ class Chosen:
     """The best network for one of several budgets."""
 
     budgets: tuple[Budget, ...]
-    metrics: Mapping[str, float]  # "macs", "params", "validation", "test"
+    metrics: Mapping[str, float]  # "macs", "params"; "validation" and "test" by the metric that was maximized
     folder: str = ""
     delivered: bool = False  # the one the rest of the report is about
 
@@ -156,7 +160,8 @@ class Record:
 
     title: str
     status: Status = "finished"
-    metric: str = "accuracy"
+    metric: str = "accuracy"  # what was maximized
+    cost: str = "macs"  # the resource that candidates are shown against
     network: str = ""  # name of the space or network
     method: str = ""
     command: str = ""
@@ -172,10 +177,8 @@ class Record:
     decisions: tuple[Decision, ...] = ()
     architecture: Mapping[str, Any] = field(default_factory=dict)
     search_loss: tuple[Curve, ...] = ()
-    search_quality: tuple[Curve, ...] = ()  # fractions
     search_cost: tuple[Curve, ...] = ()  # expected cost, in the unit of the first budget
     training_loss: tuple[Curve, ...] = ()
-    training_quality: tuple[Curve, ...] = ()  # fractions
     quality: Quality | None = None
     macs: int | None = None
     params: int | None = None
@@ -189,18 +192,6 @@ class Record:
     def __post_init__(self) -> None:
         if self.picture and not self.picture.lstrip().startswith("<svg"):
             raise RecordError(f"a record's picture is an <svg> element; this one starts with {self.picture[:20]!r}")
-
-    def to_json(self) -> str:
-        """The record as JSON. Numbers that are none (a loss that became NaN) are written as null."""
-        return json.dumps(_finite(asdict(self)), ensure_ascii=False, allow_nan=False)
-
-    @staticmethod
-    def from_json(text: str) -> Record:
-        """The record that `to_json` wrote."""
-        data = json.loads(text)
-        if not isinstance(data, dict):
-            raise RecordError(f"a record is a JSON object, not {type(data).__name__}")
-        return _read(Record, data, "record")
 
 
 def wilson_interval(correct: float, examples: int, z: float = 1.959964) -> tuple[float, float]:
@@ -216,36 +207,3 @@ def wilson_interval(correct: float, examples: int, z: float = 1.959964) -> tuple
     middle, half = share + weight / 2, z * math.sqrt(share * (1 - share) / examples + weight / (4 * examples))
     low, high = (middle - half) / (1 + weight), (middle + half) / (1 + weight)
     return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding puts neither end beyond the share, nor beyond 0 and 1
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return value
-
-
-@lru_cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """`value`, as JSON gives it, as the type `kind`."""
-    if is_dataclass(kind) and isinstance(kind, type):
-        known = {f.name for f in fields(kind)}
-        if not isinstance(value, dict) or (unknown := sorted(set(value) - known)):
-            raise RecordError(f"{where}: {unknown if isinstance(value, dict) else value!r} does not belong in a {kind.__name__}")
-        return kind(**{name: _read(_hints(kind)[name], part, f"{where}.{name}") for name, part in value.items()})
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return None if value is None else _read(next(arg for arg in args if arg is not type(None)), value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise RecordError(f"{where} is a list, not {value!r}")
-        kinds = [args[0]] * len(value) if args[1:] == (...,) else list(args)
-        return tuple(_read(one, part, f"{where}[{at}]") for at, (one, part) in enumerate(zip(kinds, value, strict=True)))
-    return value

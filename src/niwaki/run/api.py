@@ -7,28 +7,33 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import fx
 
 from niwaki.deploy.card import versions
 from niwaki.net.control import Network
 from niwaki.net.place import space_of
-from niwaki.net.text import network_hash
-from niwaki.run.config import Config, config_of, load_config
-from niwaki.run.folder import Folder, RunError, once, read_config
+from niwaki.net.text import from_json, network_hash
+from niwaki.nn.build import build
+from niwaki.run.config import Config, ConfigError, changed, config_of, load_config, uses, without_effect
+from niwaki.run.folder import Folder, RunError, check_is_search, once, read_config
+from niwaki.run.model import ModelError
 from niwaki.run.plan import PLANNED, fit_to_minutes, search_of
 from niwaki.run.search import Progress, Search, Silent, run
 from niwaki.run.ship import answers, examples, ship
 from niwaki.run.story import network_facts, write_page
 from niwaki.space.architecture import Architecture
+from niwaki.space.space import Space
 from niwaki.task.classify import ImageClassification
+from niwaki.task.images import DataError
 from niwaki.train.loop import TrainingDiverged
 
 
@@ -41,13 +46,18 @@ class Result:
     """A finished run. model: the trained network of the first budget, a plain torch module in evaluation mode that takes normalised images.
 
     metrics: "macs", "params", "accuracy": {"validation", "test"}, and the test metrics. summary: what `niwaki search --json` prints.
+    load: gives the model, when it is first asked for.
     """
 
-    model: fx.GraphModule
     architecture: Architecture
     metrics: dict[str, Any]
     folder: Path
     summary: dict[str, Any]
+    load: Callable[[], fx.GraphModule] = field(repr=False, compare=False)
+
+    @cached_property
+    def model(self) -> fx.GraphModule:
+        return self.load()
 
 
 def search(
@@ -73,6 +83,7 @@ def search(
     named = {"network": network} if isinstance(network, str) else {}
     config = load_config(None, (), {"budget": budgets, "method": method, "seed": seed, "minutes": minutes, **named, **(settings or {})})
     described = None if isinstance(network, str) else network
+    _check_effect(config, task, described)
     return _run(config, out, "search", fresh=fresh, progress=progress, command="niwaki.search(...)", task=task, network=described)
 
 
@@ -80,6 +91,7 @@ def search_config(
     config: Config, *, out: Path | None, name: str, fresh: bool = False, progress: Progress | None = None, command: str = ""
 ) -> Result:
     """The run that a configuration asks for."""
+    _check_effect(config)
     return _run(config, out, name, fresh=fresh, progress=progress, command=command)
 
 
@@ -89,6 +101,7 @@ def resume(path: str | Path, *, progress: Progress | None = None) -> Result:
     if (content := read_config(path)) is None:
         raise RunError(f"{path} is no run: it has no config.json")
     asked = content["asked"]
+    check_is_search(path, asked)
     if given := asked.get("given"):
         raise RunError(
             f"the run in {path} was started from Python with a {' and a '.join(given)} of its own; make the same call of niwaki.search again"
@@ -100,6 +113,7 @@ def write_report(path: str | Path) -> Path:
     """Writes report.html of the run in `path` from what its store holds: finished, stopped, or with a process at work in it."""
     folder = Folder(path, read_only=True)
     try:
+        check_is_search(folder.path, folder.asked)
         return write_page(folder)
     finally:
         folder.close()
@@ -108,17 +122,18 @@ def write_report(path: str | Path) -> Path:
 def export_run(path: str | Path, *, progress: Progress | None = None) -> list[dict[str, Any]]:
     """Exports the networks of a finished run anew; one row per file: its path, bytes, and how far it was off on real images."""
     path = Path(path)
-    folder = Folder(path)
+    folder = Folder(path, read_only=True)
     try:
+        check_is_search(path, folder.asked)
         if not folder.store.fact("finished"):
             raise RunError(f"the run in {path} is not finished; `niwaki resume {path}` goes on with it")
         if given := folder.asked.get("given"):
             what = f"the run in {path} was started from Python with a {' and a '.join(given)} of its own"
             raise RunError(f"{what}; delete its model.onnx and make the same call of niwaki.search again, which exports it anew")
-        folder.store.set_fact("result files", None)
     finally:
         folder.close()
-    resume(path, progress=progress)
+    config = config_of(folder.asked["config"], str(path / "config.json"))
+    _run(config, path, path.name, progress=progress, command=f"niwaki export {path}", export_anew=True)
     folder = Folder(path, read_only=True)
     try:
         rows = folder.store.fact("result files", [])
@@ -131,7 +146,7 @@ def export_run(path: str | Path, *, progress: Progress | None = None) -> list[di
 
 def _run(
     config: Config, out: str | Path | None, name: str, *, fresh: bool = False, progress: Progress | None = None, command: str = "",
-    task: ImageClassification | None = None, network: Network | None = None,
+    task: ImageClassification | None = None, network: Network | None = None, export_anew: bool = False,
 ) -> Result:  # fmt: skip
     progress = progress or Silent()
     given = [word for word, value in (("task", task), ("network", network)) if value is not None]
@@ -156,6 +171,7 @@ def _run(
             "config": decided.to_json(),
             "data": search.task.describe(),
             "expected_s": expected,
+            "limits": [{limit.cost.name: limit.upper for limit in budget.limits} for budget in search.budgets],
             "network": network_hash(search.network),
             "space": space_of(search.network).to_json(),
         }
@@ -163,11 +179,19 @@ def _run(
     folder = Folder(path, asked=asked, plan=plan, fresh=fresh, say=progress.note)
     try:
         decided = config_of(folder.plan["config"], str(path / "config.json"))
-        search = made[0] if made else search_of(decided, task, network)[1]
+        if folder.store.fact("finished"):  # a warm start has had its effect, and its folder may be gone
+            decided = decided.model_copy(update={"warm_start": None})
+        try:
+            search = made[0] if made else search_of(decided, task, network)[1]
+        except (ConfigError, DataError, ModelError) as error:
+            if export_anew or not _is_complete(folder):
+                raise
+            progress.note(f"the run in {path} is finished; what it was made from is not there as it was: {error}")
+            return _stored(folder)
         _check_unchanged(folder, search)
         with _repeatable(decided):
             _introduce(folder, search, config, command, progress)
-            return _finish(search, folder, progress)
+            return _finish(search, folder, progress, export_anew=export_anew)
     except KeyboardInterrupt:
         again = "The same call of niwaki.search" if given else f"`niwaki resume {path}`, or the same command again,"
         raise KeyboardInterrupt(f"interrupted; everything done so far is kept in {path}. {again} goes on from there") from None
@@ -177,6 +201,18 @@ def _run(
         ) from error
     finally:
         folder.close()
+
+
+def _check_effect(config: Config, task: ImageClassification | None = None, network: Network | None = None) -> None:
+    """Refuses keys that were set and would not be looked at, all of them at once."""
+    idle = without_effect(config)
+    for key, value in changed(config).items():
+        if task is not None and key.startswith("data."):
+            idle.append(f"{key} = {value!r} has no effect: a task is given, which has data of its own")
+        if network is not None and key == "network":
+            idle.append(f"{key} = {value!r} has no effect: a network is given")
+    if idle:
+        raise ConfigError("the configuration", idle)
 
 
 def _check_unchanged(folder: Folder, search: Search) -> None:
@@ -226,20 +262,18 @@ def _remarks(folder: Folder, search: Search, asked: Config) -> Iterator[str]:
     if shortened := [
         f"{section}.{key} = {decided[section][key]}"
         for section, key in PLANNED
-        if asked.minutes and getattr(getattr(asked, section), key) is None
+        if asked.minutes and uses(asked, f"{section}.{key}") and getattr(getattr(asked, section), key) is None
     ]:
         yield f"To end within {asked.minutes:g} minutes, the plan is: {', '.join(shortened)}."
 
 
-def _finish(search: Search, folder: Folder, progress: Progress) -> Result:
+def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: bool) -> Result:
     store = folder.store
     chosen = run(search, folder, progress)
     places = _places(folder.path, len(chosen))
-    known = store.fact("result files")
-    if known and not all((place / row["file"]).is_file() for place, rows in zip(places, known, strict=True) for row in rows):
-        store.set_fact("result files", None)  # somebody deleted one
-        known = None
+    known = not export_anew and _has_files(folder)  # somebody may have deleted one
     if not known:
+        store.set_fact("result files", None)
         progress.phase("exporting", len(chosen))
         progress.advance(0)
 
@@ -276,17 +310,46 @@ def _finish(search: Search, folder: Folder, progress: Progress) -> Result:
             "budgets": rows,
         }
 
-    summary = once(folder, "summary", summarise)
-    # the folder may have been moved since, or be called from elsewhere
-    summary["folder"] = str(folder.path)
-    for row, place in zip(summary["budgets"], places, strict=True):
-        row["folder"] = str(place)
+    once(folder, "summary", summarise)
     if not store.fact("finished") or not known or not (folder.path / "report.html").is_file():
         store.set_fact("finished", True)
         write_page(folder)
-    first = chosen[0]
-    metrics = {key: summary[key] for key in ("macs", "params", "accuracy")} | {"test": first.test, "validation": first.validation}
-    return Result(first.module.eval(), first.arch, metrics, folder.path, summary)
+    return _result(folder, chosen[0].arch, lambda: chosen[0].module.eval())
+
+
+def _has_files(folder: Folder) -> bool:
+    """Whether all that was exported is there."""
+    known = folder.store.fact("result files") or []
+    places = _places(folder.path, len(known))
+    return bool(known) and all((place / row["file"]).is_file() for place, rows in zip(places, known, strict=True) for row in rows)
+
+
+def _is_complete(folder: Folder) -> bool:
+    """Whether there is nothing left to do, so that nothing but the folder is needed to tell its result."""
+    return bool(folder.store.fact("finished")) and _has_files(folder)
+
+
+def _stored(folder: Folder) -> Result:
+    """The result of a run that is complete, from what its folder holds."""
+    arch = Architecture.from_json(folder.store.fact("result choice 0")["arch"], Space.from_json(folder.plan["space"]))
+
+    def load() -> fx.GraphModule:
+        network = from_json(json.loads((folder.path / "architecture.json").read_text("utf-8"))["network"])
+        module = build(network, space_of(network).architecture({}))
+        module.load_state_dict(safetensors.torch.load((folder.path / "model.safetensors").read_bytes()))
+        return module.eval()
+
+    return _result(folder, arch, load)
+
+
+def _result(folder: Folder, arch: Architecture, load: Callable[[], fx.GraphModule]) -> Result:
+    summary = folder.store.fact("result summary")
+    # the folder may have been moved since, or be called from elsewhere
+    summary |= {"folder": str(folder.path), "metric": folder.plan["data"]["metric"]}
+    for row, place in zip(summary["budgets"], _places(folder.path, len(summary["budgets"])), strict=True):
+        row["folder"] = str(place)
+    metrics = {key: summary[key] for key in ("macs", "params", "accuracy")} | summary["budgets"][0]["metrics"]
+    return Result(arch, metrics, folder.path, summary, load)
 
 
 def _places(path: Path, budgets: int) -> list[Path]:

@@ -144,7 +144,7 @@ class Config(_Section):
     def _readable_budget(cls, value: Any) -> Any:
         if value is None:
             return None
-        if not isinstance(value, (str, list)):
+        if not isinstance(value, (str, list)) or not value:
             raise _mistake(f'budget = {value!r}: it is a list of texts such as ["macs<=5e6", "params<=1M and macs<=1e7"]')
         mistakes = []
         for entry in value if isinstance(value, list) else value.split(";"):
@@ -187,7 +187,8 @@ class Config(_Section):
 def load_config(path: str | Path | None = None, settings: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> Config:
     """The configuration of a TOML file, changed by `settings` ("train.epochs=30"), then by `overrides` (dotted key -> value; None is none).
 
-    A setting's value is read as TOML, and as text where it is none: `data.path=/some/where`. Paths are relative to the working folder.
+    A setting's value is read as TOML, and as text where it is none: `data.path=/some/where`. Paths are relative to the working folder, and
+    absolute in what is returned: a run can be resumed from any other.
     """
     where = "the configuration" if path is None else f"the configuration {path}"
     table = _read(Path(path)) if path is not None else {}
@@ -199,7 +200,17 @@ def load_config(path: str | Path | None = None, settings: Sequence[str] = (), ov
         else:
             values[key.strip()] = _value(text.strip())
     values |= {key: value for key, value in (overrides or {}).items() if value is not None}
-    return config_of(_merged(table, values), where, problems)
+    return _with_absolute_paths(config_of(_merged(table, values), where, problems))
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    paths = {
+        key: str(Path(value).resolve()) for key, value in (("data.path", config.data.path), ("warm_start", config.warm_start)) if value
+    }
+    file, colon, attribute = config.network.rpartition(":")
+    if colon and file.endswith(".py"):
+        paths["network"] = f"{Path(file).resolve()}:{attribute}"
+    return config_of(_merged(config.to_json(), paths)) if paths else config
 
 
 def config_of(table: Mapping[str, Any], where: str = "the configuration", problems: Sequence[str] = ()) -> Config:
@@ -245,6 +256,51 @@ def _merged(table: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
         elif inside is None:
             merged[key] = value  # else the section itself is a mistake, and is told as one
     return merged
+
+
+# ---------------------------------------------------------------- keys that do something
+
+_SUPERNET = {"epochs", "batch_size", "weight_lr", "momentum", "weight_decay"}  # how its weights are trained
+_ASKED = {"evaluations", "proposals"}  # of a strategy
+_USES: dict[str, set[str]] = {
+    "dmasking": set(Search.model_fields) - _ASKED - {"population_size", "tournament_size"},
+    "random": {"finalists", "trim", *_SUPERNET, *_ASKED},
+    "evolution": {"finalists", "trim", *_SUPERNET, *_ASKED, "population_size", "tournament_size"},
+}
+
+
+def uses(config: Config, key: str) -> bool:
+    """Whether a search by the method of `config` looks at `key` ("search.epochs")."""
+    from_scratch = config.method != "dmasking" and config.evaluator == "scratch"  # there is no supernet, and every trial is a finalist
+    section, _, field = key.rpartition(".")
+    if section == "search":
+        return field in _USES[config.method] and not (from_scratch and field in {*_SUPERNET, "finalists"})
+    return not (key == "warm_start" and from_scratch) and not (key == "evaluator" and config.method == "dmasking")
+
+
+def changed(config: Config) -> dict[str, Any]:
+    """Every key ("search.epochs") that is set to something else than its default, with its value."""
+    values, defaults = _flat(config), _flat(Config())
+    return {key: value for key, value in values.items() if value != defaults[key]}
+
+
+def without_effect(config: Config) -> list[str]:
+    """One text for each changed key that the search would not look at."""
+    told = []
+    for key, value in changed(config).items():
+        if not uses(config, key):
+            methods = [method for method in _USES if uses(config.model_copy(update={"method": method, "evaluator": "shared"}), key)]
+            if config.method in methods:
+                why = "evaluator = scratch trains each network by itself"
+            else:
+                why = f"method = {config.method} does not use it; it is for {' and '.join(methods)}"
+            told.append(f"{key} = {value!r} has no effect: {why}")
+    return told
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    inside = {f"{section}.{field}": value for section in _SECTIONS for field, value in getattr(config, section)}
+    return {name: value for name, value in config if name not in _SECTIONS} | inside
 
 
 # ---------------------------------------------------------------- messages

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -72,8 +73,7 @@ class Folder:
             self.asked, self.plan = content["asked"], content["plan"]
             self.store: Store = open_store(self.path / "run.sqlite", read_only=read_only)
         except BaseException:
-            self._unlock()
-            _unmake(made)
+            self._give_up(made)
             raise
 
     def _begin(self, asked: dict[str, Any] | None, plan: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -86,6 +86,13 @@ class Folder:
         atomic_write(file, json.dumps(content, indent=2) + "\n")
         return content
 
+    def _give_up(self, made: list[Path]) -> None:
+        """Leaves things as they were before, for want of a plan or of the lock."""
+        if self._lock is not None and not (self.path / "config.json").is_file():
+            (self.path / ".lock").unlink(missing_ok=True)  # only while it is ours: else it is another process that works under it
+        _unmake(made)
+        self._unlock()
+
     def close(self) -> None:
         self.store.close()
         self._unlock()
@@ -93,6 +100,17 @@ class Folder:
     def _unlock(self) -> None:
         if self._lock is not None:
             self._lock.close()  # which gives the lock back, too
+
+    def is_at_work(self) -> bool:
+        """Whether a process, this one or another, works on the run right now."""
+        try:
+            with (self.path / ".lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once, by closing the file
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     def note(self, text: str) -> None:
         """Says `text`, and keeps it among the notes that the report shows; once."""
@@ -148,6 +166,13 @@ class Folder:
 
     def _checkpoint(self, name: str) -> Path:
         return self.path / "checkpoints" / f"{name}.safetensors"
+
+
+def check_is_search(path: Path, asked: dict[str, Any]) -> None:
+    """Refuses what `asked` for something else than a search, with the command that it was."""
+    if method := asked.get("reproduce"):
+        again = f"niwaki reproduce {method}{' --quick' if asked.get('quick') else ''} --out {path}"
+        raise RunError(f"{path} holds a run of `niwaki reproduce`, not of a search; `{again}` goes on with it, or tells what it found")
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
@@ -213,7 +238,6 @@ def _unmake(made: list[Path]) -> None:
     """Removes what `_make` made and nothing has been written into."""
     for folder in reversed(made):
         try:
-            (folder / ".lock").unlink(missing_ok=True)
             folder.rmdir()
         except OSError:  # something is in it, or it was never made
             continue
@@ -221,13 +245,26 @@ def _unmake(made: list[Path]) -> None:
 
 def _locked(path: Path) -> TextIO:
     """The open lock file of a run's folder. The system gives the lock back when the process ends, however it ends."""
+    while True:
+        try:
+            lock = open(path / ".lock", "a")  # noqa: SIM115 held until the run is closed
+        except OSError as error:
+            raise RunError(f"the output folder {path} cannot be written to: {error.strerror or error}; choose another --out") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            if isinstance(error, BlockingIOError):
+                raise RunError(f"another process is at work in {path}; wait for it, or choose another --out") from error
+            raise RunError(f"the output folder {path} cannot be locked: {error.strerror or error}; choose another --out") from error
+        if _is_at(path / ".lock", lock):
+            return lock
+        lock.close()  # a process that gave up has removed the file since we opened it: a lock on it keeps nobody out
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    """Whether the open `file` is what lies at `path`."""
     try:
-        lock = open(path / ".lock", "a")  # noqa: SIM115 held until the run is closed
-    except OSError as error:
-        raise RunError(f"the output folder {path} cannot be written to: {error.strerror or error}; choose another --out") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise RunError(f"another process is at work in {path}; wait for it, or choose another --out") from error
-    return lock
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

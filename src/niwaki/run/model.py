@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ _DTYPES = {
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
-_INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+)(?:<(?P<below>\d+))?)?")
+_INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<shape>\d{1,18}(?:x\d{1,18})*)(?::(?P<dtype>\w+)(?:<(?P<below>\d{1,30}))?)?")
+LARGEST_SIDE = 2**31 - 1  # what a size can be in an ONNX file, and more than any model's
+LARGEST_EXAMPLE = 2**30  # numbers in an input that a torch module is run on
 _MULTIPLY_ADDS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 
@@ -86,18 +89,41 @@ def load_model(word: str) -> Network | nn.Module | onnx.ModelProto:
     return found
 
 
-def parse_input(text: str) -> tuple[str | None, torch.Tensor]:
-    """Name (or None) and an example of an argument: `1x3x224x224`, `ids=1x128:int64<1000`."""
+@dataclass(frozen=True)
+class Input:
+    """One argument of a model, as `text` describes it. below: whole numbers are drawn from 0 up to it."""
+
+    text: str
+    name: str | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    below: int
+
+    def example(self) -> torch.Tensor:
+        if (count := prod(self.shape)) > LARGEST_EXAMPLE:
+            raise ModelError(f"--input {self.text}: {count:,} numbers; a module is run on {LARGEST_EXAMPLE:,} at most")
+        generator = torch.Generator().manual_seed(0)
+        if self.dtype.is_floating_point:
+            return torch.randn(self.shape, generator=generator).to(self.dtype)
+        return torch.randint(0, self.below, self.shape, generator=generator).to(self.dtype)
+
+
+def parse_input(text: str) -> Input:
+    """The argument that `text` describes: `1x3x224x224`, `ids=1x128:int64<1000`."""
     match = _INPUT.fullmatch(text)
     if match is None:
         raise ModelError(f"--input {text!r} is not understood; it looks like 1x3x224x224, or ids=1x128:int64<1000")
     shape, dtype = tuple(map(int, match["shape"].split("x"))), match["dtype"] or "float32"
-    if dtype not in _DTYPES or 0 in shape:
-        raise ModelError(f"--input {text!r}: sizes are positive, and a type is one of {', '.join(_DTYPES)}")
-    generator = torch.Generator().manual_seed(0)
-    if _DTYPES[dtype].is_floating_point:
-        return match["name"], torch.randn(shape, generator=generator).to(_DTYPES[dtype])
-    return match["name"], torch.randint(0, int(match["below"] or 2), shape, generator=generator).to(_DTYPES[dtype])
+    if dtype not in _DTYPES or not all(1 <= size <= LARGEST_SIDE for size in shape):
+        raise ModelError(f"--input {text!r}: sizes are 1 to {LARGEST_SIDE:,}, and a type is one of {', '.join(_DTYPES)}")
+    kind = _DTYPES[dtype]
+    if match["below"] is not None:
+        if kind.is_floating_point:
+            raise ModelError(f"--input {text!r}: `<` is for whole numbers; {dtype} is drawn from a normal distribution")
+        most = 2 if kind == torch.bool else min(torch.iinfo(kind).max + 1, 2**63 - 1)
+        if not 1 <= int(match["below"]) <= most:
+            raise ModelError(f"--input {text!r}: what follows `<` is 1 to {most:,} for {dtype}")
+    return Input(text, match["name"], shape, kind, int(match["below"] or 2))
 
 
 def profile(word: str, *, inputs: Sequence[str] = (), arch: str | Path | None = None, rule: str = "all") -> dict[str, Any]:
@@ -115,8 +141,10 @@ def profile(word: str, *, inputs: Sequence[str] = (), arch: str | Path | None = 
 
 
 def _profile_network(network: Network, inputs: Sequence[str], arch: str | Path | None, rule: str) -> dict[str, Any]:
+    if len(inputs) > 1:
+        raise ModelError(f"a network takes one input; given are {', '.join(inputs)}")
     if inputs:
-        shape = tuple(parse_input(inputs[0])[1].shape)
+        shape = parse_input(inputs[0]).shape
         network = Network(network.body, shape[1:] if len(shape) == len(network.input_shape) + 1 else shape)
     space = space_of(network)
     if arch is not None:
@@ -140,6 +168,7 @@ def _profile_module(module: nn.Module, inputs: Sequence[str]) -> dict[str, Any]:
     """Counted by hooks on a run with the inputs: convolutions and linear layers, each as often as it is called."""
     if not inputs:
         raise ModelError("a torch module needs --input, such as --input 1x3x224x224")
+    given = [parse_input(text) for text in inputs]
     layers: list[dict[str, Any]] = []
 
     def count(path: str, layer: Any):
@@ -158,11 +187,13 @@ def _profile_module(module: nn.Module, inputs: Sequence[str]) -> dict[str, Any]:
         return hook
 
     hooks = [layer.register_forward_hook(count(path, layer)) for path, layer in module.named_modules() if not any(layer.children())]
-    named = [parse_input(text) for text in inputs]
     was_training = module.training
     try:
         with torch.no_grad():
-            module.eval()(*(x for name, x in named if name is None), **{name: x for name, x in named if name is not None})
+            named = {one.name: one.example() for one in given if one.name is not None}
+            module.eval()(*(one.example() for one in given if one.name is None), **named)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"the model does not run on {', '.join(inputs)}: {error}") from error
     finally:
@@ -182,14 +213,16 @@ def _profile_onnx(model: onnx.ModelProto, inputs: Sequence[str]) -> dict[str, An
     given = [parse_input(text) for text in inputs]
     weights = {w.name: w for w in model.graph.initializer}
     sources = [value for value in model.graph.input if value.name not in weights]
-    for at, (name, example) in enumerate(given):
-        value = next((value for value in sources if value.name == name), None) if name else sources[at] if at < len(sources) else None
-        if value is None or len(value.type.tensor_type.shape.dim) != example.dim():
+    for at, one in enumerate(given):
+        value = (
+            next((value for value in sources if value.name == one.name), None) if one.name else sources[at] if at < len(sources) else None
+        )
+        if value is None or len(value.type.tensor_type.shape.dim) != len(one.shape):
             listed = ", ".join(
                 f"{v.name} ({' x '.join(d.dim_param or str(d.dim_value) for d in v.type.tensor_type.shape.dim)})" for v in sources
             )
-            raise ModelError(f"--input {inputs[at]} fits no input of the model; they are {listed}")
-        for dim, size in zip(value.type.tensor_type.shape.dim, example.shape, strict=True):
+            raise ModelError(f"--input {one.text} fits no input of the model; they are {listed}")
+        for dim, size in zip(value.type.tensor_type.shape.dim, one.shape, strict=True):
             dim.dim_value = size
     for value in sources:
         first = value.type.tensor_type.shape.dim

@@ -152,12 +152,13 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
     weight_part, architecture_part = task.search_split(config.search.architecture_share or DMasking.architecture_share)
     per_epoch = COSTS["macs"](network).maximum()[0] * (len(weight_part) + MIXTURE * len(architecture_part))
     affordable = round(SEARCH_MACS / max(per_epoch, 1))  # epochs
-    search_epochs = config.search.epochs or max(8, min(MOST_EPOCHS, affordable))
+    stated = config.search.warmup_epochs
+    search_epochs = config.search.epochs or max(8 if stated is None else stated + 1, min(MOST_EPOCHS, affordable))
     passes = ceil(LOGIT_STEPS / (search_epochs * batches_per_epoch(len(architecture_part), search_batch)))
     steps = batches_per_epoch(examples, batch)
     recipe = Recipe()
     published = DMasking()
-    warmup = config.search.warmup_epochs if config.search.warmup_epochs is not None else min(max(1, search_epochs // 4), search_epochs - 1)
+    warmup = stated if stated is not None else min(max(1, search_epochs // 4), search_epochs - 1)
     values = {
         "threads": os.cpu_count() or 1,
         "search.epochs": search_epochs,
@@ -194,7 +195,7 @@ def device_of(word: str) -> str:
     if word == "auto":
         return "cuda" if len(there) > 1 else "cpu"
     if word not in there and not (word == "cuda" and len(there) > 1):
-        raise ConfigError("the configuration", [f"device = {word!r}: torch can use {' and '.join(there)} on this machine"])
+        raise ConfigError("the configuration", [f"device = {word!r}: on this machine torch can use {', '.join(there)}"])
     return word
 
 

@@ -40,7 +40,7 @@ from niwaki.nn.supernet import supernet
 from niwaki.recipe import fbnetv2
 from niwaki.run.claims import write_section
 from niwaki.run.dmasking_claims import section_of
-from niwaki.run.folder import Folder
+from niwaki.run.folder import Folder, RunError
 from niwaki.run.search import Progress, Silent
 from niwaki.run.workers import Job, Workers
 from niwaki.space.choice import Choice
@@ -118,7 +118,7 @@ def reproduce(
     """
     if method not in METHODS:
         near = get_close_matches(method, METHODS, n=1)
-        raise ValueError(
+        raise RunError(
             f"there is no method {method!r} to reproduce{f' (did you mean {near[0]}?)' if near else ''}; there are {', '.join(METHODS)}"
         )
     progress, method, out, claims = progress or Silent(), METHODS[method], Path(out), Path(claims)

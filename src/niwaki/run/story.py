@@ -10,7 +10,7 @@ from niwaki.factor.within import within
 from niwaki.net.picture import picture
 from niwaki.net.place import fix, place, space_of
 from niwaki.net.program import distinct
-from niwaki.objective import parse_budget
+from niwaki.objective import Objective, pareto_front, parse_budget
 from niwaki.report.page import render
 from niwaki.report.record import (
     Budget,
@@ -76,16 +76,17 @@ def record_of(folder: Folder) -> Record:
     store = folder.store
     config, data = folder.plan["config"], folder.plan["data"]
     summary = store.fact("result summary")
-    finished = bool(store.fact("finished"))
     facts = store.fact("result network facts") or {}
     first = summary["budgets"][0] if summary else None
     space = facts.get("space")
-    budgets = _budgets(config["budget"][0], first)
+    limits, metric = folder.plan["limits"], data["metric"]
+    budgets = _budgets(config["budget"][0], limits[0], first)
     files = store.fact("result files") or []
     return Record(
         title=f"{data['source']}: {config['budget'][0]}",
-        status="finished" if finished else "stopped",
-        metric=data["metric"],
+        status="finished" if store.fact("finished") else "running" if folder.is_at_work() else "stopped",
+        metric=metric,
+        cost=budgets[0].resource,
         network=config["network"] if not folder.asked.get("network") else "a network of the caller's",
         method=config["method"],
         command=store.fact("command", ""),
@@ -103,18 +104,18 @@ def record_of(folder: Folder) -> Record:
             space["choices"], int(space["size"]), None if space["distinct"] is None else int(space["distinct"]), int(space["within"]), space["share"],
             tuple(space["macs"]), space["note"],
         ),
-        candidates=_candidates(folder, first),
+        candidates=_candidates(folder, first, metric, budgets[0].resource),
         decisions=_decisions(folder, facts, first),
         architecture=first["architecture"] if first else {},
         search_loss=_curves(folder, "search", {"weight_loss": "weights", "logit_loss": "architecture"}),
         search_cost=_costs(folder, budgets),
         training_loss=_curves(folder, "training", {"loss": "training"}) or _curves(folder, "training 0", {"loss": "training"}),
-        quality=_quality(folder, first, data["metric"]),
+        quality=_quality(folder, first, metric),
         macs=first["macs"] if first else None,
         params=first["params"] if first else None,
         layers=tuple(Layer(**row) for row in facts.get("layers", [])),
         picture=facts.get("picture", ""),
-        chosen=tuple(_chosen(row, at) for at, row in enumerate(summary["budgets"])) if summary and len(summary["budgets"]) > 1 else (),
+        chosen=tuple(_chosen(row, at, limits[at], metric) for at, row in enumerate(summary["budgets"]) if len(limits) > 1) if summary else (),
         files=tuple(
             File(row["file"], row["bytes"], ABOUT.get(row["file"], ""), f"logits within {row['difference']:.1e} of {row['scale']:.3g} on {row['images']} test images")
             for row in (files[0] if files else [])
@@ -124,26 +125,26 @@ def record_of(folder: Folder) -> Record:
     )  # fmt: skip
 
 
-def _budgets(text: str, first: dict[str, Any] | None) -> tuple[Budget, ...]:
-    found = []
-    for constraint in parse_budget(text):
-        name = constraint.resource.name
-        reached = first["costs"][name] if first else None
-        if constraint.upper is not None:
-            found.append(Budget(str(constraint), constraint.metric, float(constraint.upper), reached))
-    return tuple(found)
+def _budgets(text: str, limits: dict[str, int], row: dict[str, Any] | None) -> tuple[Budget, ...]:
+    """One for each limit of the budget `text`. limits: what they came to, by resource. row: of the network's summary, if there is one."""
+    names = [(str(constraint), constraint.resource.name) for constraint in parse_budget(text)]
+    return tuple(Budget(said, name, limits[name], row["costs"][name] if row else None) for said, name in names)
 
 
-def _candidates(folder: Folder, first: dict[str, Any] | None) -> tuple[Candidate, ...]:
+def _candidates(folder: Folder, first: dict[str, Any] | None, metric: str, cost: str) -> tuple[Candidate, ...]:
+    """All that was measured, and the delivered network; the front is that of `metric` against `cost`."""
     trials = folder.store.trials("budget 0", Space.from_json(folder.plan["space"]))
+    front = {trial.number for trial in pareto_front(trials, Objective(metric), (cost,))}
     found = [
-        Candidate(trial.number, trial.metrics, "random" if trial.source == "random" else "search", trial.seconds, dict(trial.arch))
+        Candidate(
+            trial.number, trial.metrics, "random" if trial.source == "random" else "search", trial.seconds, dict(trial.arch),
+            on_front=trial.number in front,
+        )
         for trial in trials
         if trial.status == "ok"
-    ]
+    ]  # fmt: skip
     if first is not None:
-        metrics = {"accuracy": first["accuracy"]["validation"], **first["costs"]}
-        found.append(Candidate(len(trials), metrics, "final", 0.0, first["architecture"]))
+        found.append(Candidate(len(trials), first["metrics"]["validation"] | first["costs"], "final", 0.0, first["architecture"]))
     return tuple(found)
 
 
@@ -168,12 +169,11 @@ def _curves(folder: Folder, phase: str, names: dict[str, str]) -> tuple[Curve, .
 
 
 def _costs(folder: Folder, budgets: tuple[Budget, ...]) -> tuple[Curve, ...]:
-    """Expected cost, where there is one budget with one limit."""
+    """Expected cost, where there is one budget with one limit, and the search looked at it: it cannot at a peak, which is no sum."""
     rows = folder.store.log_rows("run", "search")
-    if len(budgets) != 1:
-        return ()
     points = tuple((float(row.epoch), row.metrics["ratios"][0] * budgets[0].limit) for row in rows if row.metrics.get("ratios"))
-    return (Curve("expected", points),) if points else ()
+    moves = len({value for _, value in points}) > 1
+    return (Curve("expected", points),) if len(budgets) == 1 and moves else ()
 
 
 def _quality(folder: Folder, first: dict[str, Any] | None, metric: str) -> Quality | None:
@@ -188,6 +188,6 @@ def _quality(folder: Folder, first: dict[str, Any] | None, metric: str) -> Quali
     )  # fmt: skip
 
 
-def _chosen(row: dict[str, Any], at: int) -> Chosen:
-    metrics = {"macs": row["macs"], "params": row["params"], "validation": row["accuracy"]["validation"], "test": row["accuracy"]["test"]}
-    return Chosen(_budgets(row["budget"], row), metrics, row["folder"], at == 0)
+def _chosen(row: dict[str, Any], at: int, limits: dict[str, int], metric: str) -> Chosen:
+    metrics = {"macs": row["macs"], "params": row["params"], **{part: row["metrics"][part][metric] for part in ("validation", "test")}}
+    return Chosen(_budgets(row["budget"], limits, row), metrics, row["folder"], at == 0)
