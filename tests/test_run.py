@@ -33,6 +33,7 @@ from niwaki.factor.within import within
 from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.one_shot import OneShotSearch
 from niwaki.net.place import forks, place, space_of
+from niwaki.nn.build import build
 from niwaki.run import search as loop
 from niwaki.run.config import load_config
 from niwaki.run.folder import Folder, RunError
@@ -106,6 +107,31 @@ def test_the_first_finalists_are_networks_of_different_structure():
     archs = [next(arch for arch in space.enumerate() if arch["stem"] == stem) for stem in stems]
     trials = [Trial(number, arch, {"accuracy": 1.0}) for number, arch in enumerate(archs)]
     assert [trial.number for trial in loop.unlike(trials, forks(place(own_network())))] == [0, 2, 1, 3, 4]
+
+
+def test_what_validation_cannot_tell_apart_is_decided_by_the_number_of_layers_and_then_by_the_loss():
+    space, placement = space_of(own_network()), place(own_network())
+    archs = [next(arch for arch in space.enumerate() if arch["stem"] == stem) for stem in ("plain", "large")]
+    deeper = Network(
+        Chain(OneOf(conv_bn_act(4), Chain(conv_bn_act(4), conv_bn_act(4)), name="stem"), GlobalPool(), Flatten(), Linear(2)), (1, 8, 8)
+    )
+    short, long = space_of(deeper).enumerate()
+    trials = [
+        Trial(0, long, {"accuracy": 0.98, "loss": 0.1}),
+        Trial(1, short, {"accuracy": 0.975, "loss": 0.3}),
+        Trial(2, short, {"accuracy": 0.972, "loss": 0.2}),
+        Trial(3, short, {"accuracy": 0.9, "loss": 0.05}),
+        Trial(4, long, {}, status="failed"),
+    ]
+
+    def order(examples):
+        return [trial.number for trial in loop.preferred(trials, metric="accuracy", examples=examples, placement=place(deeper))]
+
+    assert order(200) == [2, 1, 0, 3], "one standard error is sqrt(0.98 * 0.02 / 200) = 0.0099"
+    assert order(1_000) == [0, 1, 2, 3], "and of 1,000 examples 0.0044"
+    assert [loop.layers_with_weights(placement, arch) for arch in archs] == [
+        sum(isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) for module in build(own_network(), arch).modules()) for arch in archs
+    ]
 
 
 def test_the_result_says_what_was_found_what_it_costs_and_how_good_it_is(finished):

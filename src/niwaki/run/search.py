@@ -23,7 +23,8 @@ from niwaki.factor.within import Within, within
 from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.one_shot import OneShot, OneShotSearch
 from niwaki.net.control import Network
-from niwaki.net.place import forks, place, space_of
+from niwaki.net.layer import Conv, Linear, SqueezeExcite
+from niwaki.net.place import Placement, fix, forks, place, space_of
 from niwaki.net.program import program
 from niwaki.nn.build import build
 from niwaki.run.ask_tell import AskTellSearch, ask_and_tell
@@ -40,6 +41,7 @@ from niwaki.trial import EvaluationFailed, Trial
 
 DRAWN = 4096  # architectures drawn within the budget, of which the candidates are taken
 LEAST_LOG_P = -40.0  # of an architecture of the learned distribution to be within the budget, for it to be drawn from as it is
+EVEN = 0.25  # of even chances in what every other candidate is drawn from: shared weights learn what is deep and quick to train first
 SPENT = 0.85  # of the budget: candidates that cost less come after all that cost more
 CHUNK_S = 1.0  # seconds between looks at the clock
 FINALIST = "finalist"  # the source of a trial that trains one of the best again
@@ -181,7 +183,10 @@ def _candidates(
     folder.store.set_fact(f"probabilities {at}", {name: p.tolist() for name, p in probabilities.items()})
     archs = [space.mode(probabilities)]  # the most likely architecture within the budget: over it, by construction, never
     if search.candidates > 1:
-        drawn = _drawn(space, probabilities, derive_seed(search.seed, "candidates", at), folder)
+        learned = _drawn(space, probabilities, derive_seed(search.seed, "candidates", at), folder)
+        blended = {name: (1 - EVEN) * p + EVEN / len(p) for name, p in probabilities.items()}
+        wider = _drawn(space, blended, derive_seed(search.seed, "wider candidates", at), folder)
+        drawn = np.stack([learned, wider], axis=1).reshape(-1, len(space)) if len(learned) == len(wider) else learned  # by turns
         spent = np.max([limit.cost.batch(drawn) / limit.upper for limit in space.limits], axis=0)
         # what is paid for should be used: shared weights flatter small networks, whose few channels are the best trained ones
         drawn = drawn[np.argsort(spent < SPENT, kind="stable")]
@@ -360,23 +365,14 @@ def _ask(
 def _choose(
     search: Search, at: int, space: Within, folder: Folder, progress: Progress, clock: Clock
 ) -> tuple[Architecture, dict[str, float]]:
-    """The best trial within the budget by validation; of several finalists, unlike each other, the best after a short training of its own.
-
-    A few hundred examples cannot tell 99.0 from 99.3 %: trials within one standard error of the best metric count as equal to it, and
-    among these the smaller loss decides, which sees more of every answer.
-    """
-    metric, examples = search.task.metric, len(search.task.part("validation"))
-
-    def best_first(trials: Sequence[Trial]) -> list[Trial]:
-        succeeded = [trial for trial in trials if trial.status == "ok"]
-        best = max((trial.metrics[metric] for trial in succeeded), default=0.0)
-        tied = best - (max(best * (1 - best), 0.0) / examples) ** 0.5
-        return sorted(succeeded, key=lambda trial: (-min(trial.metrics[metric], tied), trial.metrics["loss"], trial.number))
+    """The best trial within the budget by validation; of several finalists, unlike each other, the best after a short training of its own."""
+    placement = place(search.network)
+    best_first = partial(preferred, metric=search.task.metric, examples=len(search.task.part("validation")), placement=placement)
 
     def compute() -> dict[str, Any]:
         stored = folder.store.trials(_run(at), space.space)
         trials = [trial for trial in stored if trial.source != FINALIST]
-        finalists = unlike(best_first(trials), forks(place(search.network)))[: search.finalists]
+        finalists = unlike(best_first(trials), forks(placement))[: search.finalists]
         if len(finalists) > 1:
             known = {trial.number: trial for trial in stored if trial.source == FINALIST}
             judged = _train_finalists(search, at, finalists, len(trials), known, folder, progress, clock)
@@ -388,6 +384,29 @@ def _choose(
 
     found = once(folder, f"choice {at}", compute)
     return Architecture.from_json(found["arch"], space.space), found["metrics"]
+
+
+def preferred(trials: Sequence[Trial], *, metric: str, examples: int, placement: Placement) -> list[Trial]:
+    """The trials that succeeded, the one to choose first. examples: that `metric` was measured on.
+
+    A few hundred examples cannot tell 99.0 from 99.3 %: of the trials within one standard error of the best metric the network of the fewest
+    layers comes first (the one-standard-error rule, Breiman et al. 1984, section 3.4.3), and of several such the one of the smaller loss.
+    """
+    succeeded = [trial for trial in trials if trial.status == "ok"]
+    best = max((trial.metrics[metric] for trial in succeeded), default=0.0)
+    tied = best - (max(best * (1 - best), 0.0) / examples) ** 0.5
+
+    def order(trial: Trial) -> tuple[float, float, float, int]:
+        if (value := trial.metrics[metric]) < tied:
+            return -value, 0, trial.metrics["loss"], trial.number
+        return -tied, layers_with_weights(placement, trial.arch), trial.metrics["loss"], trial.number
+
+    return sorted(succeeded, key=order)
+
+
+def layers_with_weights(placement: Placement, arch: Mapping[str, Any]) -> int:
+    """Convolutions, linear layers and squeeze-excites that `arch` has: what a device runs one after the other."""
+    return sum(isinstance(item.layer, (Conv, Linear, SqueezeExcite)) for item in fix(placement, arch).items)
 
 
 def unlike(trials: Sequence[Trial], forks: Set[str]) -> list[Trial]:

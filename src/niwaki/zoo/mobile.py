@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from niwaki.net.block import classifier, conv_bn_act, mbconv
 from niwaki.net.control import Chain, Network, OneOf, Repeat, Residual
 from niwaki.net.layer import Identity, Layer, SqueezeExcite, Subsample
+from niwaki.net.tree import called
 from niwaki.space.choice import Choice, SpaceError
 
 SMALLEST, LARGEST = 8, 224  # pixels
@@ -28,6 +29,7 @@ class _Plan:
     units: the widths of stage i are units[i] times `_STEPS`. depths: blocks of each stage; the first may have none beside the stem.
     kernels: of an inverted residual, as far as they are no larger than the map it reads; beyond that a kernel sees padding alone.
     features: widths of a 1x1 convolution before the classifier, where the network is large enough to pay for one.
+    plain_downs: the map is halved by convolutions alone; a depthwise one has next to nothing to see there.
     """
 
     size: int
@@ -37,10 +39,11 @@ class _Plan:
     kernels: tuple[int, ...]
     expansions: tuple[int, ...]
     features: tuple[int, ...] = ()
+    plain_downs: bool = False
 
 
 _PLANS = (
-    _Plan(16, 1, (2, 2, 4), ((0, 1), (1, 2), (1, 2)), (3, 5), (2, 3, 4)),
+    _Plan(16, 1, (2, 2, 4), ((0, 1), (1, 2), (1, 2)), (3, 5), (2, 3, 4), plain_downs=True),
     _Plan(48, 2, (2, 4, 8), ((0, 1, 2), (1, 2, 3), (1, 2, 3)), (3, 5), (2, 3, 4, 6)),
     _Plan(96, 2, (1, 2, 4, 8), ((0, 1, 2), (1, 2, 3), (1, 2, 3), (1, 2, 3)), (3, 5), (2, 3, 4, 6)),
     _Plan(224, 2, (1, 2, 3, 5, 8), ((0, 1), (1, 2, 3), (1, 2, 3), (2, 3, 4), (1, 2, 3)), (3, 5, 7), (2, 3, 4, 6), (384, 768, 1152)),
@@ -69,8 +72,9 @@ def _resolutions(size: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(size if part == 8 else 2 * round(size * part / 16) for part in eighths))
 
 
-def _activation(stage: int) -> Choice:
-    return Choice(("relu", "hswish"), f"/stage{stage}.activation")
+def _activation(stage: int) -> str | Choice:
+    """ReLU first: h-swish pays in the deeper layers only (MobileNetV3, section 5.2)."""
+    return "relu" if stage == 0 else Choice(("relu", "hswish"), f"/stage{stage}.activation")
 
 
 def _stage(at: int, width: Choice, size: int, plan: _Plan) -> Chain:
@@ -82,12 +86,15 @@ def _stage(at: int, width: Choice, size: int, plan: _Plan) -> Chain:
     return Chain(down, Repeat(block, depth - 1), name=f"stage{at}")
 
 
-def _block(name: str, stage: int, width: Choice, stride: int, pixels: int, plan: _Plan) -> OneOf:
-    """The two block types, reading maps of `pixels` pixels."""
+def _block(name: str, stage: int, width: Choice, stride: int, pixels: int, plan: _Plan) -> Layer:
+    """One of the block types, reading maps of `pixels` pixels."""
     activation = _activation(stage)
+    convolution = Residual(conv_bn_act(width, 3, stride=stride, activation=activation), name="conv")
+    if stride > 1 and plan.plain_downs:
+        return called(convolution, name)
     kernels = tuple(size for size in plan.kernels if size <= max(pixels, min(plan.kernels)))
     return OneOf(
-        Residual(conv_bn_act(width, 3, stride=stride, activation=activation), name="conv"),
+        convolution,
         mbconv(
             width,
             kernels[0] if len(kernels) == 1 else Choice(kernels, "kernel"),
