@@ -1,4 +1,4 @@
-"""Your own images in, the best network for your budget out. Run: python examples/own_data.py FOLDER (one sub-folder of images per class)."""
+"""Your own images in, the best network for your budget out. Run: python examples/own_data.py FOLDER [NEW IMAGES] (one sub-folder per class)."""
 
 import sys
 
@@ -11,4 +11,5 @@ result = niwaki.search("auto", task, budget=["macs<=1M and params<=100k", "macs<
 print(result.metrics)  # multiply-adds, parameters, accuracy on validation and test
 print(dict(result.architecture))  # what was chosen
 print(result.model)  # plain torch.nn, trained
-print(niwaki.predict(result.folder / "model.onnx", sys.argv[2:] or [sys.argv[1]]).accuracy)  # ONNX Runtime, no torch
+for row in niwaki.predict(result.folder / "model.onnx", sys.argv[2:]).rows:  # of new images, in ONNX Runtime, no torch
+    print(row.source, row.label, row.probability)
