@@ -34,7 +34,7 @@ class Recipe:
     momentum: float = 0.9  # of SGD
     nesterov: bool = True  # of SGD
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
-    weight_decay: float = 2e-3  # four times the usual: networks this small are trained long; digits 98.5 -> 99.1 %, Fashion-MNIST unchanged
+    weight_decay: float = 2e-3  # four times the usual: small networks on small sets are trained for many epochs
     warmup: float = 0.05  # share of all steps
     last_lr: float = 0.0
     label_smoothing: float = 0.1
