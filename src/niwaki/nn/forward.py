@@ -39,8 +39,9 @@ from niwaki.net.layer import (
 )
 from niwaki.net.place import INPUT, Placed, Placement, fix
 from niwaki.nn.build import module_name, nearest_rows, scattered_rows
+from niwaki.nn.expect import Answers, Expectations
 from niwaki.space.choice import SpaceError
-from niwaki.space.size import Expr, Symbol, evaluate, largest, narrow, refs, values
+from niwaki.space.size import Expr, Symbol, largest, narrow, refs, values
 
 ACTIVATION_FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -58,112 +59,23 @@ Index = slice | Tensor  # which rows of a weight a smaller size uses
 Combo = tuple[tuple[str, Any], ...]  # one option for each decision of a region of resolutions
 
 
-@dataclass(frozen=True, eq=False)
-class Cases:
-    """The values that some sizes can have together, as a random variable of the soft decisions.
-
-    names: the decisions. case: for each combination of their options, the number of the values it leads to. given: for each combination,
-    1 where the condition holds, or None if the condition says nothing about these decisions.
-    """
-
-    names: tuple[str, ...]
-    case: Tensor
-    count: int
-    given: Tensor | None
-
-    def probabilities(self, env: Env) -> Tensor:
-        """P(case | condition), (count,)."""
-        if (key := id(self)) not in env.cache:
-            joint = env.joint(self.names)
-            if self.given is not None:  # where the condition is impossible, nothing that follows counts; only keep it finite
-                joint = joint * env.place(self.given)
-                joint = joint / joint.sum().clamp_min(1e-30)
-            env.cache[key] = joint.new_zeros(self.count).index_add(0, env.place(self.case), joint)
-        return env.cache[key]
-
-
-@dataclass(frozen=True, eq=False)
-class Expectation:
-    """E[table[case] | condition], a vector. table: (cases, columns)."""
-
-    cases: Cases
-    table: Tensor
-
-    def __call__(self, env: Env) -> Tensor:
-        if (key := id(self)) not in env.cache:
-            env.cache[key] = self.cases.probabilities(env) @ env.place(self.table)
-        return env.cache[key]
-
-
-@dataclass(frozen=True, eq=False)
-class PrefixMask:
-    """P(width > j | condition) for every channel j: the cases are the widths in rising order. first: the smallest case wider than j, (C,).
-
-    A sum from the widest width down, then a look-up: nothing of the size channels x options is ever held.
-    """
-
-    cases: Cases
-    first: Tensor
-
-    def __call__(self, env: Env) -> Tensor:
-        if (key := id(self)) not in env.cache:
-            # one more 0, for channels that no width reaches: a layer beside wider ones, whose largest size is theirs
-            wider = F.pad(self.cases.probabilities(env), (0, 1)).flip(0).cumsum(0).flip(0)
-            env.cache[key] = wider.index_select(0, env.place(self.first))
-        return env.cache[key]
-
-
-@dataclass(frozen=True, eq=False)
-class Runs:
-    """The masks of runs of channels that lie side by side; None for a run that is always whole, of `widths` channels."""
-
-    masks: tuple[PrefixMask | None, ...]
-    widths: tuple[int, ...]
-
-    def __call__(self, env: Env) -> Tensor:
-        like = next(iter(env.soft.values()))
-        return torch.cat([like.new_ones(width) if mask is None else mask(env) for mask, width in zip(self.masks, self.widths, strict=True)])
-
-
-Soft = Expectation | PrefixMask | Runs
-
-
-class Env:
-    """Weights of the soft decisions during one call, and what was computed from them."""
-
-    def __init__(self, soft: Mapping[str, Tensor], places: dict[Any, Tensor]) -> None:
-        self.soft, self.places, self.cache = soft, places, dict[Any, Any]()
-
-    def joint(self, names: tuple[str, ...]) -> Tensor:
-        """Probability of every combination of options of `names`, the last fastest; (combinations,)."""
-        if names not in self.cache:
-            weights = self.soft[names[-1]]
-            self.cache[names] = weights if len(names) == 1 else (self.joint(names[:-1])[:, None] * weights).flatten()
-        return self.cache[names]
-
-    def place(self, table: Tensor) -> Tensor:
-        """`table` as the weights are, on their device and of their type; copied there once."""
-        like = next(iter(self.soft.values()))
-        key = (id(table), like.device, like.dtype)
-        if key not in self.places:
-            self.places[key] = table.to(like) if table.is_floating_point() else table.to(like.device)
-        return self.places[key]
-
-
 @dataclass(frozen=True)
 class Step:
-    """One primitive, ready to run: which part of the largest weights it uses, and what depends on soft decisions."""
+    """One primitive, ready to run: which part of the largest weights it uses, and which questions about soft decisions it has.
+
+    A question is its number in the plan's `Expectations`; None where nothing is open.
+    """
 
     item: Placed
     inputs_index: Index
     output_index: Index
-    mask: PrefixMask | Runs | None  # over the output's channels
-    kernel: Expectation | None  # over the kernel's positions
-    hidden: PrefixMask | Runs | None  # over the width between, in squeeze-excite
-    kinds: Expectation | None  # over the options of an activation
-    edges: tuple[float | Expectation, ...]  # of a Sum
-    pairs: tuple[tuple[int, int, Expectation], ...]  # input and output channels of a grouped convolution, with their probability
-    sizes: Expectation | None  # over the values in `pairs`' place for a shuffle
+    mask: int | None  # over the output's channels
+    kernel: int | None  # over the kernel's positions
+    hidden: int | None  # over the width between, in squeeze-excite
+    kinds: int | None  # over the options of an activation
+    edges: tuple[int | None, ...]  # of a Sum
+    pairs: tuple[tuple[int, int, int], ...]  # input and output channels of a grouped convolution, with their probability
+    sizes: int | None  # over the values in `pairs`' place for a shuffle
     norm_first: bool  # a BatchNorm that an activation follows: its mask waits until after it
     alone: bool  # one reader only
     area: int
@@ -214,8 +126,8 @@ class Plan:
         full = {item.path: item for item in placement.items}
         self.placement = fix(placement, hard)
         self.open = {decision.name: len(decision.options) for decision in self.placement.decisions}
-        self.places: dict[Any, Tensor] = {}
-        self.tables: dict[Any, Any] = {}
+        self.expectations = Expectations(self.open)
+        self.settled: dict[Any, Step] = {}
         items = self.placement.items
         readers: list[list[Placed]] = [[] for _ in items]
         for item in items:
@@ -236,33 +148,26 @@ class Plan:
             if soft[name].shape != (options,):
                 raise SpaceError(f"the weights of the decision {name!r} have the shape {tuple(soft[name].shape)}; it has {options} options")
             weights[name] = soft[name]
-        env = Env(weights, self.places)
+        known = self.expectations(weights)
+        inner: dict[Combo, Answers] = {}
         features: list[Any] = []
         for at, step in enumerate(self.steps):
             region = self.regions.reads[at]
             if region is None:
                 inputs = [Feature(x) if source == INPUT else features[source] for source in step.item.inputs]
-                features.append(run_layer(step.item.layer, step, env, layers, inputs))
+                features.append(run_layer(step.item.layer, step, known, layers, inputs))
                 continue
             # one pass for each combination of resolutions; the weights are the same ones
             outputs: dict[Combo, Feature] = {}
             for combo in self.regions.combos[region]:
-                inner = Env(
-                    {
-                        **weights,
-                        **{
-                            name: F.one_hot(torch.tensor(self.regions.position[name, option]), self.open[name]).to(weights[name])
-                            for name, option in combo
-                        },
-                    },
-                    self.places,
-                )
+                if combo not in inner:
+                    inner[combo] = self.expectations(weights | self._made(combo, weights))
                 inputs = [
                     Feature(x) if source == INPUT else features[source][combo] if isinstance(features[source], dict) else features[source]
                     for source in step.item.inputs
                 ]
                 settled = self._settled(step, combo)
-                outputs[combo] = run_layer(settled.item.layer, settled, inner, layers, inputs)
+                outputs[combo] = run_layer(settled.item.layer, settled, inner[combo], layers, inputs)
             if self.regions.gives[at] is not None:
                 features.append(outputs)
                 continue
@@ -273,10 +178,16 @@ class Plan:
             features.append(Feature(total))  # type: ignore[arg-type]
         return x if self.placement.output == INPUT else features[self.placement.output].whole()
 
+    def _made(self, combo: Combo, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The resolutions of `combo` as weights: all on one option."""
+        return {
+            name: F.one_hot(torch.tensor(self.regions.position[name, option]), self.open[name]).to(weights[name]) for name, option in combo
+        }
+
     def _settled(self, step: Step, combo: Combo) -> Step:
         """`step` at the resolutions of `combo`."""
         key = (id(step), combo)
-        if key not in self.tables:
+        if key not in self.settled:
             chosen = dict(combo)
 
             def spatial(shape):
@@ -286,17 +197,19 @@ class Plan:
             if isinstance(layer, Conv) and not isinstance(size := narrow(layer.kernel_size, chosen), Symbol):
                 layer, kernel = replace(layer, kernel_size=size), None  # with a stated padding, the kernel decides the size of the map
             item = replace(step.item, layer=layer, shape=spatial(step.item.shape), input_shapes=tuple(map(spatial, step.item.input_shapes)))
-            self.tables[key] = replace(step, item=item, kernel=kernel, area=_area(item))
-        return self.tables[key]
+            self.settled[key] = replace(step, item=item, kernel=kernel, area=_area(item))
+        return self.settled[key]
 
     def _step(self, item: Placed, full: Placed, readers: list[Placed]) -> Step:
         layer, condition = item.layer, item.condition
         now_in, now_out = item.input_shapes[0].channels, item.shape.channels
         inputs_index = channel_index(full.input_shapes[0].channels, now_in)
         output_index = channel_index(full.shape.channels, now_out)
-        kernel = hidden = kinds = sizes = None
-        pairs: tuple[tuple[int, int, Expectation], ...] = ()
-        mask = self._mask(now_out, condition)
+        kernel = hidden = kinds = sizes = mask = None
+        pairs: tuple[tuple[int, int, int], ...] = ()
+        ask = self.expectations
+        if isinstance(layer, (Conv, Linear, BatchNorm)):  # the others hand on the mask of what they read
+            mask = ask.mask(now_out, condition)
         if isinstance(layer, Conv):
             depthwise = layer.groups == item.input_shapes[0].width == layer.out_channels
             if depthwise:
@@ -306,101 +219,54 @@ class Plan:
                 if isinstance(layer.out_channels, Symbol) or isinstance(item.input_shapes[0].width, Symbol):
                     pairs = self._pairs(item)
             if isinstance(layer.kernel_size, Symbol):
-                kernel = self._expect((layer.kernel_size,), condition, _kernel_columns(largest(layer.kernel_size)))
+                kernel = ask.mean((layer.kernel_size,), condition, _kernel_columns(largest(layer.kernel_size)))
         if isinstance(layer, SqueezeExcite) and isinstance(layer.hidden, Symbol):
-            hidden = self._mask((layer.hidden,), condition)
+            hidden = ask.mask((layer.hidden,), condition)
         if isinstance(layer, Activation) and isinstance(layer.kind, Symbol):
-            kinds = self._expect((layer.kind,), condition, lambda kind: [float(kind == one) for one in sorted(set(values(layer.kind)))])
+            kinds = ask.mean((layer.kind,), condition, lambda kind: [float(kind == one) for one in sorted(set(values(layer.kind)))])
         if isinstance(layer, ChannelShuffle) and isinstance(item.shape.width, Symbol):
-            sizes = self._expect(
+            sizes = ask.mean(
                 (item.shape.width,), condition, lambda width: [float(width == one) for one in sorted(set(values(item.shape.width)))]
             )
-        edges = tuple(1.0 if edge is True else self._expect((edge,), condition, lambda holds: [float(holds)]) or 1.0 for edge in item.edges)
+        edges = tuple(None if edge is True else ask.mean((edge,), condition, lambda holds: [float(holds)]) for edge in item.edges)
         norm_first = isinstance(layer, BatchNorm) and any(isinstance(reader.layer, (Activation, BatchNorm)) for reader in readers)
         return Step(
             item, inputs_index, output_index, mask, kernel, hidden, kinds, edges, pairs, sizes, norm_first, len(readers) == 1, _area(item)
         )
 
-    def _mask(self, channels: tuple[Expr, ...], condition: Expr) -> PrefixMask | Runs | None:
-        """P(channel is kept | condition), for each channel of the runs side by side; None if all are always kept."""
-        if not any(isinstance(size, Symbol) for size in channels):
-            return None
-        masks = tuple(self._prefix(size, condition) if isinstance(size, Symbol) else None for size in channels)
-        return masks[0] if len(masks) == 1 else Runs(masks, tuple(largest(size) for size in channels))
-
-    def _prefix(self, size: Expr, condition: Expr) -> PrefixMask:
-        key = ("mask", size, condition)
-        if key not in self.tables:
-            widths, cases = self._cases((size,), condition)
-            first = torch.searchsorted(torch.tensor([width for (width,) in widths]), torch.arange(largest(size)), right=True)
-            self.tables[key] = PrefixMask(cases, first)
-        return self.tables[key]
-
-    def _pairs(self, item: Placed) -> tuple[tuple[int, int, Expectation], ...]:
-        widths, outs = item.input_shapes[0].width, item.layer.out_channels  # type: ignore[attr-defined]
-        pairs = sorted({(int(i), int(o)) for i, o in product(_values(widths), _values(outs))})
+    def _pairs(self, item: Placed) -> tuple[tuple[int, int, int], ...]:
+        exprs = (item.input_shapes[0].width, item.layer.out_channels)  # type: ignore[attr-defined]
         found = []
-        for i, o in pairs:
-            chance = self._expect((widths, outs), item.condition, lambda width, out, i=i, o=o: [float(width == i and out == o)])
-            if chance is not None and bool(chance.table.any()):
-                found.append((i, o, chance))
-        return tuple(found)
-
-    def _expect(self, exprs: tuple[Expr, ...], condition: Expr, columns: Callable[..., list[float]]) -> Expectation | None:
-        """The expectation of `columns(*values of exprs)` given `condition`; None if the expressions are constant."""
-        if not any(isinstance(expr, Symbol) for expr in exprs):
-            return None
-        found, cases = self._cases(exprs, condition)
-        table = torch.tensor([columns(*case) for case in found])
-        key = (id(cases), tuple(table.flatten().tolist()))
-        return self.tables.setdefault(key, Expectation(cases, table))
-
-    def _cases(self, exprs: tuple[Expr, ...], condition: Expr) -> tuple[list[tuple], Cases]:
-        """What `exprs` can be where `condition` holds, in rising order, and as a random variable."""
-        key = ("cases", exprs, condition)
-        if key not in self.tables:
-            decisions = {ref.name: ref for expr in exprs for ref in refs(expr)}
-            given = {ref.name: ref for ref in refs(condition)}
-            dependent = bool(given.keys() & decisions.keys())
-            if dependent:
-                decisions.update(given)
-            combos = [dict(zip(decisions, options, strict=True)) for options in product(*(ref.options for ref in decisions.values()))]
-            seen = [tuple(evaluate(expr, chosen) for expr in exprs) for chosen in combos]
-            holds = [not dependent or bool(evaluate(condition, chosen)) for chosen in combos]
-            found = sorted({case for case, possible in zip(seen, holds, strict=True) if possible} or set(seen))
-            number = {case: at for at, case in enumerate(found)}
-            case = torch.tensor([number.get(values, 0) for values in seen])  # what the condition rules out has no weight anywhere
-            self.tables[key] = (
-                found,
-                Cases(tuple(decisions), case, len(found), torch.tensor(holds, dtype=torch.float32) if dependent else None),
-            )
-        return self.tables[key]
+        for i, o in self.expectations.cases(exprs, item.condition).found:
+            chance = self.expectations.mean(exprs, item.condition, lambda width, out, i=i, o=o: [float(width == i and out == o)])
+            found.append((i, o, chance))
+        return tuple(found)  # type: ignore[arg-type]
 
 
 # --- one rule per primitive: Features in, a Feature out -----------------------------------------------------------------
 
 
 @singledispatch
-def run_layer(layer: Layer, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
-    """What a primitive makes of its inputs under the soft decisions in `env`."""
+def run_layer(layer: Layer, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+    """What a primitive makes of its inputs under the soft decisions, by the answers `known`."""
     raise TypeError(f"supernet() has no rule for {type(layer).__name__}; it belongs in this file")
 
 
 @run_layer.register
-def _(layer: Conv, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+def _(layer: Conv, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     x, mask = inputs[0].waiting()
     module = layers[module_name(step.item.path)]
     kernel_size = largest(layer.kernel_size)
-    x = x[:, : _width(step.item.input_shapes[0].channels)]
+    x = first(x, 1, _width(step.item.input_shapes[0].channels))
     weight = kernel_crop(take(take(module.weight, 0, step.output_index), 1, step.inputs_index), kernel_size)  # type: ignore[arg-type]
     if step.kernel is not None:
-        weight = weight * step.kernel(env).view(kernel_size, kernel_size)
+        weight = weight * known[step.kernel].view(kernel_size, kernel_size)
     depthwise = weight.shape[1] == 1 and weight.shape[0] == x.shape[1]
     groups = x.shape[1] if depthwise else layer.groups
     if step.pairs:
-        weight, groups = _dense_of_groups(weight, layer.groups, x.shape[1], step.pairs, env), 1
+        weight, groups = _dense_of_groups(weight, layer.groups, x.shape[1], step.pairs, known), 1
     if mask is not None:
-        mask = mask[: x.shape[1]]
+        mask = first(mask, 0, x.shape[1])
         # the mask goes where there is less to multiply: the weights, but for late layers of few positions and many channels
         if depthwise:
             weight = weight * mask.view(-1, 1, 1, 1)
@@ -411,23 +277,23 @@ def _(layer: Conv, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Fea
     bias = None if module.bias is None else take(module.bias, 0, step.output_index)  # type: ignore[arg-type]
     padding = layer.dilation * (kernel_size - 1) // 2 if layer.padding is None else layer.padding
     y = F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, groups)
-    return Feature(y, _of(step.mask, env))
+    return Feature(y, _of(step.mask, known))
 
 
 @run_layer.register
-def _(layer: Linear, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+def _(layer: Linear, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     x, mask = inputs[0].waiting()
     module = layers[module_name(step.item.path)]
-    x = x[:, : _width(step.item.input_shapes[0].channels)]
+    x = first(x, 1, _width(step.item.input_shapes[0].channels))
     weight = take(take(module.weight, 0, step.output_index), 1, step.inputs_index)  # type: ignore[arg-type]
     if mask is not None:
-        weight = weight * mask[: x.shape[1]]
+        weight = weight * first(mask, 0, x.shape[1])
     bias = None if module.bias is None else take(module.bias, 0, step.output_index)  # type: ignore[arg-type]
-    return Feature(F.linear(x, weight, bias), _of(step.mask, env))
+    return Feature(F.linear(x, weight, bias), _of(step.mask, known))
 
 
 @run_layer.register
-def _(layer: BatchNorm, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+def _(layer: BatchNorm, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     module: Any = layers[module_name(step.item.path)]
     source, index = inputs[0], step.output_index
     # the scale of a mask before BatchNorm is lost in it, its zeros are revived by the shift: so the mask waits and comes after
@@ -446,17 +312,17 @@ def _(layer: BatchNorm, step: Step, env: Env, layers: nn.ModuleDict, inputs: lis
             module.running_var.index_copy_(0, index, var)
         return y
 
-    mask = _of(step.mask, env)
+    mask = _of(step.mask, known)
     return Feature(norm(x, None), mask) if step.norm_first or mask is None else Feature(x, mask, norm=norm)
 
 
 @run_layer.register
-def _(layer: Activation, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+def _(layer: Activation, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     x, mask = inputs[0].waiting()
     if step.kinds is None:
         return Feature(ACTIVATION_FUNCTIONS[layer.kind](x), mask)
     kinds = sorted(set(values(layer.kind)))
-    weights = step.kinds(env)
+    weights = known[step.kinds].split(1)
     total = ACTIVATION_FUNCTIONS[kinds[0]](x) * weights[0]
     for at, kind in enumerate(kinds[1:], start=1):
         total = scaled_add(total, ACTIVATION_FUNCTIONS[kind](x), weights[at])
@@ -464,7 +330,7 @@ def _(layer: Activation, step: Step, env: Env, layers: nn.ModuleDict, inputs: li
 
 
 @run_layer.register
-def _(layer: Pool, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+def _(layer: Pool, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     x, mask = inputs[0].waiting()  # both pools commute with a mask that is not negative
     if layer.kind == "max":
         return Feature(F.max_pool2d(x, layer.kernel_size, layer.stride, layer.padding), mask)
@@ -472,19 +338,19 @@ def _(layer: Pool, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Fea
 
 
 @run_layer.register
-def _(layer: GlobalPool, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+def _(layer: GlobalPool, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     x, mask = inputs[0].waiting()
     return Feature(x.mean((2, 3), keepdim=True), mask)
 
 
 @run_layer.register
-def _(layer: Flatten, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+def _(layer: Flatten, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     x, mask = inputs[0].waiting()
     return Feature(x.flatten(1), None if mask is None else mask.repeat_interleave(step.area))
 
 
 @run_layer.register
-def _(layer: SqueezeExcite, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+def _(layer: SqueezeExcite, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     x, mask = inputs[0].waiting()
     pair: Any = layers[module_name(step.item.path)]
     channels, hidden = step.inputs_index, slice(0, largest(layer.hidden))
@@ -493,31 +359,31 @@ def _(layer: SqueezeExcite, step: Step, env: Env, layers: nn.ModuleDict, inputs:
     pooled = x.mean((2, 3)) if mask is None else x.mean((2, 3)) * mask  # (B, C): less to hold than another copy of the weights
     inner = ACTIVATION_FUNCTIONS[layer.activation](F.linear(pooled, reduce, take(pair["reduce"].bias, 0, hidden)))
     if step.hidden is not None:
-        inner = inner * step.hidden(env)
+        inner = inner * known[step.hidden]
     gate = ACTIVATION_FUNCTIONS[layer.gate](F.linear(inner, expand, take(pair["expand"].bias, 0, channels)))
     return Feature(x, mask, gate=gate[:, :, None, None])
 
 
 @run_layer.register
-def _(layer: Subsample, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+def _(layer: Subsample, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     x, mask = inputs[0].waiting()
     return Feature(_select_rows(x, step.item, nearest_rows, flip=False), mask)
 
 
 @run_layer.register
-def _(layer: Interleave, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+def _(layer: Interleave, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     x, mask = inputs[0].waiting()
     return Feature(_select_rows(F.pad(x, (0, 1, 0, 1)), step.item, scattered_rows, flip=True), mask)
 
 
 @run_layer.register
-def _(layer: ChannelShuffle, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+def _(layer: ChannelShuffle, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     if step.sizes is None:
         x, mask = inputs[0].waiting()
         shuffled = None if mask is None else mask.view(layer.groups, -1).t().flatten()
         return Feature(F.channel_shuffle(x, layer.groups), shuffled)
     # where a channel goes depends on how many there are: one pass for each width
-    x, weights = inputs[0].whole(), step.sizes(env)
+    x, weights = inputs[0].whole(), known[step.sizes].split(1)
     total = torch.zeros_like(x)
     for at, width in enumerate(sorted(set(values(step.item.shape.width)))):
         total = scaled_add(total, _padded(F.channel_shuffle(x[:, :width], layer.groups), x.shape[1]), weights[at])
@@ -525,32 +391,30 @@ def _(layer: ChannelShuffle, step: Step, env: Env, layers: nn.ModuleDict, inputs
 
 
 @run_layer.register
-def _(layer: Dropout, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+def _(layer: Dropout, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     x, mask = inputs[0].waiting()
     return Feature(F.dropout(x, layer.p, layers.training), mask)
 
 
 @run_layer.register
-def _(layer: Zero, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+def _(layer: Zero, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     return Feature(torch.zeros_like(inputs[0].tensor))
 
 
 @run_layer.register
-def _(layer: Opaque, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+def _(layer: Opaque, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     return Feature(layers[module_name(step.item.path)](inputs[0].whole()))
 
 
 @run_layer.register
-def _(layer: Sum, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
-    weights = [None if isinstance(edge, float) else edge(env)[0] for edge in step.edges]
+def _(layer: Sum, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+    weights = [None if edge is None else known[edge] for edge in step.edges]
     width = _width(step.item.shape.channels)
-    first = inputs[0]
-    if all(f.tensor is first.tensor and f.mask is first.mask and f.norm is None for f in inputs) and any(
-        f.gate is not None for f in inputs
-    ):
+    one = inputs[0]
+    if all(f.tensor is one.tensor and f.mask is one.mask and f.norm is None for f in inputs) and any(f.gate is not None for f in inputs):
         # squeeze-excite or not: the two differ in the gate alone, so their sum costs one map
         gate = sum((1.0 if f.gate is None else f.gate) * (1.0 if w is None else w) for f, w in zip(inputs, weights, strict=True))
-        return Feature(first.tensor, first.mask, gate=gate)  # type: ignore[arg-type]
+        return Feature(one.tensor, one.mask, gate=gate)  # type: ignore[arg-type]
     total: Tensor | None = None
     # maps that take their weight for free come first
     for feature, weight in sorted(zip(inputs, weights, strict=True), key=lambda pair: pair[0].norm is None):
@@ -567,7 +431,7 @@ def _(layer: Sum, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feat
 
 
 @run_layer.register
-def _(layer: Cat, step: Step, env: Env, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+def _(layer: Cat, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     tensors, masks = zip(*(feature.waiting() for feature in inputs), strict=True)
     if all(mask is None for mask in masks):
         return Feature(torch.cat(tensors, 1))
@@ -592,12 +456,12 @@ class _ScaledAdd(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         b, scale = ctx.saved_tensors
         to_b = grad * scale if ctx.needs_input_grad[1] else None
-        to_scale = torch.dot(grad.flatten(), b.flatten()) if ctx.needs_input_grad[2] else None
+        to_scale = torch.dot(grad.flatten(), b.flatten()).view(1) if ctx.needs_input_grad[2] else None
         return grad, to_b, to_scale
 
 
 def scaled_add(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """a + scale * b, scale a tensor of no dimensions."""
+    """a + scale * b, scale a tensor of one number."""
     if a.is_cuda:  # reading the scale would make the host wait
         return torch.addcmul(a, b, scale.to(b.dtype))
     return _ScaledAdd.apply(a, b, scale)
@@ -614,10 +478,15 @@ def channel_index(full: tuple[Expr, ...], now: tuple[Expr, ...]) -> Index:
     return torch.cat([torch.arange(start, start + largest(size)) for start, size in zip(starts, now, strict=True)])
 
 
+def first(x: Tensor, dim: int, count: int) -> Tensor:
+    """The first `count` along `dim`; `x` itself where that is all, for even an idle view costs time in both directions."""
+    return x if count >= x.shape[dim] else x.narrow(dim, 0, count)
+
+
 def take(weight: Tensor, dim: int, index: Index) -> Tensor:
     """`weight` at `index` along `dim`: itself, a view, or for scattered runs a copy."""
     if isinstance(index, slice):
-        return weight if index.stop >= weight.shape[dim] else weight.narrow(dim, 0, index.stop)
+        return first(weight, dim, index.stop)
     return weight.index_select(dim, index.to(weight.device))
 
 
@@ -658,7 +527,7 @@ def _regions(placement: Placement) -> _Regions:
     return _Regions([region({**b, **a}) for b, a in zip(before, after, strict=True)], [region(a) for a in after], combos, position)
 
 
-def _dense_of_groups(weight: Tensor, groups: int, width: int, pairs: tuple[tuple[int, int, Expectation], ...], env: Env) -> Tensor:
+def _dense_of_groups(weight: Tensor, groups: int, width: int, pairs: tuple[tuple[int, int, int], ...], known: Answers) -> Tensor:
     """The dense weight (O, width, k, k) that a grouped convolution of uncertain widths is on average.
 
     Which input a group reads depends on the widths, so that no mask on one grouped convolution can say it.
@@ -669,7 +538,7 @@ def _dense_of_groups(weight: Tensor, groups: int, width: int, pairs: tuple[tuple
         dense = torch.cat(
             [F.pad(weight[g * outs : (g + 1) * outs, :into], (0, 0, 0, 0, g * into, width - (g + 1) * into)) for g in range(groups)]
         )
-        total = total + chance(env)[0] * F.pad(dense, (0, 0, 0, 0, 0, 0, 0, weight.shape[0] - out))
+        total = total + known[chance] * F.pad(dense, (0, 0, 0, 0, 0, 0, 0, weight.shape[0] - out))
     return total
 
 
@@ -695,11 +564,11 @@ def _padded(x: Tensor, width: int) -> Tensor:
     missing = width - x.shape[1]
     if missing > 0:
         return F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing))
-    return x[:, :width]
+    return first(x, 1, width)
 
 
-def _of(expectation: Soft | None, env: Env) -> Tensor | None:
-    return None if expectation is None else expectation(env)
+def _of(question: int | None, known: Answers) -> Tensor | None:
+    return None if question is None else known[question]
 
 
 def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
