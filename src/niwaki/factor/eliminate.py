@@ -28,7 +28,7 @@ from niwaki.space.space import Space
 
 COARSE_BINS = (192, 24)  # per budget in the first pass, for one and for two budgets
 FEWEST_BINS, MOST_BINS = (256, 16), (1 << 20, 1 << 8)
-COUNT_WORK = 2_000_000_000  # arcs times cells of a counting pass, a third of a nanosecond each
+COUNT_WORK = 1_800_000_000  # arcs times cells of a counting pass, a third of a nanosecond each
 GRADIENT_WORK = 120_000_000  # of each of three passes
 STATE_WORK = 16  # what a cell of a message costs beside its arcs, in arcs
 MOST_CELLS = 20_000_000  # of all messages held at once

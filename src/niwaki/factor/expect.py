@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ def expected(cost: Cost, probabilities: Mapping[str, Tensor]) -> Tensor:
             given = tuple(probabilities[name].shape) if name in probabilities else "nothing"
             options = len(cost.space[name].options)
             raise CostError(f"the expected {cost.name} needs {options} probabilities of {name!r}, but was given {given}")
-    return _Contraction.apply(tables, *(probabilities[name] for name in names))
+    if not names:
+        return torch.tensor(float(sum(table for _, table in tables)), dtype=torch.float64)
+    return _Contraction.apply(tables, [len(probabilities[name]) for name in names], torch.cat([probabilities[name] for name in names]))
 
 
 def log_probability_within(feasible: Feasible, probabilities: Mapping[str, Tensor]) -> Tensor:
@@ -55,27 +58,30 @@ class _Contraction(torch.autograd.Function):
     the calls of a general tape would cost more than the sums."""
 
     @staticmethod
-    def forward(ctx, tables, *probabilities):
-        given = [p.detach().to("cpu", torch.float64).numpy() for p in probabilities]
-        slopes = [np.zeros_like(p) for p in given]
+    def forward(ctx, tables, sizes, probabilities):
+        flat = probabilities.detach().to("cpu", torch.float64).numpy()
+        slope = np.zeros_like(flat)
+        ends = np.cumsum([0, *sizes]).tolist()
+        given, slopes = ([of[start:end] for start, end in pairwise(ends)] for of in (flat, slope))
         total = 0.0
         for axes, table in tables:
-            # left[k]: the table with its first k axes summed out
+            # left[k]: the table with its first k axes summed out, (options of axis k, all later ones)
             left = [table]
             for axis in axes:
-                left.append(given[axis] @ left[-1].reshape(len(given[axis]), -1))
+                left.append(given[axis] @ left[-1].reshape(sizes[axis], -1))
             total += float(left[-1].reshape(()))
-            after = np.ones(1)  # the probabilities of all later axes multiplied out
+            after = None  # the probabilities of all later axes multiplied out
             for part, axis in zip(left[-2::-1], reversed(axes), strict=True):
-                slopes[axis] += part.reshape(len(given[axis]), -1) @ after
-                after = np.multiply.outer(given[axis], after).ravel()
-        ctx.slopes = [torch.from_numpy(slope).to(p) for slope, p in zip(slopes, probabilities, strict=True)]
-        return torch.tensor(total, dtype=torch.float64, device=probabilities[0].device if probabilities else None)
+                slopes[axis] += part if after is None else part.reshape(sizes[axis], -1) @ after
+                if axis != axes[0]:
+                    after = given[axis] if after is None else np.multiply.outer(given[axis], after).ravel()
+        ctx.slope = torch.from_numpy(slope).to(probabilities)
+        return torch.tensor(total, dtype=torch.float64, device=probabilities.device)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        return None, *(gradient.to(slope.dtype) * slope for slope in ctx.slopes)
+        return None, None, gradient.to(ctx.slope.dtype) * ctx.slope
 
 
 class _LogProbability(torch.autograd.Function):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TILE_CELLS = 32_768  # gathered at once: 256 KiB, so that the product that follows finds them in the cache
+TILE_CELLS = 131_072  # gathered at once: 1 MiB, so that the product that follows finds them in the cache, and calls are few
 SMALLEST_TILE = 128
 
 
