@@ -81,9 +81,11 @@ def maybe(layer: Layer, *, name: str | None = None) -> OneOf:
     return OneOf(Identity(name="no"), called(layer, "yes"), name=name)
 
 
-def classifier(classes: int, *, dropout: float = 0.0, name: str | None = "head") -> Chain:
-    """Global average pool, dropout and a linear layer."""
+def classifier(classes: int, *, hidden: Expr | None = None, dropout: float = 0.0, name: str | None = "head") -> Chain:
+    """Global average pool, a hidden linear layer of that width with h-swish (MobileNetV3, Figure 5), dropout and a linear layer."""
     layers: list[Layer] = [GlobalPool(name="pool"), Flatten(name="flatten")]
+    if hidden is not None:
+        layers += [Linear(hidden, name="hidden"), Activation("hswish", name="act")]
     if dropout:
         layers.append(Dropout(dropout, name="dropout"))
     return Chain(*layers, Linear(classes, name="linear"), name=name)

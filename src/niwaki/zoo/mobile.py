@@ -1,8 +1,8 @@
 """niwaki's own family of image networks, for images of 8 to 224 pixels.
 
-A stem, then stages. A stage has one width and one activation; each of its blocks is a convolution or an inverted residual, with a kernel
-size, an expansion and a squeeze-excite of its own; a stage has as many blocks as its depth says. What is searched within a block is
-masked in the supernet and costs nothing there; only the two block types and the input resolutions do.
+A stem, then stages, then a head. A stage has one width and one activation; each of its blocks is a convolution or an inverted residual,
+with a kernel size, an expansion and a squeeze-excite of its own; a stage has as many blocks as its depth says. What is searched within a
+block is masked in the supernet and costs nothing there; only the two block types and the input resolutions do.
 
 Convolutions stand beside inverted residuals because they win where maps are small and channels few: below about a million multiply-adds,
 or early in a network (EfficientNetV2 found the same at scale).
@@ -28,7 +28,8 @@ class _Plan:
 
     units: the widths of stage i are units[i] times `_STEPS`. depths: blocks of each stage; the first may have none beside the stem.
     kernels: of an inverted residual, as far as they are no larger than the map it reads; beyond that a kernel sees padding alone.
-    features: widths of a 1x1 convolution before the classifier, where the network is large enough to pay for one.
+    hidden: widths of a linear layer before the last: behind the pool, where it costs next to nothing (MobileNetV3, section 5.1).
+    features: widths of a 1x1 convolution before the pool instead, where the network is large enough to pay for one.
     plain_downs: the map is halved by convolutions alone; a depthwise one has next to nothing to see there.
     """
 
@@ -38,15 +39,18 @@ class _Plan:
     depths: tuple[tuple[int, ...], ...]
     kernels: tuple[int, ...]
     expansions: tuple[int, ...]
+    hidden: tuple[int, ...] = ()
     features: tuple[int, ...] = ()
     plain_downs: bool = False
 
 
 _PLANS = (
-    _Plan(16, 1, (2, 2, 4), ((0, 1), (1, 2), (1, 2)), (3, 5), (2, 3, 4), plain_downs=True),
-    _Plan(48, 2, (2, 4, 8), ((0, 1, 2), (1, 2, 3), (1, 2, 3)), (3, 5), (2, 3, 4, 6)),
-    _Plan(96, 2, (1, 2, 4, 8), ((0, 1, 2), (1, 2, 3), (1, 2, 3), (1, 2, 3)), (3, 5), (2, 3, 4, 6)),
-    _Plan(224, 2, (1, 2, 3, 5, 8), ((0, 1), (1, 2, 3), (1, 2, 3), (2, 3, 4), (1, 2, 3)), (3, 5, 7), (2, 3, 4, 6), (384, 768, 1152)),
+    _Plan(16, 1, (2, 2, 4), ((0, 1), (1, 2), (1, 2)), (3, 5), (2, 3, 4), (32, 64, 96, 128), plain_downs=True),
+    _Plan(48, 2, (2, 4, 8), ((0, 1, 2), (1, 2, 3), (1, 2, 3)), (3, 5), (2, 3, 4, 6), (64, 128, 192, 256)),
+    _Plan(96, 2, (1, 2, 4, 8), ((0, 1, 2), (1, 2, 3), (1, 2, 3), (1, 2, 3)), (3, 5), (2, 3, 4, 6), (64, 128, 192, 256)),
+    _Plan(
+        224, 2, (1, 2, 3, 5, 8), ((0, 1), (1, 2, 3), (1, 2, 3), (2, 3, 4), (1, 2, 3)), (3, 5, 7), (2, 3, 4, 6), features=(384, 768, 1152)
+    ),
 )
 
 
@@ -63,7 +67,8 @@ def mobile(size: int, channels: int = 3, classes: int = 10) -> Network:
     ]
     if plan.features:
         body.append(conv_bn_act(Choice(plan.features, "/features.width"), 1, activation="hswish", name="features"))
-    return Network(Chain(*body, classifier(classes, dropout=0.2 if plan.features else 0.0)), (channels, size, size))
+    hidden = Choice(plan.hidden, "/hidden.width") if plan.hidden else None
+    return Network(Chain(*body, classifier(classes, hidden=hidden, dropout=0.2 if plan.features else 0.0)), (channels, size, size))
 
 
 def _resolutions(size: int) -> tuple[int, ...]:
