@@ -340,4 +340,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import search_pays  # workers know functions by the name of their module, which a script has not
+
+    search_pays.main()

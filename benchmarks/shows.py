@@ -313,4 +313,6 @@ SHOWS = {"digits": show_digits, "fashion": show_fashion, "folder": show_folder}
 
 
 if __name__ == "__main__":
-    main()
+    import shows  # workers know functions by the name of their module, which a script has not
+
+    shows.main()

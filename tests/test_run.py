@@ -28,6 +28,7 @@ from niwaki import (
     conv_bn_act,
     edit,
     mbconv,
+    zoo,
 )
 from niwaki.factor.within import within
 from niwaki.gradient.dmasking import DMasking, DMaskingSearch
@@ -106,7 +107,24 @@ def test_the_first_finalists_are_networks_of_different_structure():
     stems = ("plain", "plain", "large", "plain", "large")
     archs = [next(arch for arch in space.enumerate() if arch["stem"] == stem) for stem in stems]
     trials = [Trial(number, arch, {"accuracy": 1.0}) for number, arch in enumerate(archs)]
-    assert [trial.number for trial in loop.unlike(trials, forks(place(own_network())))] == [0, 2, 1, 3, 4]
+    assert [trial.number for trial in loop.unlike(trials, forks(place(own_network())), 5)] == [0, 2, 1, 3, 4]
+    assert [trial.number for trial in loop.unlike(trials, forks(place(own_network())), 2)] == [0, 2]
+
+
+def test_every_option_of_a_fork_has_a_finalist_before_any_has_many():
+    network = zoo.mobile(8)
+    space, found = space_of(network), forks(place(network))
+    plain = {name: option for name, option in next(space.enumerate()).items() if name not in ("resolution", "stage0.depth")}
+    asked = [(6, 0, 1, 1), (6, 0, 2, 1), (6, 0, 1, 2), (6, 0, 2, 2), (8, 0, 2, 2), (8, 0, 1, 1)]
+    trials = []
+    for number, (resolution, *depths) in enumerate(asked):
+        choices = {**plain, "resolution": resolution, **{f"stage{at}.depth": depth for at, depth in enumerate(depths)}}
+        for at, depth in enumerate(depths):
+            if depth > (at > 0):
+                choices[f"stage{at}.block0"] = "conv"
+        trials.append(Trial(number, space.architecture(choices), {"accuracy": 1.0}))
+    # 3 is a new structure too, but everything in it has been seen; 4 brings the other resolution
+    assert [trial.number for trial in loop.unlike(trials, found, 5)] == [0, 1, 2, 4, 3]
 
 
 def test_what_validation_cannot_tell_apart_is_decided_by_the_number_of_layers_and_then_by_the_loss():

@@ -16,7 +16,7 @@ from niwaki.task.augment import Augment, augment_images
 from niwaki.task.classify import ImageClassification, classification_metrics, confusion_matrix
 from niwaki.task.embedded import digits
 from niwaki.task.folder import image_folder, read_images
-from niwaki.task.images import DataError, arrays, group_cut, guess_pixel_range, npz, stratified_cut
+from niwaki.task.images import DataError, arrays, dealt, group_cut, guess_pixel_range, npz, stratified_cut
 from niwaki.task.task import derive_seed
 
 CPU = torch.device("cpu")
@@ -394,6 +394,29 @@ def test_a_group_with_all_images_of_a_class_is_trained_on():
     images = rng.integers(0, 256, (6, 4, 4), dtype=np.uint8)
     with pytest.raises(DataError, match="no group can be kept for validation, as each has all training images of some class"):
         ImageClassification(arrays(images, labels[:6], images, labels[:6], groups=groups[:6])).part("train")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_hold_every_image_once_and_divide_no_group(seed):
+    task = ImageClassification(digits(), seed=seed)
+    folds = task.folds(4)
+    held_out = [set(judge_on.tolist()) for _, judge_on in folds]
+    assert sorted(index for fold in held_out for index in fold) == list(range(1437))
+    for (train_on, _), fold in zip(folds, held_out, strict=True):
+        assert set(train_on.tolist()) == set(range(1437)) - fold
+        groups = task.images.groups
+        assert not set(groups[list(fold)]) & set(groups[train_on])
+    assert max(map(len, held_out)) - min(map(len, held_out)) <= 130, "a writer wrote up to 130 digits"
+
+
+def test_without_groups_or_with_too_few_of_them_folds_are_dealt_class_by_class():
+    labels = np.repeat([0, 1, 2], [13, 8, 2])
+    for groups in (None, np.arange(23) % 3):
+        fold = dealt(labels, groups, 4, np.random.default_rng(0))
+        for label in range(3):
+            counts = np.bincount(fold[labels == label], minlength=4)
+            assert counts.max() - counts.min() <= 1
+        assert set(np.bincount(fold)) == {5, 6}
 
 
 def test_a_test_part_is_cut_from_a_grouped_npz_set_by_groups(tmp_path):

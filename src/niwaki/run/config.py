@@ -89,6 +89,7 @@ class Search(_Section):
     cost_weight: Amount | None = None
     candidates: Count | None = None  # architectures of the learned distribution that are judged with shared weights
     finalists: Count | None = None  # the best of them, judged by a short training of their own
+    folds: Annotated[int, Field(ge=1)] | None = None  # of the cross-validation that judges them; 1: on the validation part
     trim: Part | None = None  # options that fewer of the architectures within the budget take are left out of the supernet
     evaluations: Count | None = None  # trials of an ask/tell strategy
     proposals: Count = 4  # asked for at a time
@@ -264,8 +265,8 @@ _SUPERNET = {"epochs", "batch_size", "weight_lr", "momentum", "weight_decay"}  #
 _ASKED = {"evaluations", "proposals"}  # of a strategy
 _USES: dict[str, set[str]] = {
     "dmasking": set(Search.model_fields) - _ASKED - {"population_size", "tournament_size"},
-    "random": {"finalists", "trim", *_SUPERNET, *_ASKED},
-    "evolution": {"finalists", "trim", *_SUPERNET, *_ASKED, "population_size", "tournament_size"},
+    "random": {"finalists", "folds", "trim", *_SUPERNET, *_ASKED},
+    "evolution": {"finalists", "folds", "trim", *_SUPERNET, *_ASKED, "population_size", "tournament_size"},
 }
 
 
@@ -274,7 +275,7 @@ def uses(config: Config, key: str) -> bool:
     from_scratch = config.method != "dmasking" and config.evaluator == "scratch"  # there is no supernet, and every trial is a finalist
     section, _, field = key.rpartition(".")
     if section == "search":
-        return field in _USES[config.method] and not (from_scratch and field in {*_SUPERNET, "finalists"})
+        return field in _USES[config.method] and not (from_scratch and field in {*_SUPERNET, "finalists", "folds"})
     return not (key == "warm_start" and from_scratch) and not (key == "evaluator" and config.method == "dmasking")
 
 

@@ -28,8 +28,9 @@ from niwaki.nn.build import build
 from niwaki.objective import Objective, budget_text, parse_budgets
 from niwaki.run.config import Config, ConfigError, config_of
 from niwaki.run.model import ModelError, load_model
-from niwaki.run.search import AskTell, Budget, Search, working_seconds
+from niwaki.run.search import AskTell, Budget, Search, finalist_workers, working_seconds
 from niwaki.run.warm_start import checkpoint_of
+from niwaki.run.workers import one_thread
 from niwaki.space.size import largest, smallest
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.random import RandomSearch
@@ -47,6 +48,7 @@ MOST_EPOCHS = 40
 MIXTURE = 6  # passes of the largest member that a step on the logits costs, with all block types, depths and resolutions
 LOGIT_STEPS = 400  # wanted of a search, by going over the architecture's share more than once an epoch
 FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest and most epochs allow it
+FEW = 1000  # images in a validation part that cannot tell good networks apart by itself
 COST_WEIGHT = 0.2  # with more, the logits run for the cheapest options before the weights have shown what the others are worth
 TRIM = 0.05  # of the architectures within the budget; options of fewer are left out of niwaki's own family
 PLANNED = {  # what a time limit may reduce where nothing was asked for, and the least that means anything
@@ -181,6 +183,8 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.cost_weight": COST_WEIGHT,
         "search.candidates": 48,
         "search.finalists": 6,
+        # of a few hundred images one or two decide between networks that are all good; cross-validation looks at several times as many
+        "search.folds": 4 if len(task.part("validation")) < FEW else 1,
         "search.evaluations": 200,
         "train.epochs": max(15, min(300, ceil(FINAL_STEPS / steps))),
         "train.batch_size": batch,
@@ -233,6 +237,7 @@ def search_of(config: Config, task: ImageClassification | None = None, network: 
         proxy=_proxy(_recipe(config)),
         candidates=config.search.candidates or 1,
         finalists=1 if config.method != "dmasking" and config.evaluator == "scratch" else config.search.finalists or 1,  # trained as such
+        folds=config.search.folds or 1,
         seed=config.seed,
         device=config.device,
         minutes=config.minutes,
@@ -336,7 +341,11 @@ def estimate(search: Search) -> dict[str, float]:
         trials = search.candidates if isinstance(method, DMasking) else method.evaluations
         seconds["judging"] = (time.perf_counter() - began) * trials * len(spaces)
     if search.finalists > 1:
-        seconds["finalists"] = from_scratch * search.finalists * len(spaces)
+        workers = max(1, finalist_workers(search))
+        if workers > 1:
+            with one_thread():
+                from_scratch = search.proxy.epochs * training.steps_per_epoch * _seconds_per_step(training)
+        seconds["finalists"] = from_scratch * ceil(search.finalists * search.folds / workers) * len(spaces)
     seconds["training"] = search.recipe.epochs * training.steps_per_epoch * per_step * len(spaces)
     return seconds
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import threading
 import time
@@ -30,6 +31,7 @@ from niwaki.nn.build import build
 from niwaki.run.ask_tell import AskTellSearch, ask_and_tell
 from niwaki.run.folder import Folder, RunError, once
 from niwaki.run.warm_start import warm_start_
+from niwaki.run.workers import Job, Workers
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import BudgetError
 from niwaki.strategy.strategy import Strategy
@@ -45,6 +47,7 @@ EVEN = 0.25  # of even chances in what every other candidate is drawn from: shar
 SPENT = 0.85  # of the budget: candidates that cost less come after all that cost more
 CHUNK_S = 1.0  # seconds between looks at the clock
 FINALIST = "finalist"  # the source of a trial that trains one of the best again
+MOST_COPIED = 1 << 30  # bytes of images in all processes together that train finalists
 SHIPPING_S = 20.0  # kept free of a time limit, for test, export and report
 
 
@@ -70,7 +73,8 @@ class AskTell:
 @dataclass(frozen=True)
 class Search:
     """What to do, resolved. costs: what is counted of every architecture. candidates: architectures drawn from the learned distribution,
-    beside its mode, and judged with shared weights; finalists: the best of them, judged by a training of `proxy`; the best of these is chosen.
+    beside its mode, and judged with shared weights; finalists: the best of them, judged by a training of `proxy`, in cross-validation if
+    there are several folds; the best of these is chosen.
     """
 
     network: Network
@@ -82,6 +86,7 @@ class Search:
     proxy: Recipe
     candidates: int = 1
     finalists: int = 1
+    folds: int = 1
     seed: int = 0
     device: str = "cpu"
     minutes: float | None = None
@@ -367,16 +372,18 @@ def _choose(
 ) -> tuple[Architecture, dict[str, float]]:
     """The best trial within the budget by validation; of several finalists, unlike each other, the best after a short training of its own."""
     placement = place(search.network)
-    best_first = partial(preferred, metric=search.task.metric, examples=len(search.task.part("validation")), placement=placement)
+    best_first = partial(preferred, metric=search.task.metric, placement=placement)
+    judge = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device, folds=search.folds)
 
     def compute() -> dict[str, Any]:
         stored = folder.store.trials(_run(at), space.space)
         trials = [trial for trial in stored if trial.source != FINALIST]
-        finalists = unlike(best_first(trials), forks(placement))[: search.finalists]
+        ranked = best_first(trials, examples=len(search.task.part("validation")))
+        finalists = unlike(ranked, forks(placement), search.finalists)
         if len(finalists) > 1:
-            known = {trial.number: trial for trial in stored if trial.source == FINALIST}
-            judged = _train_finalists(search, at, finalists, len(trials), known, folder, progress, clock)
-            finalists = best_first(judged) if judged else finalists
+            known = {trial.number for trial in stored if trial.source == FINALIST}
+            judged = _train_finalists(search, at, judge, finalists, len(trials), known, folder, progress, clock)
+            finalists = best_first(judged, examples=judge.examples()) if judged else finalists
         if not finalists:
             raise RunError(f"no architecture within {search.budgets[at].text} could be evaluated{_first_failure(stored)}")
         best = finalists[0]
@@ -409,46 +416,100 @@ def layers_with_weights(placement: Placement, arch: Mapping[str, Any]) -> int:
     return sum(isinstance(item.layer, (Conv, Linear, SqueezeExcite)) for item in fix(placement, arch).items)
 
 
-def unlike(trials: Sequence[Trial], forks: Set[str]) -> list[Trial]:
-    """`trials`, the first of every structure (block types, depths, resolution) before all others.
+def unlike(trials: Sequence[Trial], forks: Set[str], count: int) -> list[Trial]:
+    """`count` of the ranked `trials` that differ in structure (block types, depths, resolution).
 
-    Shared weights tell networks of one structure apart less well than a short training tells structures apart; and the ones they like
-    best tend to be alike.
+    In turn the first with an option of a fork that none before it has; when there is no such, the first of a new structure; then the
+    first that is left. Shared weights tell widths apart, but not structures, of which they favour what the search has trained most; a short
+    training does, where it is given the chance.
     """
-    first: dict[frozenset[tuple[str, Any]], Trial] = {}
-    for trial in trials:
-        first.setdefault(frozenset((name, option) for name, option in trial.arch.items() if name in forks), trial)
-    leading = {trial.number for trial in first.values()}
-    return sorted(trials, key=lambda trial: trial.number not in leading)
+    rest, taken = list(trials), list[Trial]()
+    options, structures = set[tuple[str, Any]](), set[frozenset[tuple[str, Any]]]()
+
+    def structure(trial: Trial) -> frozenset[tuple[str, Any]]:
+        return frozenset((name, option) for name, option in trial.arch.items() if name in forks)
+
+    while rest and len(taken) < count:
+        new = (trial for trial in rest if structure(trial) - options)
+        other = (trial for trial in rest if structure(trial) not in structures)
+        trial = next(new, None) or next(other, None) or rest[0]
+        rest.remove(trial)
+        taken.append(trial)
+        options |= structure(trial)
+        structures.add(structure(trial))
+    return taken
+
+
+def finalist_workers(search: Search) -> int:
+    """How many processes train finalists side by side, of one thread each: networks this small gain next to nothing from a second thread.
+
+    0: none, they are trained here; on a GPU, for data of which copies would be costly, and for what cannot be sent to a process.
+    """
+    if search.device != "cpu" or type(search.task) is not ImageClassification:
+        return 0
+    workers = min(torch.get_num_threads(), search.finalists * search.folds)
+    images = search.task.images
+    if workers < 2 or workers * (images.images.nbytes + images.test_images.nbytes) > MOST_COPIED:
+        return 0
+    try:
+        sent = pickle.dumps(search.network)
+    except Exception:  # of layers of the caller's own; whatever it is, the work can be done here
+        return 0
+    return 0 if b"__main__" in sent else workers
 
 
 def _train_finalists(
     search: Search,
     at: int,
+    judge: Scratch,
     finalists: Sequence[Trial],
     first: int,
-    known: Mapping[int, Trial],
+    known: Set[int],
     folder: Folder,
     progress: Progress,
     clock: Clock,
 ) -> list[Trial]:
     """Each finalist again, as a trial of a short training of its own, while there is time. first: the number of the first of these trials."""
-    progress.phase(f"training {len(finalists)} finalists", len(finalists))
-    progress.advance(0)
-    judge = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device)
+
+    def over() -> bool:
+        folder.book("finalists")
+        return clock.over("finalists", (at + 1) / len(search.budgets))
+
+    numbered = list(enumerate(finalists, start=first))
+    jobs = [
+        [Job(f"finalist {at} {number} {fold}", _fold, (judge, dict(finalist.arch), fold)) for fold in range(search.folds)]
+        for number, finalist in numbered
+    ]
+    phase = f"training {len(finalists)} finalists" + (f", {search.folds} times each" if search.folds > 1 else "")
+    workers = finalist_workers(search)
+    with Workers(max(1, workers), threads=1 if workers else None) as pool:
+        results = pool.run([job for of_one in jobs for job in of_one], folder, progress, phase, over)
     judged: list[Trial] = []
-    for number, finalist in enumerate(finalists, start=first):
-        trial = known.get(number)
-        if trial is None and clock.over("finalists", (at + 1) / len(search.budgets)):
-            folder.note(f"The time limit cut the training of finalists short: {len(judged)} of {len(finalists)} were trained.")
-            break
-        if trial is None:
-            trial = _judged(search, number, finalist.arch, judge, FINALIST)
+    for (number, finalist), of_one in zip(numbered, jobs, strict=True):
+        parts = [results[job.name] for job in of_one if job.name in results]
+        if len(parts) < len(of_one):
+            continue
+        seconds = sum(part["seconds"] for part in parts)
+        if failed := next((part["failed"] for part in parts if part["failed"]), None):
+            trial = Trial(number, finalist.arch, {}, FINALIST, seconds, status="failed", note=failed)
+        else:
+            metrics = judge.mean([part["metrics"] for part in parts])
+            trial = Trial(number, finalist.arch, {**metrics, **_counted(search, finalist.arch)}, FINALIST, seconds)
+        if number not in known:
             folder.store.append(_run(at), trial)
-            folder.book("finalists")
         judged.append(trial)
-        progress.advance(len(judged))
+    if len(judged) < len(finalists):
+        folder.note(f"The time limit cut the training of finalists short: {len(judged)} of {len(finalists)} were trained.")
     return judged
+
+
+def _fold(judge: Scratch, arch: dict[str, Any], at: int) -> dict[str, Any]:
+    """What a worker is asked for: one training of a finalist."""
+    began = time.perf_counter()
+    try:
+        return {"metrics": judge.fold(arch, at), "failed": None, "seconds": time.perf_counter() - began}
+    except EvaluationFailed as error:
+        return {"metrics": {}, "failed": str(error), "seconds": time.perf_counter() - began}
 
 
 def _first_failure(trials: Sequence[Trial]) -> str:

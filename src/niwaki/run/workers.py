@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+import pickle
+import queue
 import signal
+import subprocess
+import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from niwaki.run.folder import Folder, once
-from niwaki.run.search import Progress
+
+if TYPE_CHECKING:
+    from niwaki.run.search import Progress
 
 
 class JobFailed(RuntimeError):
@@ -34,104 +39,135 @@ class Job:
 
 
 class Workers:
-    """`count` processes, started when there is something to do; of one worker, the work is done in this process.
+    """`count` processes, started when there is something to do; of one worker, the work is done in this process, on `threads` threads (None: as
+    many as torch has).
 
     A job is a function of its arguments alone, so that results do not depend on how many workers there are. With the caller's death, by
-    whatever signal, the processes end, too. They start by spawning: a program that calls this guards its main part by `__name__`.
+    whatever signal, the processes end, too. They are new interpreters, which know nothing of the caller's main program: a script need not
+    be guarded by `__name__`, as for `multiprocessing`, and functions and classes of the script itself cannot be sent.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, threads: int | None = 1) -> None:
         if count < 1:
             raise ValueError(f"{count} workers were asked for; there is at least one")
-        self.count = count
-        self._processes: list[tuple[BaseProcess, Connection]] = []
+        self.count, self.threads = count, threads
+        self._processes: list[subprocess.Popen] = []
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process, connection in self._processes:
-            connection.close()
-            process.terminate()
-            process.join()
+        for process in self._processes:
+            process.kill()
+            process.wait()
         self._processes.clear()
 
-    def run(self, jobs: Sequence[Job], folder: Folder, progress: Progress, phase: str) -> dict[str, Any]:
-        """The results of all jobs by name: those that `folder` has are read, the others made, in this order as far as workers are free."""
-        results = {job.name: folder.store.fact(f"result {job.name}") for job in jobs}
-        waiting = [job for job in jobs if results[job.name] is None]
+    def run(
+        self, jobs: Sequence[Job], folder: Folder, progress: Progress, phase: str, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any]:
+        """The results by name: those that `folder` has are read, the others made, in this order as far as workers are free.
+
+        stop: once it says so, no further job is begun; what was not has no result.
+        """
+        known = {job.name: folder.store.fact(f"result {job.name}") for job in jobs}
+        results = {name: result for name, result in known.items() if result is not None}
+        waiting = [job for job in jobs if job.name not in results]
         progress.phase(phase, len(jobs))
-        progress.advance(len(jobs) - len(waiting))
-        if self.count == 1:
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-            try:
-                for done, job in enumerate(waiting, len(jobs) - len(waiting) + 1):
-                    results[job.name] = once(folder, job.name, partial(job.function, *job.arguments))
-                    progress.advance(done)
-            finally:
-                torch.set_num_threads(threads)
-        elif waiting:
-            self._share(waiting, results, folder, progress)
+        progress.advance(len(results))
+        if self.count > 1 and waiting:
+            self._share(waiting, results, folder, progress, stop)
+            return {job.name: results[job.name] for job in jobs if job.name in results}
+        with one_thread() if self.threads == 1 else nullcontext():
+            for job in waiting:
+                if stop():
+                    break
+                results[job.name] = once(folder, job.name, partial(job.function, *job.arguments))
+                progress.advance(len(results))
         return results
 
-    def _share(self, waiting: list[Job], results: dict[str, Any], folder: Folder, progress: Progress) -> None:
+    def _share(self, waiting: list[Job], results: dict[str, Any], folder: Folder, progress: Progress, stop: Callable[[], bool]) -> None:
         while len(self._processes) < self.count:
             self._processes.append(_started())
-        busy: dict[Connection, Job] = {}
-        queue = list(reversed(waiting))
-        done = len(results) - len(waiting)
-        while queue or busy:
-            for _, connection in self._processes:
-                if queue and connection not in busy:
-                    busy[connection] = queue.pop()
-                    connection.send((busy[connection].function, busy[connection].arguments))
-            for ready in wait(list(busy)):
-                assert isinstance(ready, Connection)
-                job = busy.pop(ready)
-                results[job.name] = once(folder, job.name, partial(_received, ready, job))
-                done += 1
-                progress.advance(done)
+        idle, todo = list(self._processes), list(reversed(waiting))
+        busy: dict[Future, tuple[subprocess.Popen, Job]] = {}
+        with ThreadPoolExecutor(self.count) as threads:
+            try:
+                while todo or busy:
+                    while todo and idle and not stop():
+                        process, job = idle.pop(), todo.pop()
+                        busy[threads.submit(_asked, process, job)] = process, job
+                    if not busy:
+                        return
+                    for ready in wait(busy, return_when=FIRST_COMPLETED).done:
+                        process, job = busy.pop(ready)
+                        idle.append(process)
+                        results[job.name] = once(folder, job.name, ready.result)
+                        progress.advance(len(results))
+            except BaseException:
+                self.__exit__()  # or the threads would wait for the jobs that still run
+                raise
 
 
-def _received(connection: Connection, job: Job) -> Any:
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within, torch computes on one thread, as a worker does: the same bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        succeeded, result = connection.recv()
-    except EOFError:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _asked(process: subprocess.Popen, job: Job) -> Any:
+    """The result of `job` from its process; runs in a thread of its own, which waits."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        pickle.dump((job.function, job.arguments), process.stdin)
+        process.stdin.flush()
+        succeeded, result = pickle.load(process.stdout)
+    except (EOFError, BrokenPipeError):
         raise JobFailed(f"the process that worked on {job.name!r} died; it may have run out of memory") from None
     if not succeeded:
         raise JobFailed(f"{job.name!r} failed:\n{result}")
     return result
 
 
-def _started() -> tuple[BaseProcess, Connection]:
-    context = get_context("spawn")  # a fork would inherit torch's threads and the store's connection
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()  # or the death of the process would go unnoticed
-    return process, ours
+def _started() -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(place or ".") for place in sys.path)}
+    command = [sys.executable, "-c", "from niwaki.run.workers import serve; serve()"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
 
-def _serve(connection: Connection) -> None:
-    """What a worker does: one job after the other, until there is nobody left to ask for one."""
+def serve() -> None:
+    """What a worker does: one job after the other, from its standard input, until there is nobody left to ask for one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who ends us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a job prints must not get among the answers
+    jobs: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     torch.set_num_threads(1)
     while True:
-        try:
-            function, arguments = connection.recv()
-        except EOFError:
-            return
+        function, arguments = jobs.get()
         try:
             answer = (True, function(*arguments))
         except Exception:  # whatever it was, the caller is told and raises it there
             answer = (False, traceback.format_exc())
-        connection.send(answer)
+        pickle.dump(answer, answers)
+        answers.flush()
 
 
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def _listen(jobs: queue.SimpleQueue) -> None:
+    """Hands on what the caller asks for. It listens while a job runs, too: so a worker ends with its caller at once."""
+    while True:
+        try:
+            jobs.put(pickle.load(sys.stdin.buffer))
+        except EOFError:
+            os._exit(1)
+        except Exception:
+            jobs.put((_unreadable, (traceback.format_exc(),)))
+
+
+def _unreadable(reason: str) -> None:
+    raise RuntimeError(f"the worker could not read its job:\n{reason}")

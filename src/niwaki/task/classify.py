@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from niwaki.task.augment import Augment, augment_for, augment_images
-from niwaki.task.images import DataError, Images, describe, group_cut, stratified_cut
+from niwaki.task.images import DataError, Images, dealt, describe, group_cut, stratified_cut
 from niwaki.task.task import Part, derive_seed
 
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
@@ -103,6 +103,12 @@ class ImageClassification:
             share = min(max(architecture_share, 2 / count), 1 - 2 / count)
             weights, architecture = stratified_cut(np.zeros_like(labels), share, rng)
         return torch.from_numpy(train[weights]), torch.from_numpy(train[architecture])
+
+    def folds(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        """Training and validation parts cut into `count` folds, by groups, or else class by class: for each fold all others, and the fold."""
+        rng = np.random.default_rng(derive_seed(self.seed, "folds"))
+        fold = dealt(self.images.labels, self.images.groups, count, rng)
+        return [(torch.from_numpy(np.flatnonzero(fold != at)), torch.from_numpy(np.flatnonzero(fold == at))) for at in range(count)]
 
     def labels(self, indices: Tensor) -> Tensor:
         """Class numbers, int64 (I,), on the CPU."""

@@ -37,6 +37,10 @@ class Task(Protocol):
         """The train part in two index sets: one to learn weights on, one to learn the architecture on."""
         ...
 
+    def folds(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        """For cross-validation over the training and validation parts: `count` times the examples to train on, and those to judge on."""
+        ...
+
     def labels(self, indices: Tensor) -> Tensor:
         """The targets of `batch` (I, ...), on the CPU, without the work of making its inputs."""
         ...
