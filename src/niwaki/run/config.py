@@ -134,6 +134,7 @@ class Config(_Section):
     evaluator: Literal["shared", "scratch"] = "shared"
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     threads: Count | None = None
+    workers: Count | None = None  # processes, of one thread each, for trainings that do not depend on each other
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     search: Search = Search()
     train: Train = Train()
@@ -176,7 +177,7 @@ class Config(_Section):
     def undecided(self) -> list[str]:
         """The keys that wait for the data: they are None, and None is no answer ("search.epochs")."""
         waiting = [f"{name}.{field}" for name in ("search", "train") for field, value in getattr(self, name) if value is None]
-        return waiting + [name for name in ("budget", "threads") if getattr(self, name) is None]
+        return waiting + [name for name in ("budget", "threads", "workers") if getattr(self, name) is None]
 
     def decided(self, values: Mapping[str, Any]) -> Config:
         """This configuration with `values` (dotted key -> value) for keys that are undecided; what was said stays as it was said."""

@@ -26,6 +26,7 @@ from niwaki.net.edit import restrict
 from niwaki.net.place import place, space_of
 from niwaki.nn.build import build
 from niwaki.objective import Objective, budget_text, parse_budgets
+from niwaki.run import workers
 from niwaki.run.config import Config, ConfigError, config_of
 from niwaki.run.model import ModelError, load_model
 from niwaki.run.search import AskTell, Budget, Search, finalist_workers, working_seconds
@@ -48,6 +49,7 @@ MOST_EPOCHS = 40
 MIXTURE = 6  # passes of the largest member that a step on the logits costs, with all block types, depths and resolutions
 LOGIT_STEPS = 400  # wanted of a search, by going over the architecture's share more than once an epoch
 FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest and most epochs allow it
+THREADED_MACS = 3e8  # of a batch through the largest member; with fewer, one thread is as fast as two
 FEW = 1000  # images in a validation part that cannot tell good networks apart by itself
 COST_WEIGHT = 0.2  # with more, the logits run for the cheapest options before the weights have shown what the others are worth
 TRIM = 0.05  # of the architectures within the budget; options of fewer are left out of niwaki's own family
@@ -149,6 +151,7 @@ def default_budget(task: ImageClassification) -> str:
 def decide(config: Config, task: ImageClassification, network: Network) -> Config:
     """`config` with an answer for every key that was left open, from the sizes of data and network alone: never from a clock."""
     examples = len(task.part("train+validation"))
+    cores = 1 if workers.in_worker else os.cpu_count() or 1
     batch = 64 if examples < 20_000 else 128
     search_batch = config.search.batch_size or batch
     weight_part, architecture_part = task.search_split(config.search.architecture_share or DMasking.architecture_share)
@@ -162,7 +165,9 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
     published = DMasking()
     warmup = stated if stated is not None else min(max(1, search_epochs // 4), search_epochs - 1)
     values = {
-        "threads": os.cpu_count() or 1,
+        # of small networks a training is mostly overhead, which a second thread does not share, and which it suffers from beside other work
+        "threads": cores if batch * COSTS["macs"](network).maximum()[0] > THREADED_MACS else 1,
+        "workers": config.threads or cores,
         "search.epochs": search_epochs,
         "search.warmup_epochs": warmup,
         "search.batch_size": batch,
@@ -238,6 +243,7 @@ def search_of(config: Config, task: ImageClassification | None = None, network: 
         candidates=config.search.candidates or 1,
         finalists=1 if config.method != "dmasking" and config.evaluator == "scratch" else config.search.finalists or 1,  # trained as such
         folds=config.search.folds or 1,
+        workers=config.workers or 1,
         seed=config.seed,
         device=config.device,
         minutes=config.minutes,
@@ -341,11 +347,11 @@ def estimate(search: Search) -> dict[str, float]:
         trials = search.candidates if isinstance(method, DMasking) else method.evaluations
         seconds["judging"] = (time.perf_counter() - began) * trials * len(spaces)
     if search.finalists > 1:
-        workers = max(1, finalist_workers(search))
-        if workers > 1:
+        side_by_side = finalist_workers(search)
+        if side_by_side:
             with one_thread():
                 from_scratch = search.proxy.epochs * training.steps_per_epoch * _seconds_per_step(training)
-        seconds["finalists"] = from_scratch * ceil(search.finalists * search.folds / workers) * len(spaces)
+        seconds["finalists"] = from_scratch * ceil(search.finalists * search.folds / max(1, side_by_side)) * len(spaces)
     seconds["training"] = search.recipe.epochs * training.steps_per_epoch * per_step * len(spaces)
     return seconds
 

@@ -42,6 +42,7 @@ from niwaki.train.recipe import Recipe
 from niwaki.trial import EvaluationFailed, Trial
 
 DRAWN = 4096  # architectures drawn within the budget, of which the candidates are taken
+FEW_DRAWN = 64  # of which the one that uses its budget best is taken
 LEAST_LOG_P = -40.0  # of an architecture of the learned distribution to be within the budget, for it to be drawn from as it is
 EVEN = 0.25  # of even chances in what every other candidate is drawn from: shared weights learn what is deep and quick to train first
 SPENT = 0.85  # of the budget: candidates that cost less come after all that cost more
@@ -87,6 +88,7 @@ class Search:
     candidates: int = 1
     finalists: int = 1
     folds: int = 1
+    workers: int = 1
     seed: int = 0
     device: str = "cpu"
     minutes: float | None = None
@@ -203,6 +205,11 @@ def _candidates(
             ):  # one network may have several names
                 programs.add(found)
                 archs.append(arch)
+        taken = {(name, option) for arch in archs for name, option in arch.items()}
+        missing = [(name, option) for name in sorted(forks(place(search.network))) for option in space.space[name].options]
+        drawn_for = [_with_option(search, at, space, blended, *choice) for choice in missing if choice not in taken]
+        rare = [arch for arch in drawn_for if arch is not None][: search.candidates // 2]
+        archs = archs[: search.candidates - len(rare)] + rare
     known = {trial.number for trial in folder.store.trials(_run(at), space.space)}
     progress.phase(f"judging {len(archs)} candidates", len(archs))
     for number, arch in enumerate(archs):
@@ -210,6 +217,25 @@ def _candidates(
             folder.store.append(_run(at), _judged(search, number, arch, judge, "dmasking"))
         progress.advance(number + 1)
     return len(archs)
+
+
+def _with_option(
+    search: Search, at: int, space: Within, probabilities: Mapping[str, np.ndarray], name: str, option: Any
+) -> Architecture | None:
+    """An architecture within the budget with that option, drawn by `probabilities`; None where there is hardly one.
+
+    What the learned distribution has left behind gets one chance: a search may have settled on a block, depth or resolution early.
+    """
+    decision = space.space[name]
+    fixed = {**probabilities, name: np.array([float(one == option) for one in decision.options])}
+    if not space.probability(fixed).log > LEAST_LOG_P:
+        return None
+    try:
+        rows = space.sample_many(FEW_DRAWN, np.random.default_rng(derive_seed(search.seed, "with", at, name, str(option))), fixed)
+    except BudgetError:
+        return None
+    archs = [arch for arch in map(space.from_indices, rows.tolist()) if arch.get(name) == option]
+    return max(archs, key=lambda arch: max(limit.cost(arch) / limit.upper for limit in space.limits), default=None)
 
 
 def _drawn(space: Within, probabilities: Mapping[str, np.ndarray], seed: int, folder: Folder) -> np.ndarray:
@@ -443,13 +469,13 @@ def unlike(trials: Sequence[Trial], forks: Set[str], count: int) -> list[Trial]:
 def finalist_workers(search: Search) -> int:
     """How many processes train finalists side by side, of one thread each: networks this small gain next to nothing from a second thread.
 
-    0: none, they are trained here; on a GPU, for data of which copies would be costly, and for what cannot be sent to a process.
+    0: none, they are trained here, on all threads; on a GPU, for data of which copies would be costly, and for what cannot be sent to a process.
     """
     if search.device != "cpu" or type(search.task) is not ImageClassification:
         return 0
-    workers = min(torch.get_num_threads(), search.finalists * search.folds)
+    workers = min(search.workers, search.finalists * search.folds)
     images = search.task.images
-    if workers < 2 or workers * (images.images.nbytes + images.test_images.nbytes) > MOST_COPIED:
+    if workers * (images.images.nbytes + images.test_images.nbytes) > MOST_COPIED:
         return 0
     try:
         sent = pickle.dumps(search.network)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from niwaki.run.search import Progress
 
 
+in_worker = False  # whether this process is one
+
+
 class JobFailed(RuntimeError):
     """A job that raised an error, or whose process died. What other jobs gave is kept."""
 
@@ -142,6 +145,8 @@ def _started() -> subprocess.Popen:
 
 def serve() -> None:
     """What a worker does: one job after the other, from its standard input, until there is nobody left to ask for one."""
+    global in_worker
+    in_worker = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who ends us
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a job prints must not get among the answers
