@@ -189,7 +189,7 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.candidates": 48,
         "search.finalists": 6,
         # of a few hundred images one or two decide between networks that are all good; cross-validation looks at several times as many
-        "search.folds": 4 if len(task.part("validation")) < FEW else 1,
+        "search.folds": 3 if len(task.part("validation")) < FEW else 1,
         "search.evaluations": 200,
         "train.epochs": max(15, min(300, ceil(FINAL_STEPS / steps))),
         "train.batch_size": batch,
