@@ -107,13 +107,13 @@ def test_the_first_finalists_are_networks_of_different_structure():
     stems = ("plain", "plain", "large", "plain", "large")
     archs = [next(arch for arch in space.enumerate() if arch["stem"] == stem) for stem in stems]
     trials = [Trial(number, arch, {"accuracy": 1.0}) for number, arch in enumerate(archs)]
-    assert [trial.number for trial in loop.unlike(trials, forks(place(own_network())), 5)] == [0, 2, 1, 3, 4]
-    assert [trial.number for trial in loop.unlike(trials, forks(place(own_network())), 2)] == [0, 2]
+    assert [trial.number for trial in loop.unlike(trials, place(own_network()), 5)] == [0, 2, 1, 3, 4]
+    assert [trial.number for trial in loop.unlike(trials, place(own_network()), 2)] == [0, 2]
 
 
-def test_every_option_of_a_fork_has_a_finalist_before_any_has_many():
+def test_every_depth_and_resolution_has_a_finalist_before_any_has_many():
     network = zoo.mobile(8)
-    space, found = space_of(network), forks(place(network))
+    space = space_of(network)
     plain = {name: option for name, option in next(space.enumerate()).items() if name not in ("resolution", "stage0.depth")}
     asked = [(6, 0, 1, 1), (6, 0, 2, 1), (6, 0, 1, 2), (6, 0, 2, 2), (8, 0, 2, 2), (8, 0, 1, 1)]
     trials = []
@@ -124,7 +124,7 @@ def test_every_option_of_a_fork_has_a_finalist_before_any_has_many():
                 choices[f"stage{at}.block0"] = "conv"
         trials.append(Trial(number, space.architecture(choices), {"accuracy": 1.0}))
     # 3 is a new structure too, but everything in it has been seen; 4 brings the other resolution
-    assert [trial.number for trial in loop.unlike(trials, found, 5)] == [0, 1, 2, 4, 3]
+    assert [trial.number for trial in loop.unlike(trials, place(network), 5)] == [0, 1, 2, 4, 3]
 
 
 def test_what_validation_cannot_tell_apart_is_decided_by_the_number_of_layers_and_then_by_the_loss():

@@ -6,7 +6,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -206,7 +206,7 @@ def _candidates(
                 programs.add(found)
                 archs.append(arch)
         taken = {(name, option) for arch in archs for name, option in arch.items()}
-        missing = [(name, option) for name in sorted(forks(place(search.network))) for option in space.space[name].options]
+        missing = [(name, option) for name in frame(place(search.network)) for option in space.space[name].options]
         drawn_for = [_with_option(search, at, space, blended, *choice) for choice in missing if choice not in taken]
         rare = [arch for arch in drawn_for if arch is not None][: search.candidates // 2]
         archs = archs[: search.candidates - len(rare)] + rare
@@ -405,7 +405,7 @@ def _choose(
         stored = folder.store.trials(_run(at), space.space)
         trials = [trial for trial in stored if trial.source != FINALIST]
         ranked = best_first(trials, examples=len(search.task.part("validation")))
-        finalists = unlike(ranked, forks(placement), search.finalists)
+        finalists = unlike(ranked, placement, search.finalists)
         if len(finalists) > 1:
             known = {trial.number for trial in stored if trial.source == FINALIST}
             judged = _train_finalists(search, at, judge, finalists, len(trials), known, folder, progress, clock)
@@ -442,28 +442,32 @@ def layers_with_weights(placement: Placement, arch: Mapping[str, Any]) -> int:
     return sum(isinstance(item.layer, (Conv, Linear, SqueezeExcite)) for item in fix(placement, arch).items)
 
 
-def unlike(trials: Sequence[Trial], forks: Set[str], count: int) -> list[Trial]:
+def unlike(trials: Sequence[Trial], placement: Placement, count: int) -> list[Trial]:
     """`count` of the ranked `trials` that differ in structure (block types, depths, resolution).
 
-    In turn the first with an option of a fork that none before it has; when there is no such, the first of a new structure; then the
-    first that is left. Shared weights tell widths apart, but not structures, of which they favour what the search has trained most; a short
-    training does, where it is given the chance.
+    In turn the first with an option of a frame decision that none before it has; when there is no such, the first of a new structure; then
+    the first that is left. Shared weights tell widths apart, but not structures, of which they favour what the search has trained most; a
+    short training does, where it is given the chance.
     """
-    rest, taken = list(trials), list[Trial]()
-    options, structures = set[tuple[str, Any]](), set[frozenset[tuple[str, Any]]]()
+    rest, taken, seen = list(trials), list[Trial](), set[Hashable]()
+    every, leading = forks(placement), frame(placement)
 
-    def structure(trial: Trial) -> frozenset[tuple[str, Any]]:
-        return frozenset((name, option) for name, option in trial.arch.items() if name in forks)
+    def structure(trial: Trial) -> Hashable:
+        return frozenset((name, option) for name, option in trial.arch.items() if name in every)
 
     while rest and len(taken) < count:
-        new = (trial for trial in rest if structure(trial) - options)
-        other = (trial for trial in rest if structure(trial) not in structures)
+        new = (trial for trial in rest if any((name, trial.arch[name]) not in seen for name in leading))
+        other = (trial for trial in rest if structure(trial) not in seen)
         trial = next(new, None) or next(other, None) or rest[0]
         rest.remove(trial)
         taken.append(trial)
-        options |= structure(trial)
-        structures.add(structure(trial))
+        seen |= {structure(trial), *((name, trial.arch[name]) for name in leading)}
     return taken
+
+
+def frame(placement: Placement) -> list[str]:
+    """The forks that every architecture has to decide: resolutions, depths, and block types that are always there."""
+    return [decision.name for decision in placement.decisions if decision.condition is True and decision.name in forks(placement)]
 
 
 def finalist_workers(search: Search) -> int:
