@@ -112,10 +112,11 @@ def test_the_first_finalists_are_networks_of_different_structure():
 
 
 def test_every_depth_and_resolution_has_a_finalist_before_any_has_many():
-    network = zoo.mobile(8)
+    network = zoo.mobile(28)
     space = space_of(network)
+    small, large = space["resolution"].options
     plain = {name: option for name, option in next(space.enumerate()).items() if name not in ("resolution", "stage0.depth")}
-    asked = [(6, 0, 1, 1), (6, 0, 2, 1), (6, 0, 1, 2), (6, 0, 2, 2), (8, 0, 2, 2), (8, 0, 1, 1)]
+    asked = [(small, 0, 1, 1), (small, 0, 2, 1), (small, 0, 1, 2), (small, 0, 2, 2), (large, 0, 2, 2), (large, 0, 1, 1)]
     trials = []
     for number, (resolution, *depths) in enumerate(asked):
         choices = {**plain, "resolution": resolution, **{f"stage{at}.depth": depth for at, depth in enumerate(depths)}}

@@ -19,6 +19,7 @@ from niwaki.net.tree import called
 from niwaki.space.choice import Choice, SpaceError
 
 SMALLEST, LARGEST = 8, 224  # pixels
+TINY = 16
 _STEPS = (4, 6, 8, 10, 12, 16, 20, 24)  # widths of a stage, in units of the stage
 
 
@@ -45,7 +46,7 @@ class _Plan:
 
 
 _PLANS = (
-    _Plan(16, 1, (2, 2, 4), ((0, 1), (1, 2), (1, 2)), (3, 5), (2, 3, 4), (32, 64, 96, 128), plain_downs=True),
+    _Plan(TINY, 1, (1, 2, 4), ((0, 1), (1, 2), (1, 2)), (3, 5), (2, 3, 4), (32, 64, 96, 128), plain_downs=True),
     _Plan(48, 2, (2, 4, 8), ((0, 1, 2), (1, 2, 3), (1, 2, 3)), (3, 5), (2, 3, 4, 6), (64, 128, 192, 256)),
     _Plan(96, 2, (1, 2, 4, 8), ((0, 1, 2), (1, 2, 3), (1, 2, 3), (1, 2, 3)), (3, 5), (2, 3, 4, 6), (64, 128, 192, 256)),
     _Plan(
@@ -60,8 +61,9 @@ def mobile(size: int, channels: int = 3, classes: int = 10) -> Network:
         raise SpaceError(f"mobile({size}): the family is made for images of {SMALLEST} to {LARGEST} pixels; resize the images")
     plan = next(plan for plan in _PLANS if size <= plan.size)
     widths = [Choice(tuple(unit * step for step in _STEPS), f"/stage{at}.width") for at, unit in enumerate(plan.units)]
+    resolutions = _resolutions(size)
     body: list[Layer] = [
-        Subsample(Choice(_resolutions(size), "/resolution"), name="input"),
+        *([Subsample(Choice(resolutions, "/resolution"), name="input")] if len(resolutions) > 1 else []),
         conv_bn_act(widths[0], 3, stride=plan.stem_stride, activation=_activation(0), name="stem"),
         *(_stage(at, width, size, plan) for at, width in enumerate(widths)),
     ]
@@ -72,7 +74,9 @@ def mobile(size: int, channels: int = 3, classes: int = 10) -> Network:
 
 
 def _resolutions(size: int) -> tuple[int, ...]:
-    """Three quarters of the image, or all of it; large images also five eighths and seven. Even numbers."""
+    """Three quarters of the image, or all of it; large images also five eighths and seven; tiny ones have no pixel to spare. Even numbers."""
+    if size <= TINY:
+        return (size,)
     eighths = (6, 8) if size <= 96 else (5, 6, 7, 8)
     return tuple(dict.fromkeys(size if part == 8 else 2 * round(size * part / 16) for part in eighths))
 
