@@ -31,7 +31,7 @@ from torch import Tensor, fx, nn
 from niwaki.net.block import conv_bn_act, mbconv
 from niwaki.net.control import Chain, Network
 from niwaki.net.edit import edit, restrict
-from niwaki.net.layer import Activation, BatchNorm, Conv, SqueezeExcite, Subsample
+from niwaki.net.layer import Activation, BatchNorm, Conv, Linear, SqueezeExcite, Subsample
 from niwaki.net.place import Placed, fix, place, space_of
 from niwaki.nn.build import build, module_name
 from niwaki.nn.supernet import supernet
@@ -203,8 +203,9 @@ def branched(network: Network, count: int) -> Subject:
         if convolutions := [item for item in items.values() if isinstance(item.layer, Conv)]:
             options = count if any(item.path in searched for item in convolutions) else 1
             blocks.append(Branches(items, options, searched=f"{path}.expand" in searched))
-    features = placed[-1].input_shapes[0].width
-    head = nn.Linear(features, placed[-1].layer.out_features)  # type: ignore[attr-defined]
+    # of a hidden layer in the head there is one: on vectors, its branches would cost next to nothing
+    linear = [nn.Linear(item.input_shapes[0].width, item.shape.width) for item in placed if isinstance(item.layer, Linear)]
+    head = nn.Sequential(*(layer for one in linear for layer in (one, nn.Hardswish())))[:-1]
     module = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), head)
     chosen = nn.ModuleList([*(block.branches[-1] for block in blocks), head])
     expected = sum(parameter.numel() for parameter in plain(network).module.parameters())

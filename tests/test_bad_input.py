@@ -114,7 +114,7 @@ def test_a_budget_below_the_smallest_network_says_the_minimum_and_which_choices_
     message = wrong("search", "--set", "budget=macs<=5000", "--out", tmp_path / "runs" / "one")
     least = int(re.search(r"no architecture has macs <= 5,000: the least is ([\d,]+)", message)[1].replace(",", ""))
     assert 5_000 < least <= 20_000
-    assert "stage0.width = 8" in message
+    assert "stage0.width = 4" in message
 
 
 def test_a_budget_above_the_largest_network_says_so_and_goes_on(niwaki_command, tmp_path):
