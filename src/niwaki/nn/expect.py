@@ -107,8 +107,8 @@ class Expectations:
         if (key := (like.device, like.dtype)) not in self._vectors:
             self._vectors[key] = self._make(like)
         v = self._vectors[key]
-        one_of_each = torch.cat([*(weights[name] for name in self.options), like.new_ones(1)])
-        joint, *others = one_of_each.index_select(0, v.weight).view(-1, len(v.slot)).unbind(0)
+        flat = torch.cat([*(weights[name] for name in self.options), like.new_ones(1)])
+        joint, *others = flat.index_select(0, v.weight).view(-1, len(v.slot)).unbind(0)
         for other in others:
             joint = joint * other
         if v.holds is not None:  # where the condition is impossible, nothing that follows counts; only keep it finite

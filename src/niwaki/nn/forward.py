@@ -2,7 +2,8 @@
 
 A soft width is a mask M over the channels of the largest width, M_j = P(width > j) (FBNetV2, Fig. 2). It stands after BatchNorm and
 activation, but never costs a feature map: it is folded into the input channels of the convolution that reads the map, or into scale and
-shift of a BatchNorm that no activation follows. Until then it travels beside the map, as `Feature.mask`.
+shift of a BatchNorm that no activation follows. Until then it travels beside the map, as `Feature.mask`. What the masks are is asked of
+`Expectations`, when the plan is made; its answers come with each call, all at once.
 """
 
 from __future__ import annotations

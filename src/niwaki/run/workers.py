@@ -42,9 +42,9 @@ class Job:
 
 
 class Workers:
-    """`count` processes, started when there is something to do; of one worker, the work is done in this process, on `threads` threads (None: as
-    many as torch has).
+    """`count` processes, started when there is something to do; of one worker, the work is done in this process.
 
+    threads: of this process while it works, 1 as a worker has, or None for as many as before.
     A job is a function of its arguments alone, so that results do not depend on how many workers there are. With the caller's death, by
     whatever signal, the processes end, too. They are new interpreters, which know nothing of the caller's main program: a script need not
     be guarded by `__name__`, as for `multiprocessing`, and functions and classes of the script itself cannot be sent.
