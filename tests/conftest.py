@@ -11,6 +11,19 @@ from typing import Any
 
 import pytest
 
+PUBLISHED = {  # weights and MACs by the rule of FBNet: convolutions and linear layers, and one operation per input of an average pool
+    "fbnetv2-f1": (5_999_408, 56_410_560),
+    "fbnetv2-f2": (5_999_408, 85_441_392),
+    "fbnetv2-f3": (6_899_504, 121_824_000),
+    "fbnetv2-f4": (6_994_824, 238_351_984),
+    "fbnetv2-l1": (8_496_520, 326_023_008),
+    "fbnetv2-l2": (8_496_520, 423_912_768),
+    "fbnetv2-l3": (9_402_096, 750_681_952),
+    "fbnet-a": (4_270_288, 244_526_360),
+    "fbnet-b": (4_766_672, 291_101_640),
+    "fbnet-c": (5_525_424, 378_233_440),
+}
+
 SMALL = {"threads": 1, "search.epochs": 2, "search.logit_passes": 1, "search.candidates": 3, "search.finalists": 1, "train.epochs": 2}
 SMALL_SETTINGS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
 

@@ -15,26 +15,12 @@ from PIL import Image
 from torch import nn
 
 import niwaki
-from conftest import SMALL_SETTINGS
+from conftest import PUBLISHED, SMALL_SETTINGS
 from niwaki.run import search as loop
 from niwaki.run.config import ConfigError, load_config
 from niwaki.run.plan import device_of, fit_to_minutes, search_of
 from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
-
-PUBLISHED = {  # weights and MACs by the rule of FBNet: convolutions and linear layers, and one operation per input of an average pool
-    "fbnetv2-f1": (5_999_408, 56_410_560),
-    "fbnetv2-f2": (5_999_408, 85_441_392),
-    "fbnetv2-f3": (6_899_504, 121_824_000),
-    "fbnetv2-f4": (6_994_824, 238_351_984),
-    "fbnetv2-l1": (8_496_520, 326_023_008),
-    "fbnetv2-l2": (8_496_520, 423_912_768),
-    "fbnetv2-l3": (9_402_096, 750_681_952),
-    "fbnet-a": (4_270_288, 244_526_360),
-    "fbnet-b": (4_766_672, 291_101_640),
-    "fbnet-c": (5_525_424, 378_233_440),
-}
-
 
 # --- quick, and no more than asked -------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import PUBLISHED
 from niwaki import zoo
 from niwaki.cost.count import count_macs
 from niwaki.distribution import Distribution
@@ -54,19 +55,6 @@ ONCE_IN_A_THOUSAND = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47}
 
 
 # --- 1. counter --------------------------------------------------------------------------------------------------------------------
-
-PUBLISHED = {  # weights, multiply-adds: the table of the specification
-    "fbnetv2-f1": (5_999_408, 56_410_560),
-    "fbnetv2-f2": (5_999_408, 85_441_392),
-    "fbnetv2-f3": (6_899_504, 121_824_000),
-    "fbnetv2-f4": (6_994_824, 238_351_984),
-    "fbnetv2-l1": (8_496_520, 326_023_008),
-    "fbnetv2-l2": (8_496_520, 423_912_768),
-    "fbnetv2-l3": (9_402_096, 750_681_952),
-    "fbnet-a": (4_270_288, 244_526_360),
-    "fbnet-b": (4_766_672, 291_101_640),
-    "fbnet-c": (5_525_424, 378_233_440),
-}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -31,7 +31,6 @@ from niwaki.run.config import Config, ConfigError, config_of
 from niwaki.run.model import ModelError, load_model
 from niwaki.run.search import AskTell, Budget, Search, finalist_workers, working_seconds
 from niwaki.run.warm_start import checkpoint_of
-from niwaki.run.workers import one_thread
 from niwaki.space.size import largest, smallest
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.random import RandomSearch
@@ -155,7 +154,8 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
     batch = 64 if examples < 20_000 else 128
     search_batch = config.search.batch_size or batch
     weight_part, architecture_part = task.search_split(config.search.architecture_share or DMasking.architecture_share)
-    per_epoch = COSTS["macs"](network).maximum()[0] * (len(weight_part) + MIXTURE * len(architecture_part))
+    most_macs = COSTS["macs"](network).maximum()[0]
+    per_epoch = most_macs * (len(weight_part) + MIXTURE * len(architecture_part))
     affordable = round(SEARCH_MACS / max(per_epoch, 1))  # epochs
     stated = config.search.warmup_epochs
     search_epochs = config.search.epochs or max(8 if stated is None else stated + 1, min(MOST_EPOCHS, affordable))
@@ -166,7 +166,7 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
     warmup = stated if stated is not None else min(max(1, search_epochs // 4), search_epochs - 1)
     values = {
         # of small networks a training is mostly overhead, which a second thread does not share, and which it suffers from beside other work
-        "threads": cores if batch * COSTS["macs"](network).maximum()[0] > THREADED_MACS else 1,
+        "threads": cores if batch * most_macs > THREADED_MACS else 1,
         "workers": config.threads or cores,
         "search.epochs": search_epochs,
         "search.warmup_epochs": warmup,
@@ -349,7 +349,7 @@ def estimate(search: Search) -> dict[str, float]:
     if search.finalists > 1:
         side_by_side = finalist_workers(search)
         if side_by_side:
-            with one_thread():
+            with workers.one_thread():
                 from_scratch = search.proxy.epochs * training.steps_per_epoch * _seconds_per_step(training)
         seconds["finalists"] = from_scratch * ceil(search.finalists * search.folds / max(1, side_by_side)) * len(spaces)
     seconds["training"] = search.recipe.epochs * training.steps_per_epoch * per_step * len(spaces)

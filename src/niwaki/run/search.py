@@ -467,7 +467,8 @@ def unlike(trials: Sequence[Trial], placement: Placement, count: int) -> list[Tr
 
 def frame(placement: Placement) -> list[str]:
     """The forks that every architecture has to decide: resolutions, depths, and block types that are always there."""
-    return [decision.name for decision in placement.decisions if decision.condition is True and decision.name in forks(placement)]
+    every = forks(placement)
+    return [decision.name for decision in placement.decisions if decision.condition is True and decision.name in every]
 
 
 def finalist_workers(search: Search) -> int:

@@ -79,14 +79,17 @@ class Workers:
         progress.advance(len(results))
         if self.count > 1 and waiting:
             self._share(waiting, results, folder, progress, stop)
-            return {job.name: results[job.name] for job in jobs if job.name in results}
+        elif waiting:
+            self._do(waiting, results, folder, progress, stop)
+        return {job.name: results[job.name] for job in jobs if job.name in results}
+
+    def _do(self, waiting: list[Job], results: dict[str, Any], folder: Folder, progress: Progress, stop: Callable[[], bool]) -> None:
         with one_thread() if self.threads == 1 else nullcontext():
             for job in waiting:
                 if stop():
-                    break
+                    return
                 results[job.name] = once(folder, job.name, partial(job.function, *job.arguments))
                 progress.advance(len(results))
-        return results
 
     def _share(self, waiting: list[Job], results: dict[str, Any], folder: Folder, progress: Progress, stop: Callable[[], bool]) -> None:
         while len(self._processes) < self.count:
