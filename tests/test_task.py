@@ -1,5 +1,6 @@
 """Image sets, splits, batches, augmentation and metrics of image classification."""
 
+import re
 import tracemalloc
 from dataclasses import replace
 from itertools import combinations
@@ -11,6 +12,8 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
+from niwaki.run.config import Config
+from niwaki.run.plan import search_of
 from niwaki.task import classify
 from niwaki.task.augment import Augment, augment_images
 from niwaki.task.classify import ImageClassification, classification_metrics, confusion_matrix
@@ -409,14 +412,36 @@ def test_folds_hold_every_image_once_and_divide_no_group(seed):
     assert max(map(len, held_out)) - min(map(len, held_out)) <= 130, "a writer wrote up to 130 digits"
 
 
-def test_without_groups_or_with_too_few_of_them_folds_are_dealt_class_by_class():
+def test_without_groups_folds_are_dealt_class_by_class():
     labels = np.repeat([0, 1, 2], [13, 8, 2])
-    for groups in (None, np.arange(23) % 3):
-        fold = dealt(labels, groups, 4, np.random.default_rng(0))
-        for label in range(3):
-            counts = np.bincount(fold[labels == label], minlength=4)
-            assert counts.max() - counts.min() <= 1
-        assert set(np.bincount(fold)) == {5, 6}
+    fold = dealt(labels, None, 4, np.random.default_rng(0))
+    for label in range(3):
+        counts = np.bincount(fold[labels == label], minlength=4)
+        assert counts.max() - counts.min() <= 1
+    assert set(np.bincount(fold)) == {5, 6}
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (np.arange(24) // 3 % 2, "2 groups cannot be dealt to 3 folds (search.folds)"),
+        (np.where(LABELS[:24] == 1, 0, np.arange(24) // 3), "of 3 folds (search.folds) of whole groups one has all images of class 1,"),
+    ],
+)
+def test_groups_that_cannot_be_dealt_to_folds_are_an_error_and_by_default_nobody_deals_them(groups, message):
+    images = rng.integers(0, 256, (24, 8, 8), dtype=np.uint8)
+    task = ImageClassification(set_of(images, LABELS[:24], groups=groups))
+    with pytest.raises(DataError, match=re.escape(message)):
+        task.folds(3)
+    assert search_of(Config(), task)[1].folds == 1
+    with pytest.raises(DataError, match=re.escape(message)):
+        search_of(Config.model_validate({"search": {"folds": 3}}), task)
+
+
+def test_more_folds_than_images_are_an_error():
+    images, labels = rng.integers(0, 256, (4, 8, 8), dtype=np.uint8), np.array([0, 0, 1, 1])
+    with pytest.raises(DataError, match=re.escape("4 images cannot be dealt to 5 folds (search.folds)")):
+        ImageClassification(arrays(images, labels, images, labels)).folds(5)
 
 
 def test_a_test_part_is_cut_from_a_grouped_npz_set_by_groups(tmp_path):

@@ -37,7 +37,7 @@ from niwaki.strategy.random import RandomSearch
 from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
 from niwaki.task.folder import image_folder
-from niwaki.task.images import npz
+from niwaki.task.images import DataError, npz
 from niwaki.train.loop import Training, TrainingDiverged, batches_per_epoch, start
 from niwaki.train.recipe import Recipe
 from niwaki.trial import EvaluationFailed
@@ -49,6 +49,7 @@ MIXTURE = 6  # passes of the largest member that a step on the logits costs, wit
 LOGIT_STEPS = 400  # wanted of a search, by going over the architecture's share more than once an epoch
 FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest and most epochs allow it
 THREADED_MACS = 3e8  # of a batch through the largest member; with fewer, one thread is as fast as two
+FOLDS = 3
 FEW = 1000  # images in a validation part that cannot tell good networks apart by itself
 COST_WEIGHT = 0.2  # with more, the logits run for the cheapest options before the weights have shown what the others are worth
 TRIM = 0.05  # of the architectures within the budget; options of fewer are left out of niwaki's own family
@@ -188,14 +189,25 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.cost_weight": COST_WEIGHT,
         "search.candidates": 48,
         "search.finalists": 6,
-        # of a few hundred images one or two decide between networks that are all good; cross-validation looks at several times as many
-        "search.folds": 3 if len(task.part("validation")) < FEW else 1,
+        # one or two of a few hundred images decide between networks that are all good; cross-validation looks at several times as many
+        "search.folds": _folds(task),
         "search.evaluations": 200,
         "train.epochs": max(15, min(300, ceil(FINAL_STEPS / steps))),
         "train.batch_size": batch,
         **{f"train.{key}": _plain(value) for key, value in asdict(recipe).items() if key not in ("epochs", "batch_size")},
     }
     return config.decided(values)
+
+
+def _folds(task: ImageClassification) -> int:
+    """How many folds to judge finalists on: one where there are many images, or groups that cannot be dealt to several."""
+    if len(task.part("validation")) >= FEW:
+        return 1
+    try:
+        task.folds(FOLDS)
+    except DataError:
+        return 1
+    return FOLDS
 
 
 def device_of(word: str) -> str:
@@ -235,6 +247,8 @@ def search_of(config: Config, task: ImageClassification | None = None, network: 
         network, left_out = trimmed(network, budgets, config.search.trim)
         costs, budgets = _counted(config, network, costs)
     config = decide(config, task, network)
+    if (folds := config.search.folds or 1) > 1:
+        task.folds(folds)  # raises DataError
     search = Search(
         network, task, budgets, costs,
         method=_method(config, task.metric),

@@ -105,9 +105,20 @@ class ImageClassification:
         return torch.from_numpy(train[weights]), torch.from_numpy(train[architecture])
 
     def folds(self, count: int) -> list[tuple[Tensor, Tensor]]:
-        """Training and validation parts cut into `count` folds, by groups, or else class by class: for each fold all others, and the fold."""
-        rng = np.random.default_rng(derive_seed(self.seed, "folds"))
-        fold = dealt(self.images.labels, self.images.groups, count, rng)
+        """Training and validation parts cut into `count` folds, by groups, or else class by class: for each fold all others, and the fold.
+
+        Raises DataError where there are fewer images or groups than folds, or where all groups that know a class would lie in one fold.
+        """
+        labels, groups = self.images.labels, self.images.groups
+        there, what = (len(labels), "images") if groups is None else (len(np.unique(groups)), "groups")
+        if there < count:
+            raise DataError(f"{self.images.source}: {there} {what} cannot be dealt to {count} folds (search.folds)")
+        fold = dealt(labels, groups, count, np.random.default_rng(derive_seed(self.seed, "folds")))
+        if groups is not None and (whole := [label for label in np.unique(labels) if np.ptp(fold[labels == label]) == 0]):
+            raise DataError(
+                f"{self.images.source}: of {count} folds (search.folds) of whole groups one has all images of class "
+                f"{', '.join(self.images.class_names[label] for label in whole[:10])}, which what is judged on it would never have seen"
+            )
         return [(torch.from_numpy(np.flatnonzero(fold != at)), torch.from_numpy(np.flatnonzero(fold == at))) for at in range(count)]
 
     def labels(self, indices: Tensor) -> Tensor:

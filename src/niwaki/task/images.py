@@ -244,13 +244,13 @@ def group_cut(labels: NDArray, groups: NDArray, share: float, rng: np.random.Gen
 def dealt(labels: NDArray, groups: NDArray | None, count: int, rng: np.random.Generator) -> NDArray:
     """(N,): the number, from 0 to `count` - 1, of the fold that each image is dealt to; folds of nearly equal size.
 
-    Whole groups, each to the fold that is the smallest so far; where there are too few of them, or none, the images of one class after the
-    other in turn.
+    Whole groups, the largest first, each to the fold that is the smallest so far; without groups the images of one class after the other
+    in turn.
     """
     fold = np.zeros(len(labels), dtype=np.int64)
-    if groups is not None and len(names := np.unique(groups)) >= count:
+    if groups is not None:
         sizes = np.zeros(count, dtype=np.int64)
-        for group in sorted(rng.permutation(names), key=lambda name: -np.sum(groups == name)):
+        for group in sorted(rng.permutation(np.unique(groups)), key=lambda name: -np.sum(groups == name)):
             members = groups == group
             fold[members] = np.argmin(sizes)
             sizes[fold[members][0]] += members.sum()

@@ -38,7 +38,10 @@ class Task(Protocol):
         ...
 
     def folds(self, count: int) -> list[tuple[Tensor, Tensor]]:
-        """For cross-validation over the training and validation parts: `count` times the examples to train on, and those to judge on."""
+        """For cross-validation over the training and validation parts: `count` times the examples to train on, and those to judge on.
+
+        Raises DataError where they cannot be cut so often.
+        """
         ...
 
     def labels(self, indices: Tensor) -> Tensor:
