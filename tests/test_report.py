@@ -25,7 +25,7 @@ from niwaki.net.block import classifier, conv_bn_act, mbconv
 from niwaki.net.control import Chain, Network
 from niwaki.net.layer import Conv, Linear
 from niwaki.net.picture import describe, picture, shape_text
-from niwaki.net.place import fix, place
+from niwaki.net.place import fix, place, space_of
 from niwaki.report import Record, render, wilson_interval
 from niwaki.report.charts import Dot, amount, line_chart, percent, scatter_chart, ticks, worst_confusions
 from niwaki.report.image import png_text
@@ -467,6 +467,21 @@ def test_the_front_is_what_no_cheaper_trial_reaches(of_run):
         beaten = any((m <= macs and q > quality) or (m < macs and q >= quality) for m, q in spots)
         twin = any(spots[other.number] == (macs, quality) for other in trials if other.number < one.number)
         assert one.on_front == (not beaten and not twin)
+
+
+def test_finalists_have_a_colour_of_their_own_and_no_place_on_the_front(of_run, colour_run, tmp_path):
+    shutil.copytree(colour_run, tmp_path / "run")
+    folder = Folder(tmp_path / "run")
+    trials = folder.store.trials("budget 0", space_of(own_network()))
+    best = {**trials[0].metrics, "macs": 1.0, "balanced_accuracy": 1.0}
+    folder.store.append("budget 0", replace(trials[0], number=len(trials), metrics=best, source="finalist"))
+    record = record_of(folder)
+    folder.close()
+    *searched, finalist, _ = record.candidates
+    assert (finalist.source, finalist.on_front) == ("finalist", False)
+    assert searched == list(of_run.candidates[:-1])
+    assert "finalist, trained on its own" in Page(render(record)).text
+    assert "finalist, trained on its own" not in Page(render(of_run)).text
 
 
 def test_a_run_with_a_process_at_work_is_not_called_stopped(colour_run, tmp_path):

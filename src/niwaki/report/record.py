@@ -67,9 +67,10 @@ class SpaceFacts:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An architecture that was measured. metrics: "accuracy" as a fraction, "macs", "params". source: "search", "random", "final" ...
+    """An architecture that was measured. metrics: "accuracy" as a fraction, "macs", "params".
 
-    on_front: no cheaper one is as good.
+    source: "search", "random", "finalist" (measured by a training of its own), "final" (the delivered network) ... on_front: no cheaper
+    one of the search is as good.
     """
 
     number: int

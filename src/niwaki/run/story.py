@@ -28,7 +28,7 @@ from niwaki.report.record import (
     wilson_interval,
 )
 from niwaki.run.folder import Folder
-from niwaki.run.search import Search
+from niwaki.run.search import FINALIST, Search
 from niwaki.space.architecture import Architecture
 from niwaki.space.space import Space
 from niwaki.store.files import atomic_write
@@ -132,12 +132,16 @@ def _budgets(text: str, limits: dict[str, int], row: dict[str, Any] | None) -> t
 
 
 def _candidates(folder: Folder, first: dict[str, Any] | None, metric: str, cost: str) -> tuple[Candidate, ...]:
-    """All that was measured, and the delivered network; the front is that of `metric` against `cost`."""
+    """All that was measured, and the delivered network; the front is that of `metric` against `cost`.
+
+    The trainings of the finalists are left out of the front: theirs is another measurement than that of the search, often on other images.
+    """
     trials = folder.store.trials("budget 0", Space.from_json(folder.plan["space"]))
-    front = {trial.number for trial in pareto_front(trials, Objective(metric), (cost,))}
+    searched = [trial for trial in trials if trial.source != FINALIST]
+    front = {trial.number for trial in pareto_front(searched, Objective(metric), (cost,))}
     found = [
         Candidate(
-            trial.number, trial.metrics, "random" if trial.source == "random" else "search", trial.seconds, dict(trial.arch),
+            trial.number, trial.metrics, trial.source if trial.source in ("random", FINALIST) else "search", trial.seconds, dict(trial.arch),
             on_front=trial.number in front,
         )
         for trial in trials
