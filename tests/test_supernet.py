@@ -122,7 +122,7 @@ def test_a_mask_is_the_weighted_sum_of_zero_padded_branches(residual):
     x = torch.randn(4, 8, 6, 6, generator=numbers, dtype=torch.float64, requires_grad=True)
     weights = list(net.parameters())
     masked = net(x, {"w": g})
-    conv, norm, _, last = extract(net, {"w": 8}).double().children()
+    conv, norm, _, last = extract(net, {"w": 8}).children()
     whole = F.hardswish(norm(conv(x)))
     branches = [F.pad(whole[:, :c], (0, 0, 0, 0, 0, 8 - c)) + (x if residual and c == 8 else 0) for c in widths]
     summed = last(sum(g[i] * branch for i, branch in enumerate(branches)))

@@ -68,10 +68,9 @@ class Supernet(nn.Module):
 
 
 def extract(net: Supernet, arch: Mapping[str, Any]) -> fx.GraphModule:
-    """The plain module of `arch` with the weights it has in the supernet, by copy."""
-    module = build(net.network, arch)
+    """The plain module of `arch` with the weights it has in the supernet, by copy, of their type and on their device."""
+    module = build(net.network, arch).to(next(net.parameters()))  # its device and its type
     inherit_(module, net, arch)
-    module.to(next(net.parameters()).device)
     return module.train(net.training)
 
 

@@ -1,7 +1,6 @@
 """The data set that ships with scikit-learn, so that a first search needs no download."""
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from niwaki.task.images import Images, arrays
 
@@ -15,6 +14,8 @@ def digits() -> Images:
 
     Groups are the writers: 12 of the training images, of the last one 22 images only.
     """
+    from sklearn.datasets import load_digits  # two seconds, which those with data of their own need not wait for
+
     images, labels = (np.asarray(array) for array in load_digits(return_X_y=True))
     images = images.reshape(-1, 8, 8).astype(np.uint8)
     writers = np.searchsorted(WRITERS, np.arange(len(images) - TEST_IMAGES), side="right")
