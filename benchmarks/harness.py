@@ -112,9 +112,9 @@ class Result:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
-def machine(*, threads: int, seed: int, device: str | None = None) -> dict[str, Any]:
+def machine(*, threads: int | None, seed: int, device: str | None = None) -> dict[str, Any]:
     """What the figures depend on; asked before the work, for the load and the code are those at its beginning. device: the name of the
-    accelerator, where one is used."""
+    accelerator, where one is used. threads: None where what is measured decides that itself."""
     return {
         "processor": _processor(),
         "device": device,
@@ -188,10 +188,11 @@ def markdown(content: Mapping[str, Any]) -> list[str]:
     busy = " (**a busy machine: measure again**)" if about["load_before"] > BUSY * about["cores"] else ""
     changed = ", with local changes" if about.get("local_changes") else ""
     commit = f"; commit {about['commit']}{changed}" if "commit" in about else ""
+    threads = "threads and workers as niwaki decides" if about["threads"] is None else f"{about['threads']} thread(s)"
     hardware = ", ".join(filter(None, (about["device"], about["processor"], f"{about['cores']} cores")))
     return [
         *lines,
-        f"- {about['date']}, {hardware}, {about['threads']} thread(s), load {about['load_before']} before the start{busy}; "
+        f"- {about['date']}, {hardware}, {threads}, load {about['load_before']} before the start{busy}; "
         f"Python {about['python']}, {versions}{commit}; seed {about['seed']}; `{content['command']}`",
     ]
 

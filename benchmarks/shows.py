@@ -301,7 +301,7 @@ def main() -> None:
         parser.add_argument("--shared", default=os.environ.get("NIWAKI_SHARED", str(HERE.parent.parent / "shared")), help="above data/")
 
     options = arguments(__doc__ or "", more)
-    about = machine(threads=os.cpu_count() or 1, seed=0)
+    about = machine(threads=None, seed=0)
     with TemporaryDirectory() as scratch:
         work = (Path(scratch) if options.quick else HERE / "work") / f"shows-{options.show}"
         with closing(work_folder(work.resolve(), {"show": options.show})) as folder:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import combinations, permutations
 from math import prod
@@ -22,11 +20,9 @@ from niwaki.recipe.fbnetv2 import DIGITS_BUDGETS, digits_space, most_likely_opti
 from niwaki.run import reproduce as module
 from niwaki.run.claims import Claim, Section, write_section
 from niwaki.run.dmasking_claims import Truth, section_of
-from niwaki.run.folder import Folder, RunError
+from niwaki.run.folder import RunError
 from niwaki.run.reproduce import Plan, mask_place, quick_plan, reproduce, write_page
-from niwaki.run.search import Silent
 from niwaki.run.statistics import bootstrap, expected_pick, ranks, spearman
-from niwaki.run.workers import Job, JobFailed, Workers
 from niwaki.testing.memory import saved_bytes
 
 
@@ -214,49 +210,6 @@ def test_an_unknown_method_is_named_with_the_nearest_one(tmp_path):
     with pytest.raises(RunError, match="did you mean dmasking"):
         reproduce("dmaskin", out=tmp_path / "run", claims=tmp_path / "claims.md")
     assert not (tmp_path / "run").exists()
-
-
-# --- workers -------------------------------------------------------------------------------------------------------------------
-
-
-def test_two_processes_give_what_one_gives_and_a_failure_is_told(tmp_path):
-    folder = Folder(tmp_path / "run", asked={"test": "workers"})
-    try:
-        jobs = [Job(f"sum {i}", sum, ([i, 1],)) for i in range(5)]
-        with Workers(2) as pool:
-            results = pool.run(jobs, folder, Silent(), "sums")
-            assert results == {f"sum {i}": i + 1 for i in range(5)}
-            with pytest.raises(JobFailed, match=r"(?s)'wrong' failed:.*TypeError"):
-                pool.run([Job("wrong", sum, (3,)), Job("slow", sum, ([1],))], folder, Silent(), "wrong")
-        with Workers(1) as here:
-            assert here.run(jobs, folder, Silent(), "sums") == results
-    finally:
-        folder.close()
-
-
-def test_a_script_without_a_guard_may_use_workers_and_what_a_job_prints_is_no_answer(tmp_path):
-    (tmp_path / "printing.py").write_text("def work(n):\n    print('a job prints')\n    return n + 1\n")
-    (tmp_path / "script.py").write_text(
-        "import sys\nfrom printing import work\nfrom niwaki.run.folder import Folder\nfrom niwaki.run.search import Silent\n"
-        "from niwaki.run.workers import Job, Workers\nfolder = Folder(sys.argv[1], asked={})\n"
-        "with Workers(2) as pool:\n    print(pool.run([Job(str(n), work, (n,)) for n in range(3)], folder, Silent(), 'work'))\n"
-    )
-    done = subprocess.run([sys.executable, tmp_path / "script.py", tmp_path / "run"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "{'0': 1, '1': 2, '2': 3}\n")
-    assert done.stderr.count("a job prints") == 3
-
-
-def test_no_job_begins_after_the_stop_and_what_is_done_is_kept(tmp_path):
-    folder = Folder(tmp_path / "run", asked={"test": "workers"})
-    try:
-        jobs = [Job(f"sum {i}", sum, ([i, 1],)) for i in range(5)]
-        for count in (1, 2):
-            asked = iter([False, False, True, True, True, True])
-            with Workers(count) as pool:
-                done = pool.run(jobs, folder, Silent(), "sums", stop=lambda: next(asked))  # noqa: B023
-            assert done == {f"sum {i}": i + 1 for i in range(2 * count)}
-    finally:
-        folder.close()
 
 
 # --- the page ------------------------------------------------------------------------------------------------------------------

@@ -4,8 +4,10 @@ import json
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -24,22 +26,27 @@ from niwaki import (
     Linear,
     Network,
     OneOf,
+    Opaque,
+    Recipe,
     arrays,
     conv_bn_act,
     edit,
     mbconv,
     zoo,
 )
+from niwaki.cost.count import count_macs
+from niwaki.evaluate.scratch import Scratch
 from niwaki.factor.within import within
 from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.one_shot import OneShotSearch
 from niwaki.net.place import forks, place, space_of
 from niwaki.nn.build import build
+from niwaki.run import choose
 from niwaki.run import search as loop
 from niwaki.run.config import load_config
 from niwaki.run.folder import Folder, RunError
 from niwaki.run.plan import fit_to_minutes, search_of
-from niwaki.run.search import Silent
+from niwaki.run.progress import Silent
 from niwaki.run.warm_start import warm_start_
 from niwaki.store.checkpoint import load_checkpoint
 from niwaki.task.embedded import digits
@@ -98,6 +105,87 @@ def notes_of(folder):
         opened.close()
 
 
+# --- choosing ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_option_of_a_fork_that_fits_the_budget_has_a_candidate_however_sure_the_search_is(tmp_path, seed):
+    def block(name):
+        return OneOf(conv_bn_act(8, name="a"), conv_bn_act(8, 5, name="b"), conv_bn_act(8, 1, name="c"), name=name)
+
+    forked = Network(
+        Chain(conv_bn_act(Choice((2, 4, 6, 8, 10, 12), "w")), *map(block, ("s0", "s1", "s2")), GlobalPool(), Flatten(), Linear(3)),
+        (1, 8, 8),
+    )
+    macs, space = count_macs(forked), space_of(forked)
+    numbers, names = np.random.default_rng(seed), ("s0", "s1", "s2")
+    sure = {decision.name: np.full(len(decision.options), 1 / len(decision.options)) for decision in space.decisions}
+    sure |= {name: numbers.permutation([0.992, 0.004, 0.004]) for name in names}
+    budget = loop.Budget("macs", (Limit(macs, macs.maximum()[0] // 3),))
+    search = loop.Search(
+        forked, None, (budget,), {"macs": macs}, method=DMasking(), recipe=Recipe(), proxy=Recipe(), candidates=12, seed=seed
+    )
+    learner = SimpleNamespace(distributions=[SimpleNamespace(arrays=lambda: sure)])
+    folder = Folder(tmp_path / "run", asked={})
+    loop._candidates(search, 0, within(space, budget.limits), learner, lambda arch: {"accuracy": 0.5}, folder, Silent())
+    archs = [trial.arch for trial in folder.store.trials("budget 0", space)]
+    folder.close()
+    fitting = {(name, arch[name]) for arch in space.enumerate() if macs(arch) <= budget.limits[0].upper for name in names}
+    assert {(name, arch[name]) for arch in archs for name in names} == fitting
+    assert len(archs) == len(set(archs)) == 12
+    assert all(macs(arch) <= budget.limits[0].upper for arch in archs)
+
+
+def test_the_last_candidates_make_room_but_none_that_alone_has_an_option():
+    space = space_of(own_network())
+    archs = [next(arch for arch in space.enumerate() if (arch["stem"], arch["block0.width"]) == one) for one in
+             (("plain", 4), ("plain", 4), ("large", 6), ("plain", 4), ("plain", 8))]  # fmt: skip
+    assert choose.all_options(archs[:4], archs[4:], ["stem", "block0.width"], 4) == [archs[0], archs[1], archs[2], archs[4]]
+    assert choose.all_options(archs[:4], archs[4:], ["stem", "block0.width"], 3) == [archs[0], archs[2], archs[4]]
+    assert choose.all_options(archs[:4], archs[4:], ["stem", "block0.width"], 2) == [archs[0], archs[2]], "two cannot have all three widths"
+
+
+@pytest.mark.parametrize("folds", [1, 3])
+def test_finalists_are_the_same_bits_on_one_process_or_two(own_task, tmp_path, folds):
+    def finalists(workers):
+        folder = tmp_path / str(workers)
+        settings = {"search.finalists": 2, "search.folds": folds, "workers": workers, "threads": 2, "train.epochs": 4}
+        search, _ = tiny_search(own_task, folder, ["macs<=20k"], **settings)
+        assert loop.finalist_workers(search) == workers
+        opened = Folder(folder, read_only=True)
+        trials = [trial for trial in opened.store.trials("budget 0", space_of(own_network())) if trial.source == "finalist"]
+        seconds = opened.store.fact("seconds")
+        opened.close()
+        booked = sum(trial.seconds for trial in trials) / workers
+        assert seconds["finalists"] >= 0.9 * booked, "their time is booked as theirs"
+        return [(trial.arch, trial.metrics) for trial in trials]
+
+    alone = finalists(1)
+    assert len(alone) == 2
+    assert finalists(2) == alone
+
+
+def test_finalists_stay_in_this_process_where_they_cannot_or_should_not_leave_it(own_task, monkeypatch):
+    search = search_of(load_config(None, (), {"budget": ["macs<=20k"], "workers": 2}), own_task, own_network())[1]
+    own_layer = Network(Chain(Opaque("somewhere:layer", make=torch.nn.Identity), Linear(3)), (5,))
+    assert loop.finalist_workers(search) == 2
+    assert loop.finalist_workers(replace(search, network=own_layer)) == 1
+    assert loop.finalist_workers(replace(search, device="cuda")) == 0
+    size = 210 * 64 * 4  # bytes of all images
+    for most, workers in ((6 * size, 2), (6 * size - 1, 1), (0, 1)):
+        monkeypatch.setattr(loop, "MOST_COPIED", most)
+        assert loop.finalist_workers(search) == workers
+
+
+def test_metrics_of_unequal_folds_are_weighed_by_their_images(own_task):
+    judge = Scratch(own_network(), own_task, Recipe(), folds=4)
+    sizes, right = [len(judged_on) for _, judged_on in own_task.folds(4)], (30, 35, 20, 37)
+    assert sorted(sizes) == [37, 37, 38, 38]
+    mean = judge.mean([{"accuracy": count / size, "loss": 1.0} for count, size in zip(right, sizes, strict=True)])
+    assert mean == pytest.approx({"accuracy": sum(right) / 150, "loss": 1.0})
+    assert judge.examples() == 150
+
+
 # --- results -----------------------------------------------------------------------------------------------------------------
 
 
@@ -107,8 +195,8 @@ def test_the_first_finalists_are_networks_of_different_structure():
     stems = ("plain", "plain", "large", "plain", "large")
     archs = [next(arch for arch in space.enumerate() if arch["stem"] == stem) for stem in stems]
     trials = [Trial(number, arch, {"accuracy": 1.0}) for number, arch in enumerate(archs)]
-    assert [trial.number for trial in loop.unlike(trials, place(own_network()), 5)] == [0, 2, 1, 3, 4]
-    assert [trial.number for trial in loop.unlike(trials, place(own_network()), 2)] == [0, 2]
+    assert [trial.number for trial in choose.unlike(trials, place(own_network()), 5)] == [0, 2, 1, 3, 4]
+    assert [trial.number for trial in choose.unlike(trials, place(own_network()), 2)] == [0, 2]
 
 
 def test_every_depth_and_resolution_has_a_finalist_before_any_has_many():
@@ -125,7 +213,7 @@ def test_every_depth_and_resolution_has_a_finalist_before_any_has_many():
                 choices[f"stage{at}.block0"] = "conv"
         trials.append(Trial(number, space.architecture(choices), {"accuracy": 1.0}))
     # 3 is a new structure too, but everything in it has been seen; 4 brings the other resolution
-    assert [trial.number for trial in loop.unlike(trials, place(network), 5)] == [0, 1, 2, 4, 3]
+    assert [trial.number for trial in choose.unlike(trials, place(network), 5)] == [0, 1, 2, 4, 3]
 
 
 def test_what_validation_cannot_tell_apart_is_decided_by_the_number_of_layers_and_then_by_the_loss():
@@ -144,11 +232,11 @@ def test_what_validation_cannot_tell_apart_is_decided_by_the_number_of_layers_an
     ]
 
     def order(examples):
-        return [trial.number for trial in loop.preferred(trials, metric="accuracy", examples=examples, placement=place(deeper))]
+        return [trial.number for trial in choose.preferred(trials, metric="accuracy", examples=examples, placement=place(deeper))]
 
     assert order(200) == [2, 1, 0, 3], "one standard error is sqrt(0.98 * 0.02 / 200) = 0.0099"
     assert order(1_000) == [0, 1, 2, 3], "and of 1,000 examples 0.0044"
-    assert [loop.layers_with_weights(placement, arch) for arch in archs] == [
+    assert [choose.layers_with_weights(placement, arch) for arch in archs] == [
         sum(isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) for module in build(own_network(), arch).modules()) for arch in archs
     ]
 

@@ -1,5 +1,6 @@
 """One set of weights, many members: soft masks, slices and extracted modules agree wherever they must."""
 
+import copy
 import random
 
 import pytest
@@ -122,6 +123,7 @@ def test_a_mask_is_the_weighted_sum_of_zero_padded_branches(residual):
     x = torch.randn(4, 8, 6, 6, generator=numbers, dtype=torch.float64, requires_grad=True)
     weights = list(net.parameters())
     masked = net(x, {"w": g})
+    assert torch.equal(copy.deepcopy(net)(x, {"w": g}), net(x, {"w": g}))
     conv, norm, _, last = extract(net, {"w": 8}).children()
     whole = F.hardswish(norm(conv(x)))
     branches = [F.pad(whole[:, :c], (0, 0, 0, 0, 0, 8 - c)) + (x if residual and c == 8 else 0) for c in widths]

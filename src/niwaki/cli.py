@@ -289,7 +289,7 @@ def _tell(message: str, code: int, as_json: bool) -> int:
 def _watched(quiet: bool) -> Iterator[Any]:
     """Who tells, on standard error, how far the work is: bars with the time left on a terminal, now and then a line in a file."""
     if quiet:
-        from niwaki.run.search import Silent
+        from niwaki.run.progress import Silent
 
         yield Silent()
     elif not sys.stderr.isatty():

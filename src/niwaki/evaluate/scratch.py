@@ -22,7 +22,7 @@ class Scratch:
     """architecture -> validation metrics after training it from scratch by `recipe` on the train part.
 
     folds: where more than one, by cross-validation over train and validation part: trained on all folds but one and judged on that, for
-    each in turn; the metrics are the means over the images.
+    each in turn; the metrics are the means over the folds, weighed by their images: accuracy so becomes that of all images together.
     """
 
     network: Network

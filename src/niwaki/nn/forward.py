@@ -78,7 +78,6 @@ class Step:
     pairs: tuple[tuple[int, int, int], ...]  # input and output channels of a grouped convolution, with their probability
     sizes: int | None  # over the values in `pairs`' place for a shuffle
     norm_first: bool  # a BatchNorm that an activation follows: its mask waits until after it
-    alone: bool  # one reader only
     area: int
 
 
@@ -231,9 +230,7 @@ class Plan:
             )
         edges = tuple(None if edge is True else ask.mean((edge,), condition, lambda holds: [float(holds)]) for edge in item.edges)
         norm_first = isinstance(layer, BatchNorm) and any(isinstance(reader.layer, (Activation, BatchNorm)) for reader in readers)
-        return Step(
-            item, inputs_index, output_index, mask, kernel, hidden, kinds, edges, pairs, sizes, norm_first, len(readers) == 1, _area(item)
-        )
+        return Step(item, inputs_index, output_index, mask, kernel, hidden, kinds, edges, pairs, sizes, norm_first, _area(item))
 
     def _pairs(self, item: Placed) -> tuple[tuple[int, int, int], ...]:
         exprs = (item.input_shapes[0].width, item.layer.out_channels)  # type: ignore[attr-defined]

@@ -61,10 +61,9 @@ class Supernet(nn.Module):
         return Plan(self.placement, dict(hard))
 
     def __deepcopy__(self, memo: dict) -> Supernet:
-        copy = Supernet(self.network)
+        copy = Supernet(self.network).to(next(self.parameters()))  # its device and its type
         copy.load_state_dict(self.state_dict())
-        copy.train(self.training)
-        return copy.to(next(self.parameters()).device)
+        return copy.train(self.training)
 
 
 def extract(net: Supernet, arch: Mapping[str, Any]) -> fx.GraphModule:

@@ -106,7 +106,8 @@ def _quality_card(record: Record) -> str:
             low, high = quality.interval
             rows.append(f'{interval_bar(quality.test, low, high)}<p class="soft">95 % interval {percent(low)} to {percent(high)}{seen}</p>')
     if quality.validation is not None:
-        rows.append(f"<p>{percent(quality.validation)} <span class=soft>on validation, when the network was chosen</span></p>")
+        how = "on validation" if quality.folds == 1 else f"in {quality.folds}-fold cross-validation"
+        rows.append(f"<p>{percent(quality.validation)} <span class=soft>{how}, when the network was chosen</span></p>")
     rows += [f"<p>{percent(value)} <span class=soft>test {escape(_words(name))}</span></p>" for name, value in quality.others.items()]
     return _card("How good", "".join(rows))
 

@@ -133,6 +133,7 @@ class Quality:
     confusion: tuple[tuple[int, ...], ...] = ()
     mistakes: tuple[Example, ...] = ()
     others: Mapping[str, float] = field(default_factory=dict)  # other metrics of the test set
+    folds: int = 1  # of the cross-validation over training and validation images that gave `validation`; 1: on the validation images
 
 
 @dataclass(frozen=True)

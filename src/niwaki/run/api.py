@@ -27,7 +27,8 @@ from niwaki.run.config import Config, ConfigError, changed, config_of, load_conf
 from niwaki.run.folder import Folder, RunError, check_is_search, once, read_config
 from niwaki.run.model import ModelError
 from niwaki.run.plan import PLANNED, fit_to_minutes, search_of
-from niwaki.run.search import Progress, Search, Silent, run
+from niwaki.run.progress import Progress, Silent
+from niwaki.run.search import Search, run
 from niwaki.run.ship import answers, examples, ship
 from niwaki.run.story import network_facts, write_page
 from niwaki.space.architecture import Architecture

@@ -134,7 +134,7 @@ class Config(_Section):
     evaluator: Literal["shared", "scratch"] = "shared"
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     threads: Count | None = None
-    workers: Count | None = None  # processes, of one thread each, for trainings that do not depend on each other
+    workers: Count | None = None  # processes, of one thread each, that train finalists side by side
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     search: Search = Search()
     train: Train = Train()
@@ -275,8 +275,10 @@ def uses(config: Config, key: str) -> bool:
     """Whether a search by the method of `config` looks at `key` ("search.epochs")."""
     from_scratch = config.method != "dmasking" and config.evaluator == "scratch"  # there is no supernet, and every trial is a finalist
     section, _, field = key.rpartition(".")
+    if field in {"folds", "workers"} and (from_scratch or config.search.finalists == 1):
+        return False
     if section == "search":
-        return field in _USES[config.method] and not (from_scratch and field in {*_SUPERNET, "finalists", "folds"})
+        return field in _USES[config.method] and not (from_scratch and field in {*_SUPERNET, "finalists"})
     return not (key == "warm_start" and from_scratch) and not (key == "evaluator" and config.method == "dmasking")
 
 
@@ -292,7 +294,9 @@ def without_effect(config: Config) -> list[str]:
     for key, value in changed(config).items():
         if not uses(config, key):
             methods = [method for method in _USES if uses(config.model_copy(update={"method": method, "evaluator": "shared"}), key)]
-            if config.method in methods:
+            if config.search.finalists == 1 and key in ("search.folds", "workers"):
+                why = "search.finalists = 1 is chosen without a training of its own"
+            elif config.method in methods:
                 why = "evaluator = scratch trains each network by itself"
             else:
                 why = f"method = {config.method} does not use it; it is for {' and '.join(methods)}"

@@ -49,6 +49,7 @@ MIXTURE = 6  # passes of the largest member that a step on the logits costs, wit
 LOGIT_STEPS = 400  # wanted of a search, by going over the architecture's share more than once an epoch
 FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest and most epochs allow it
 THREADED_MACS = 3e8  # of a batch through the largest member; with fewer, one thread is as fast as two
+WORKERS_START_S = 5.0  # until processes that train finalists have imported what they need
 FOLDS = 3
 FEW = 1000  # images in a validation part that cannot tell good networks apart by itself
 COST_WEIGHT = 0.2  # with more, the logits run for the cheapest options before the weights have shown what the others are worth
@@ -151,7 +152,7 @@ def default_budget(task: ImageClassification) -> str:
 def decide(config: Config, task: ImageClassification, network: Network) -> Config:
     """`config` with an answer for every key that was left open, from the sizes of data and network alone: never from a clock."""
     examples = len(task.part("train+validation"))
-    cores = 1 if workers.in_worker else os.cpu_count() or 1
+    cores = allotted_cores()
     batch = 64 if examples < 20_000 else 128
     search_batch = config.search.batch_size or batch
     weight_part, architecture_part = task.search_split(config.search.architecture_share or DMasking.architecture_share)
@@ -197,6 +198,11 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         **{f"train.{key}": _plain(value) for key, value in asdict(recipe).items() if key not in ("epochs", "batch_size")},
     }
     return config.decided(values)
+
+
+def allotted_cores() -> int:
+    """Of this machine's cores, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _folds(task: ImageClassification) -> int:
@@ -365,7 +371,10 @@ def estimate(search: Search) -> dict[str, float]:
         if side_by_side:
             with workers.one_thread():
                 from_scratch = search.proxy.epochs * training.steps_per_epoch * _seconds_per_step(training)
-        seconds["finalists"] = from_scratch * ceil(search.finalists * search.folds / max(1, side_by_side)) * len(spaces)
+        of_one = from_scratch * ceil(search.finalists * search.folds / max(1, side_by_side)) + (
+            WORKERS_START_S if side_by_side > 1 else 0.0
+        )
+        seconds["finalists"] = of_one * len(spaces)
     seconds["training"] = search.recipe.epochs * training.steps_per_epoch * per_step * len(spaces)
     return seconds
 

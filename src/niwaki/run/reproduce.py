@@ -41,7 +41,7 @@ from niwaki.recipe import fbnetv2
 from niwaki.run.claims import write_section
 from niwaki.run.dmasking_claims import section_of
 from niwaki.run.folder import Folder, RunError
-from niwaki.run.search import Progress, Silent
+from niwaki.run.progress import Progress, Silent
 from niwaki.run.workers import Job, Workers
 from niwaki.space.choice import Choice
 from niwaki.store.files import atomic_write

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,12 +23,14 @@ from niwaki.factor.within import Within, within
 from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.one_shot import OneShot, OneShotSearch
 from niwaki.net.control import Network
-from niwaki.net.layer import Conv, Linear, SqueezeExcite
-from niwaki.net.place import Placement, fix, forks, place, space_of
+from niwaki.net.layer import Opaque
+from niwaki.net.place import place, space_of
 from niwaki.net.program import program
 from niwaki.nn.build import build
 from niwaki.run.ask_tell import AskTellSearch, ask_and_tell
+from niwaki.run.choose import all_options, frame, preferred, unlike
 from niwaki.run.folder import Folder, RunError, once
+from niwaki.run.progress import Progress, Silent
 from niwaki.run.warm_start import warm_start_
 from niwaki.run.workers import Job, Workers
 from niwaki.space.architecture import Architecture
@@ -48,7 +49,8 @@ EVEN = 0.25  # of even chances in what every other candidate is drawn from: shar
 SPENT = 0.85  # of the budget: candidates that cost less come after all that cost more
 CHUNK_S = 1.0  # seconds between looks at the clock
 FINALIST = "finalist"  # the source of a trial that trains one of the best again
-MOST_COPIED = 1 << 30  # bytes of images in all processes together that train finalists
+MOST_COPIED = 2 << 30  # bytes for the images in all processes together that train finalists
+COPIES = 3  # of the images in such a process: as they came, as they are stored, and ready for batches
 SHIPPING_S = 20.0  # kept free of a time limit, for test, export and report
 
 
@@ -94,20 +96,6 @@ class Search:
     minutes: float | None = None
     warm_start: Path | None = None
     left_out: tuple[str, ...] = ()  # options that were left out of the network, for people
-
-
-class Progress(Protocol):
-    """Who watches a run."""
-
-    def phase(self, name: str, total: int) -> None: ...
-    def advance(self, done: int) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-class Silent:
-    def phase(self, name: str, total: int) -> None: ...
-    def advance(self, done: int) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -206,10 +194,10 @@ def _candidates(
                 programs.add(found)
                 archs.append(arch)
         taken = {(name, option) for arch in archs for name, option in arch.items()}
-        missing = [(name, option) for name in frame(place(search.network)) for option in space.space[name].options]
-        drawn_for = [_with_option(search, at, space, blended, *choice) for choice in missing if choice not in taken]
-        rare = [arch for arch in drawn_for if arch is not None][: search.candidates // 2]
-        archs = archs[: search.candidates - len(rare)] + rare
+        names = frame(place(search.network))
+        missing = [(name, option) for name in names for option in space.space[name].options if (name, option) not in taken]
+        rare = [one for choice in missing if (one := _with_option(search, at, space, blended, *choice)) is not None]
+        archs = all_options(archs, rare[: search.candidates // 2], names, search.candidates)
     known = {trial.number for trial in folder.store.trials(_run(at), space.space)}
     progress.phase(f"judging {len(archs)} candidates", len(archs))
     for number, arch in enumerate(archs):
@@ -408,8 +396,8 @@ def _choose(
         finalists = unlike(ranked, placement, search.finalists)
         if len(finalists) > 1:
             known = {trial.number for trial in stored if trial.source == FINALIST}
-            judged = _train_finalists(search, at, judge, finalists, len(trials), known, folder, progress, clock)
-            finalists = best_first(judged, examples=judge.examples()) if judged else finalists
+            stored = _train_finalists(search, at, judge, finalists, len(trials), known, folder, progress, clock)
+            finalists = best_first(stored, examples=judge.examples()) if stored else finalists
         if not finalists:
             raise RunError(f"no architecture within {search.budgets[at].text} could be evaluated{_first_failure(stored)}")
         best = finalists[0]
@@ -419,74 +407,20 @@ def _choose(
     return Architecture.from_json(found["arch"], space.space), found["metrics"]
 
 
-def preferred(trials: Sequence[Trial], *, metric: str, examples: int, placement: Placement) -> list[Trial]:
-    """The trials that succeeded, the one to choose first. examples: that `metric` was measured on.
-
-    A few hundred examples cannot tell 99.0 from 99.3 %: of the trials within one standard error of the best metric the network of the fewest
-    layers comes first (the one-standard-error rule, Breiman et al. 1984, section 3.4.3), and of several such the one of the smaller loss.
-    """
-    succeeded = [trial for trial in trials if trial.status == "ok"]
-    best = max((trial.metrics[metric] for trial in succeeded), default=0.0)
-    tied = best - (max(best * (1 - best), 0.0) / examples) ** 0.5
-
-    def order(trial: Trial) -> tuple[float, float, float, int]:
-        if (value := trial.metrics[metric]) < tied:
-            return -value, 0, trial.metrics["loss"], trial.number
-        return -tied, layers_with_weights(placement, trial.arch), trial.metrics["loss"], trial.number
-
-    return sorted(succeeded, key=order)
-
-
-def layers_with_weights(placement: Placement, arch: Mapping[str, Any]) -> int:
-    """Convolutions, linear layers and squeeze-excites that `arch` has: what a device runs one after the other."""
-    return sum(isinstance(item.layer, (Conv, Linear, SqueezeExcite)) for item in fix(placement, arch).items)
-
-
-def unlike(trials: Sequence[Trial], placement: Placement, count: int) -> list[Trial]:
-    """`count` of the ranked `trials` that differ in structure (block types, depths, resolution).
-
-    In turn the first with an option of a frame decision that none before it has; when there is no such, the first of a new structure; then
-    the first that is left. Shared weights tell widths apart, but not structures, of which they favour what the search has trained most; a
-    short training does, where it is given the chance.
-    """
-    rest, taken, seen = list(trials), list[Trial](), set[Hashable]()
-    every, leading = forks(placement), frame(placement)
-
-    def structure(trial: Trial) -> Hashable:
-        return frozenset((name, option) for name, option in trial.arch.items() if name in every)
-
-    while rest and len(taken) < count:
-        new = (trial for trial in rest if any((name, trial.arch[name]) not in seen for name in leading))
-        other = (trial for trial in rest if structure(trial) not in seen)
-        trial = next(new, None) or next(other, None) or rest[0]
-        rest.remove(trial)
-        taken.append(trial)
-        seen |= {structure(trial), *((name, trial.arch[name]) for name in leading)}
-    return taken
-
-
-def frame(placement: Placement) -> list[str]:
-    """The forks that every architecture has to decide: resolutions, depths, and block types that are always there."""
-    every = forks(placement)
-    return [decision.name for decision in placement.decisions if decision.condition is True and decision.name in every]
-
-
 def finalist_workers(search: Search) -> int:
     """How many processes train finalists side by side, of one thread each: networks this small gain next to nothing from a second thread.
 
-    0: none, they are trained here, on all threads; on a GPU, for data of which copies would be costly, and for what cannot be sent to a process.
+    1: they are trained here, on one thread, too, so that the result is the same: where copies of the data would be costly, and what cannot
+    be sent to a process. 0: they are trained on a GPU.
     """
-    if search.device != "cpu" or type(search.task) is not ImageClassification:
+    if search.device != "cpu":
         return 0
-    workers = min(search.workers, search.finalists * search.folds)
-    images = search.task.images
-    if workers * (images.images.nbytes + images.test_images.nbytes) > MOST_COPIED:
-        return 0
-    try:
-        sent = pickle.dumps(search.network)
-    except Exception:  # of layers of the caller's own; whatever it is, the work can be done here
-        return 0
-    return 0 if b"__main__" in sent else workers
+    if type(search.task) is not ImageClassification or any(
+        isinstance(item.layer, Opaque) and item.layer.make is not None for item in place(search.network).items
+    ):
+        return 1
+    copied = COPIES * (search.task.images.images.nbytes + search.task.images.test_images.nbytes)
+    return max(1, min(search.workers, search.finalists * search.folds, MOST_COPIED // max(1, copied)))
 
 
 def _train_finalists(
@@ -508,13 +442,14 @@ def _train_finalists(
 
     numbered = list(enumerate(finalists, start=first))
     jobs = [
-        [Job(f"finalist {at} {number} {fold}", _fold, (judge, dict(finalist.arch), fold)) for fold in range(search.folds)]
+        [Job(f"finalist {at} {number} {fold}", _fold, (dict(finalist.arch), fold)) for fold in range(search.folds)]
         for number, finalist in numbered
     ]
     phase = f"training {len(finalists)} finalists" + (f", {search.folds} times each" if search.folds > 1 else "")
     workers = finalist_workers(search)
-    with Workers(max(1, workers), threads=1 if workers else None) as pool:
+    with Workers(max(1, workers), common=(judge,), threads=1 if workers else None) as pool:
         results = pool.run([job for of_one in jobs for job in of_one], folder, progress, phase, over)
+    folder.book("finalists")
     judged: list[Trial] = []
     for (number, finalist), of_one in zip(numbered, jobs, strict=True):
         parts = [results[job.name] for job in of_one if job.name in results]

@@ -32,6 +32,7 @@ from niwaki.run.search import FINALIST, Search
 from niwaki.space.architecture import Architecture
 from niwaki.space.space import Space
 from niwaki.store.files import atomic_write
+from niwaki.trial import Trial
 
 ABOUT = {
     "model.onnx": "for any runtime that reads ONNX; takes images as the data set stores them",
@@ -136,7 +137,7 @@ def _candidates(folder: Folder, first: dict[str, Any] | None, metric: str, cost:
 
     The trainings of the finalists are left out of the front: theirs is another measurement than that of the search, often on other images.
     """
-    trials = folder.store.trials("budget 0", Space.from_json(folder.plan["space"]))
+    trials = _trials(folder)
     searched = [trial for trial in trials if trial.source != FINALIST]
     front = {trial.number for trial in pareto_front(searched, Objective(metric), (cost,))}
     found = [
@@ -150,6 +151,10 @@ def _candidates(folder: Folder, first: dict[str, Any] | None, metric: str, cost:
     if first is not None:
         found.append(Candidate(len(trials), first["metrics"]["validation"] | first["costs"], "final", 0.0, first["architecture"]))
     return tuple(found)
+
+
+def _trials(folder: Folder) -> list[Trial]:
+    return folder.store.trials("budget 0", Space.from_json(folder.plan["space"]))
 
 
 def _decisions(folder: Folder, facts: dict[str, Any], first: dict[str, Any] | None) -> tuple[Decision, ...]:
@@ -189,6 +194,7 @@ def _quality(folder: Folder, first: dict[str, Any] | None, metric: str) -> Quali
     return Quality(
         first["metrics"]["validation"][metric], test[metric], interval, tuple(map(tuple, found["confusion"])),
         tuple(Example(**one) for one in found["mistakes"]), {name: value for name, value in test.items() if name not in (metric, "loss")},
+        folds=(folder.plan["config"]["search"]["folds"] or 1) if any(trial.source == FINALIST for trial in _trials(folder)) else 1,
     )  # fmt: skip
 
 

@@ -12,29 +12,24 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
 
 import torch
 
 from niwaki.run.folder import Folder, once
-
-if TYPE_CHECKING:
-    from niwaki.run.search import Progress
-
-
-in_worker = False  # whether this process is one
+from niwaki.run.progress import Progress
 
 
 class JobFailed(RuntimeError):
-    """A job that raised an error, or whose process died. What other jobs gave is kept."""
+    """A job that raised an error in its process, or whose process died. What other jobs gave is kept."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """`function(*arguments)` gives JSON. name: of its result in the folder. function: of a module, as it goes to its process by name."""
+    """`function(*common, *arguments)` gives JSON. name: of its result in the folder. function: of a module; it goes to its process by name."""
 
     name: str
     function: Callable[..., Any]
@@ -44,26 +39,26 @@ class Job:
 class Workers:
     """`count` processes, started when there is something to do; of one worker, the work is done in this process.
 
-    threads: of this process while it works, 1 as a worker has, or None for as many as before.
+    common: what every job is given before its own arguments; sent to each process once. threads: of this process while it works, 1 as a
+    worker has, or None for as many as before.
     A job is a function of its arguments alone, so that results do not depend on how many workers there are. With the caller's death, by
     whatever signal, the processes end, too. They are new interpreters, which know nothing of the caller's main program: a script need not
     be guarded by `__name__`, as for `multiprocessing`, and functions and classes of the script itself cannot be sent.
     """
 
-    def __init__(self, count: int, *, threads: int | None = 1) -> None:
+    def __init__(self, count: int, *, common: tuple[Any, ...] = (), threads: int | None = 1) -> None:
         if count < 1:
             raise ValueError(f"{count} workers were asked for; there is at least one")
-        self.count, self.threads = count, threads
-        self._processes: list[subprocess.Popen] = []
+        self.count, self.common, self.threads = count, common, threads
+        self._started: list[_Worker] = []
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            process.kill()
-            process.wait()
-        self._processes.clear()
+        for worker in self._started:
+            worker.end()
+        self._started.clear()
 
     def run(
         self, jobs: Sequence[Job], folder: Folder, progress: Progress, phase: str, stop: Callable[[], bool] = lambda: False
@@ -88,25 +83,27 @@ class Workers:
             for job in waiting:
                 if stop():
                     return
-                results[job.name] = once(folder, job.name, partial(job.function, *job.arguments))
+                results[job.name] = once(folder, job.name, partial(job.function, *self.common, *job.arguments))
                 progress.advance(len(results))
 
     def _share(self, waiting: list[Job], results: dict[str, Any], folder: Folder, progress: Progress, stop: Callable[[], bool]) -> None:
-        while len(self._processes) < self.count:
-            self._processes.append(_started())
-        idle, todo = list(self._processes), list(reversed(waiting))
-        busy: dict[Future, tuple[subprocess.Popen, Job]] = {}
+        if (missing := min(self.count, len(waiting)) - len(self._started)) > 0:
+            common = pickle.dumps(self.common)
+            self._started += [_Worker(common) for _ in range(missing)]
+        idle, todo = list(self._started), list(reversed(waiting))
+        busy: dict[Future, tuple[_Worker, Job]] = {}
         with ThreadPoolExecutor(self.count) as threads:
             try:
                 while todo or busy:
                     while todo and idle and not stop():
-                        process, job = idle.pop(), todo.pop()
-                        busy[threads.submit(_asked, process, job)] = process, job
+                        worker, job = idle.pop(), todo.pop()
+                        busy[threads.submit(worker.ask, job)] = worker, job
                     if not busy:
                         return
-                    for ready in wait(busy, return_when=FIRST_COMPLETED).done:
-                        process, job = busy.pop(ready)
-                        idle.append(process)
+                    done = wait(busy, return_when=FIRST_COMPLETED).done
+                    for ready in sorted(done, key=lambda one: one.exception() is not None):  # results are kept before an error is raised
+                        worker, job = busy.pop(ready)
+                        idle.append(worker)
                         results[job.name] = once(folder, job.name, ready.result)
                         progress.advance(len(results))
             except BaseException:
@@ -125,57 +122,93 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _asked(process: subprocess.Popen, job: Job) -> Any:
-    """The result of `job` from its process; runs in a thread of its own, which waits."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        pickle.dump((job.function, job.arguments), process.stdin)
-        process.stdin.flush()
-        succeeded, result = pickle.load(process.stdout)
-    except (EOFError, BrokenPipeError):
-        raise JobFailed(f"the process that worked on {job.name!r} died; it may have run out of memory") from None
-    if not succeeded:
-        raise JobFailed(f"{job.name!r} failed:\n{result}")
-    return result
+class _Worker:
+    """A process that does one job after the other, as its caller sees it. common: pickled; it goes with the first job."""
 
+    def __init__(self, common: bytes) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(place or ".") for place in sys.path)}
+        # Ctrl-C is for the caller, who ends the process, which may not have come further than its imports
+        code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from niwaki.run.workers import serve; serve()"
+        # -P: or whatever lies in the current folder would come before all that the caller imports
+        command = [sys.executable, "-P", "-c", code]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self._unsent = [common]
 
-def _started() -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(place or ".") for place in sys.path)}
-    command = [sys.executable, "-c", "from niwaki.run.workers import serve; serve()"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    def ask(self, job: Job) -> Any:
+        """The result of `job`; waits for it, so it is called in a thread of its own. Raises JobFailed."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            for message in (*self._unsent, pickle.dumps((job.function, job.arguments))):
+                _send(process.stdin, message)
+            self._unsent.clear()
+            succeeded, result = pickle.loads(_receive(process.stdout))
+        except (EOFError, BrokenPipeError):
+            killed = process.wait() == -signal.SIGKILL
+            why = (
+                "was killed; it may have run out of memory, of which fewer workers need less"
+                if killed
+                else f"ended with status {process.returncode}"
+            )
+            raise JobFailed(f"the process that worked on {job.name!r} {why}. What other jobs gave is kept, and the run can go on") from None
+        if not succeeded:
+            raise JobFailed(f"{job.name!r} failed:\n{result}")
+        return result
+
+    def end(self) -> None:
+        self._process.kill()
+        with suppress(BrokenPipeError), self._process:  # which closes the pipes and waits
+            pass
 
 
 def serve() -> None:
     """What a worker does: one job after the other, from its standard input, until there is nobody left to ask for one."""
-    global in_worker
-    in_worker = True
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who ends us
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a job prints must not get among the answers
-    jobs: queue.SimpleQueue = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(messages,), daemon=True).start()
     torch.set_num_threads(1)
+    unread: list[bytes] = [messages.get()]
+    common: tuple[Any, ...] = ()
     while True:
-        function, arguments = jobs.get()
+        message = messages.get()
         try:
-            answer = (True, function(*arguments))
+            while unread:
+                common = pickle.loads(unread[-1])
+                unread.pop()
+            function, arguments = pickle.loads(message)
+            answer = pickle.dumps((True, function(*common, *arguments)))
         except Exception:  # whatever it was, the caller is told and raises it there
-            answer = (False, traceback.format_exc())
-        pickle.dump(answer, answers)
-        answers.flush()
+            answer = pickle.dumps((False, traceback.format_exc()))
+        _send(answers, answer)
 
 
-def _listen(jobs: queue.SimpleQueue) -> None:
+def _listen(messages: queue.SimpleQueue[bytes]) -> None:
     """Hands on what the caller asks for. It listens while a job runs, too: so a worker ends with its caller at once."""
     while True:
         try:
-            jobs.put(pickle.load(sys.stdin.buffer))
+            messages.put(_receive(sys.stdin.buffer))
         except EOFError:
             os._exit(1)
-        except Exception:
-            jobs.put((_unreadable, (traceback.format_exc(),)))
 
 
-def _unreadable(reason: str) -> None:
-    raise RuntimeError(f"the worker could not read its job:\n{reason}")
+# A message is its length, 8 bytes, and so many bytes of a pickle: who cannot make sense of one is not out of step for the next.
+
+
+def _send(stream: IO[bytes], message: bytes) -> None:
+    stream.write(len(message).to_bytes(8))
+    stream.write(message)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> bytes:
+    """The next message. Raises EOFError where the stream ends before it does."""
+    return _exactly(stream, int.from_bytes(_exactly(stream, 8)))
+
+
+def _exactly(stream: IO[bytes], length: int) -> bytes:
+    found = stream.read(length)
+    if len(found) < length:
+        raise EOFError
+    return found

@@ -18,6 +18,7 @@ from niwaki.task.images import DataError, Images, dealt, describe, group_cut, st
 from niwaki.task.task import Part, derive_seed
 
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
+DEALS = 20  # of groups to folds, until every class is in several
 VALUES_AT_ONCE = 2**20  # of float64, 8 MiB: a copy of all pixels would be eight times the size of the data
 
 
@@ -49,6 +50,10 @@ class ImageClassification:
     augment: Augment | Literal["auto"] = "auto"
     seed: int = 0
     _devices: dict[torch.device, _OnDevice] = field(default_factory=dict, init=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: without the copies on devices, which it makes anew."""
+        return {**vars(self), "_devices": {}}
 
     def __post_init__(self) -> None:
         if self.metric not in get_args(Metric):
@@ -113,10 +118,15 @@ class ImageClassification:
         there, what = (len(labels), "images") if groups is None else (len(np.unique(groups)), "groups")
         if there < count:
             raise DataError(f"{self.images.source}: {there} {what} cannot be dealt to {count} folds (search.folds)")
-        fold = dealt(labels, groups, count, np.random.default_rng(derive_seed(self.seed, "folds")))
-        if groups is not None and (whole := [label for label in np.unique(labels) if np.ptp(fold[labels == label]) == 0]):
+        rng = np.random.default_rng(derive_seed(self.seed, "folds"))
+        for _ in range(DEALS):
+            fold = dealt(labels, groups, count, rng)
+            whole = [label for label in np.unique(labels) if np.ptp(fold[labels == label]) == 0]
+            if groups is None or not whole:
+                break
+        else:
             raise DataError(
-                f"{self.images.source}: of {count} folds (search.folds) of whole groups one has all images of class "
+                f"{self.images.source}: of {count} folds (search.folds) of whole groups one always has all images of some class, such as "
                 f"{', '.join(self.images.class_names[label] for label in whole[:10])}, which what is judged on it would never have seen"
             )
         return [(torch.from_numpy(np.flatnonzero(fold != at)), torch.from_numpy(np.flatnonzero(fold == at))) for at in range(count)]

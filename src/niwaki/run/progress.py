@@ -1,0 +1,19 @@
+"""Who watches a run."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Told of every phase and how far it has come."""
+
+    def phase(self, name: str, total: int) -> None: ...
+    def advance(self, done: int) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """Nobody watches."""
+
+    def phase(self, name: str, total: int) -> None: ...
+    def advance(self, done: int) -> None: ...
+    def note(self, text: str) -> None: ...
