@@ -286,7 +286,7 @@ def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int) -> Result:
 
     pays = all(one.found > median(one.rivals) for one in compared)
     searches = [found for found in results if found["kind"] == "search"]
-    one_training = mean(found["train_s"] for found in results)
+    one_training = mean(found["train_s"] for found in results if found["kind"] != "search")
     search_s = mean(found["search_s"] for found in searches)
     ranks = ", ".join(str(one.rank) for one in compared)
     claims = (
