@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -28,7 +29,9 @@ from niwaki import (
     OneOf,
     Opaque,
     Recipe,
+    Subsample,
     arrays,
+    classifier,
     conv_bn_act,
     edit,
     mbconv,
@@ -184,6 +187,68 @@ def test_metrics_of_unequal_folds_are_weighed_by_their_images(own_task):
     mean = judge.mean([{"accuracy": count / size, "loss": 1.0} for count, size in zip(right, sizes, strict=True)])
     assert mean == pytest.approx({"accuracy": sum(right) / 150, "loss": 1.0})
     assert judge.examples() == 150
+
+
+def sized_network():
+    """Three resolutions; the largest leaves room for the narrowest networks alone."""
+    body = Chain(Subsample(Choice((4, 6, 8), "/size"), name="input"), conv_bn_act(Choice((2, 4, 8, 16), "/width"), name="stem"))
+    return Network(Chain(body, OneOf(conv_bn_act(8, name="a"), conv_bn_act(8, 5, name="b"), name="block"), classifier(3)), (1, 8, 8))
+
+
+def aims_under(share, **settings):
+    macs = count_macs(sized_network())
+    limit = Limit(macs, int(share * macs.maximum()[0]))
+    budget = loop.Budget("macs", (limit,))
+    search = loop.Search(sized_network(), None, (budget,), {"macs": macs}, method=DMasking(), recipe=Recipe(), proxy=Recipe(), **settings)
+    return loop.aims_of(search, [within(space_of(search.network), budget.limits)]), limit
+
+
+def test_each_resolution_that_the_budget_has_room_for_is_searched_for_itself():
+    assert choose.resolutions(place(sized_network())) == ["size"]
+    assert [aim.taken for aim in aims_under(1.0)[0]] == [{}], "as published: a choice like the others"
+    for share in (1.0, 0.2, 0.02):
+        aims, limit = aims_under(share, resolutions="apart")
+        archs = space_of(sized_network()).enumerate()
+        fitting = {arch["size"] for arch in archs if limit.cost(arch) <= limit.upper}
+        assert [aim.taken for aim in aims] == [{"size": size} for size in sorted(fitting)]
+    assert len(fitting) < 3
+
+
+def test_what_a_distribution_has_taken_is_certain_and_moves_no_logit(own_task):
+    aims, limit = aims_under(0.5, resolutions="apart")
+    learner = DMaskingSearch(
+        sized_network(), own_task, [aim.space for aim in aims], DMasking(epochs=3, warmup_epochs=0, batch_size=8, logit_lr=0.1),
+        taken=[aim.taken for aim in aims],
+    )  # fmt: skip
+    while not learner.finished:
+        learner.run()
+    at = learner.distributions[0].names.index("size")
+    for aim, distribution, logits, ratio in zip(aims, learner.distributions, learner.logits, learner.history[-1].ratios, strict=True):
+        space, p = aim.space.space, distribution.arrays()
+        assert dict(zip(space["size"].options, p["size"], strict=True))[aim.taken["size"]] == 1.0
+        assert not logits[at].any()
+        assert logits.any(), "the others have moved"
+        mean = sum(
+            float(np.prod([p[name][space[name].options.index(o)] for name, o in arch.items()])) * limit.cost(arch)
+            for arch in space.enumerate()
+        )
+        assert ratio == pytest.approx(mean / limit.upper, rel=1e-5)
+
+
+def test_finalists_are_of_all_resolutions_by_turns(own_task, tmp_path):
+    settings = {**TINY, "budget": ["macs<=60%"], "search.resolutions": "apart", "search.finalists": 5, "search.candidates": 9}
+    result = niwaki.search(
+        sized_network(), own_task, budget="macs<=60%", out=tmp_path / "run", settings={k: v for k, v in settings.items() if k != "budget"}
+    )
+    folder = Folder(result.folder, read_only=True)
+    trials = folder.store.trials("budget 0", space_of(sized_network()))
+    aims = folder.store.fact("aims")
+    folder.close()
+    sizes = [aim["taken"]["size"] for aim in aims]
+    assert len(sizes) == 3
+    assert Counter(trial.arch["size"] for trial in trials if trial.source == "dmasking") == dict.fromkeys(sizes, 3)
+    assert [trial.arch["size"] for trial in trials if trial.source == "finalist"] == [*sizes, *sizes[:2]]
+    assert (result.folder / "report.html").is_file()
 
 
 # --- results -----------------------------------------------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from niwaki.space.choice import Value
 from niwaki.space.space import Space
 
 
@@ -15,16 +16,20 @@ class Distribution:
     """p(architecture) = product over its active decisions of softmax(logits)[option].
 
     logits: (D, O) with O the most options of any decision; a row's entries beyond its own options are never looked at. One tensor
-    for all decisions, so that a draw is a handful of operations however many decisions there are.
+    for all decisions, so that a draw is a handful of operations however many decisions there are. taken: options that are certain.
     """
 
-    def __init__(self, space: Space, logits: Tensor | None = None) -> None:
+    def __init__(self, space: Space, logits: Tensor | None = None, taken: Mapping[str, Value] | None = None) -> None:
         self.space = space
         self.names = [decision.name for decision in space.decisions]
         self.counts = [len(decision.options) for decision in space.decisions]
         most = max(self.counts, default=1)
         self.logits = torch.zeros(len(self.counts), most) if logits is None else logits
+        self.taken = dict(taken or {})
         self._beyond = torch.arange(most) >= torch.tensor(self.counts).view(-1, 1)  # (D, O)
+        for name, option in self.taken.items():
+            row = space.position(name)
+            self._beyond[row] = torch.arange(most) != space.decisions[row].options.index(option)
 
     def probabilities(self) -> dict[str, Tensor]:
         """(O,) for each decision, by name."""
@@ -38,7 +43,7 @@ class Distribution:
         """Mean entropy of a decision, each divided by that of the uniform distribution: 1 undecided, 0 decided."""
         log_p = torch.log_softmax(self._masked(), -1)
         entropies = -(log_p.exp() * log_p.masked_fill(self._beyond.to(log_p.device), 0.0)).sum(-1)
-        free = [row for row, count in enumerate(self.counts) if count > 1]
+        free = [row for row, (name, count) in enumerate(zip(self.names, self.counts, strict=True)) if count > 1 and name not in self.taken]
         if not free:
             return torch.zeros(())
         return (entropies[free] / torch.tensor([float(self.counts[row]) for row in free], device=entropies.device).log()).mean()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import cos, isfinite, pi
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from niwaki.net.control import Network
 from niwaki.net.place import forks
 from niwaki.nn.relax import gumbel_softmax
 from niwaki.nn.supernet import supernet
+from niwaki.space.choice import Value
 from niwaki.space.size import scope
 from niwaki.task.task import Task, derive_seed
 from niwaki.train.loop import TrainingDiverged, batches_per_epoch, epoch_batches, own_randomness, seed_dropout
@@ -103,16 +104,26 @@ class SearchRecord:
 class DMaskingSearch:
     """A search under way. Several budgets share the weights; each has logits of its own, and the steps take turns among them.
 
-    spaces: one for each budget, the network's space within it. The same seed gives the same search, also through `state_dict` and `load`
-    after any step, at the same number of threads.
+    spaces: one for each budget, the network's space within it. taken: for each of them options that are certain, where there are such; so
+    one budget may be searched several times, with another option each. The same seed gives the same search, also through `state_dict` and
+    `load` after any step, at the same number of threads.
     """
 
     def __init__(
-        self, network: Network, task: Task, spaces: Sequence[Within], method: DMasking, *, seed: int = 0, device: torch.device | str = "cpu"
+        self,
+        network: Network,
+        task: Task,
+        spaces: Sequence[Within],
+        method: DMasking,
+        *,
+        taken: Sequence[Mapping[str, Value]] = (),
+        seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.task, self.spaces, self.method, self.seed, self.device = task, tuple(spaces), method, seed, torch.device(device)
         self.net = supernet(network, seed=derive_seed(seed, "supernet")).to(self.device)
-        self.distributions = [Distribution(within.space) for within in self.spaces]
+        self.taken = [dict(one) for one in taken] or [{} for _ in self.spaces]
+        self.distributions = [Distribution(within.space, taken=one) for within, one in zip(self.spaces, self.taken, strict=True)]
         shape = self.distributions[0].logits.shape
         # (D, O) for each budget; a parameter each, so that a step for one leaves the others and their momentum alone
         self.logits = [torch.zeros(shape, device=self.device, requires_grad=True) for _ in self.spaces]
@@ -224,9 +235,11 @@ class DMaskingSearch:
         inputs, targets = self._batch(indices, epoch, step)
         with torch.no_grad():
             turn = epoch * self.weight_steps + step  # of the weight steps, over the whole search: an epoch may have fewer than budgets
-            decisions: dict[str, Any] = dict(self._decisions(epoch, step, turn % len(self.spaces)))
+            budget = turn % len(self.spaces)
+            decisions: dict[str, Any] = dict(self._decisions(epoch, step, budget))
             for name in self.forks:
                 decisions[name] = self.spaces[0].space[name].options[int(decisions[name].argmax())]
+            decisions |= self.taken[budget]
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss = self.task.loss(self.net(inputs, decisions), targets)
         loss.backward()
@@ -241,7 +254,8 @@ class DMaskingSearch:
             parameter.requires_grad_(False)  # spares the gradients of the weights, not those through the maps
         decisions = self._decisions(epoch, step, budget)
         self.logit_optimizer.zero_grad(set_to_none=True)
-        loss = self._cost_loss(self.task.loss(self.net(inputs, decisions), targets), self._ratio(budget, decisions))
+        outputs = self.net(inputs, {**decisions, **self.taken[budget]})  # what is taken costs no pass but its own
+        loss = self._cost_loss(self.task.loss(outputs, targets), self._ratio(budget, decisions))
         loss.backward()
         self.logit_optimizer.step()
         for parameter in self.net.parameters():
@@ -271,6 +285,7 @@ class DMaskingSearch:
         }
         return saved(state_of(self.net, self.weight_optimizer) | {"logits": torch.stack(self.logits)} | adam), {
             "method": asdict(self.method),
+            "taken": self.taken,
             "step": self.step,
             "sums": self._sums,
             "history": [asdict(record) for record in self.history],

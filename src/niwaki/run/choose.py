@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from niwaki.net.layer import Conv, Linear, SqueezeExcite
-from niwaki.net.place import Placement, fix, forks
+from niwaki.net.layer import Conv, Linear, SqueezeExcite, Subsample
+from niwaki.net.place import INPUT, Placement, fix, forks
 from niwaki.space.architecture import Architecture
+from niwaki.space.size import refs
 from niwaki.trial import Trial
 
 
@@ -62,6 +63,12 @@ def frame(placement: Placement) -> list[str]:
     """The forks that every architecture has to decide: resolutions, depths, and block types that are always there."""
     every = forks(placement)
     return [decision.name for decision in placement.decisions if decision.condition is True and decision.name in every]
+
+
+def resolutions(placement: Placement) -> list[str]:
+    """The decisions that say to which size the network's input is reduced before anything else."""
+    subsampled = (item for item in placement.items if isinstance(item.layer, Subsample) and item.inputs == (INPUT,))
+    return list(dict.fromkeys(ref.name for item in subsampled for size in item.shape.spatial for ref in refs(size)))
 
 
 def all_options(archs: Sequence[Architecture], added: Sequence[Architecture], names: Sequence[str], count: int) -> list[Architecture]:

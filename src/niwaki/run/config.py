@@ -83,6 +83,7 @@ class Search(_Section):
     architecture_share: Share | None = None  # of the training part, for the logits
     logit_passes: Count | None = None
     paths: Literal["mixture", "sample"] | None = None  # in steps on the weights: all options of a layer or resolution, or one
+    resolutions: Literal["apart", "mixed"] | None = None  # a distribution for each input resolution, or the resolution a choice like others
     objective: Literal["mul", "add", "absolute", "limit"] | None = None
     alpha: Amount | None = None
     beta: Amount | None = None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ from niwaki.net.place import place, space_of
 from niwaki.nn.build import build
 from niwaki.objective import Objective, budget_text, parse_budgets
 from niwaki.run import workers
+from niwaki.run.choose import resolutions
 from niwaki.run.config import Config, ConfigError, config_of
 from niwaki.run.model import ModelError, load_model
-from niwaki.run.search import AskTell, Budget, Search, finalist_workers, working_seconds
+from niwaki.run.search import AskTell, Budget, Search, aims_of, finalist_workers, learner_of, working_seconds
 from niwaki.run.warm_start import checkpoint_of
 from niwaki.space.size import largest, smallest
 from niwaki.strategy.evolution import RegularizedEvolution
@@ -46,7 +47,8 @@ from niwaki.zoo.mobile import LARGEST, SMALLEST, mobile
 SEARCH_MACS = 5e12  # what all epochs of a search may cost, counted on forward passes of the supernet's largest member
 MOST_EPOCHS = 40
 MIXTURE = 6  # passes of the largest member that a step on the logits costs, with all block types, depths and resolutions
-LOGIT_STEPS = 400  # wanted of a search, by going over the architecture's share more than once an epoch
+LOGIT_STEPS = 400  # wanted for a distribution, by going over the architecture's share more than once an epoch
+MOST_APART = 3  # input resolutions that are searched each for itself
 FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest and most epochs allow it
 THREADED_MACS = 3e8  # of a batch through the largest member; with fewer, one thread is as fast as two
 WORKERS_START_S = 5.0  # until processes that train finalists have imported what they need
@@ -161,7 +163,10 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
     affordable = round(SEARCH_MACS / max(per_epoch, 1))  # epochs
     stated = config.search.warmup_epochs
     search_epochs = config.search.epochs or max(8 if stated is None else stated + 1, min(MOST_EPOCHS, affordable))
-    passes = ceil(LOGIT_STEPS / (search_epochs * batches_per_epoch(len(architecture_part), search_batch)))
+    sizes = prod(len(space_of(network)[name].options) for name in resolutions(place(network)))
+    apart = config.search.resolutions or ("apart" if 1 < sizes <= MOST_APART else "mixed")
+    logit_steps = LOGIT_STEPS * (sizes if apart == "apart" else 1)
+    passes = ceil(logit_steps / (search_epochs * batches_per_epoch(len(architecture_part), search_batch)))
     steps = batches_per_epoch(examples, batch)
     recipe = Recipe()
     published = DMasking()
@@ -184,6 +189,7 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.logit_passes": max(1, min(4, passes)),
         # all paths in all steps, as published, where that is affordable
         "search.paths": "mixture" if affordable >= MOST_EPOCHS else "sample",
+        "search.resolutions": apart,
         "search.objective": "absolute",
         "search.alpha": published.alpha,
         "search.beta": published.beta,
@@ -268,6 +274,7 @@ def search_of(config: Config, task: ImageClassification | None = None, network: 
         device=config.device,
         minutes=config.minutes,
         warm_start=None if config.warm_start is None else Path(config.warm_start),
+        resolutions=config.search.resolutions or "mixed",
         left_out=tuple(left_out),
     )  # fmt: skip
     return config, search
@@ -352,7 +359,7 @@ def estimate(search: Search) -> dict[str, float]:
     else:
         learner: DMaskingSearch | OneShotSearch
         if isinstance(method, DMasking):
-            learner = DMaskingSearch(search.network, search.task, spaces, method, device=search.device)
+            learner = learner_of(search, method, aims_of(search, spaces))
             weight_steps = method.epochs * learner.weight_steps
             seconds["search"] = weight_steps * _seconds_per_step(learner)
             if method.warmup_epochs < method.epochs:  # steps on the logits run all paths, and cost several times as much

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ from niwaki.net.place import place, space_of
 from niwaki.net.program import program
 from niwaki.nn.build import build
 from niwaki.run.ask_tell import AskTellSearch, ask_and_tell
-from niwaki.run.choose import all_options, frame, preferred, unlike
+from niwaki.run.choose import all_options, frame, preferred, resolutions, unlike
 from niwaki.run.folder import Folder, RunError, once
 from niwaki.run.progress import Progress, Silent
 from niwaki.run.warm_start import warm_start_
@@ -95,6 +96,7 @@ class Search:
     device: str = "cpu"
     minutes: float | None = None
     warm_start: Path | None = None
+    resolutions: str = "mixed"  # or "apart"
     left_out: tuple[str, ...] = ()  # options that were left out of the network, for people
 
 
@@ -140,12 +142,13 @@ def run(search: Search, folder: Folder, progress: Progress | None = None) -> lis
     clock = Clock(folder, search.minutes)
     space = space_of(search.network)
     spaces = [within(space, budget.limits) for budget in search.budgets]
+    aims = aims_of(search, spaces)
     if isinstance(search.method, DMasking):
-        _by_gradient(search, search.method, spaces, folder, progress, clock)
+        _by_gradient(search, search.method, aims, folder, progress, clock)
     else:
         _by_asking(search, search.method, spaces, folder, progress, clock)
     # all choices before the first long training: each phase has its share of a time limit, in this order
-    choices = [_choose(search, at, spaces[at], folder, progress, clock) for at in range(len(spaces))]
+    choices = [_choose(search, at, spaces[at], aims, folder, progress, clock) for at in range(len(spaces))]
     chosen = []
     for at, (budget, (arch, validation)) in enumerate(zip(search.budgets, choices, strict=True)):
         module = _train(search, at, arch, folder, progress, clock)
@@ -157,29 +160,90 @@ def run(search: Search, folder: Folder, progress: Progress | None = None) -> lis
 # --- learning --------------------------------------------------------------------------------------------------------------
 
 
-def _by_gradient(search: Search, method: DMasking, spaces: Sequence[Within], folder: Folder, progress: Progress, clock: Clock) -> None:
+@dataclass(frozen=True)
+class Aim:
+    """What one distribution is learned for: a budget, and options that are certain."""
+
+    budget: int
+    space: Within
+    taken: dict[str, Any] = field(default_factory=dict)
+
+    def has(self, arch: Architecture) -> bool:
+        return all(arch[name] == option for name, option in self.taken.items())
+
+
+def aims_of(search: Search, spaces: Sequence[Within]) -> list[Aim]:
+    """One for each budget; where resolutions are searched apart, one for each resolution that a budget has room for.
+
+    No other choice changes the cost of everything at once: learned together with widths and depths, the resolution falls as soon as the
+    cost is felt, long before the weights have shown what a larger one is worth. Networks of several resolutions are told apart by training.
+    """
+    names = resolutions(place(search.network)) if search.resolutions == "apart" and isinstance(search.method, DMasking) else []
+    aims = []
+    for at, space in enumerate(spaces):
+        every = [dict(zip(names, options, strict=True)) for options in product(*(space.space[name].options for name in names))]
+        there = [taken for taken in every if not names or space.probability(_even(space, taken)).log > LEAST_LOG_P]
+        aims += [Aim(at, space, taken) for taken in there or [{}]]
+    return aims
+
+
+def _even(space: Within, taken: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Even chances for all options, but certainty for those that are taken."""
+    return {
+        decision.name: np.array([float(option == taken[decision.name]) for option in decision.options])
+        if decision.name in taken
+        else np.full(len(decision.options), 1 / len(decision.options))
+        for decision in space.decisions
+    }
+
+
+def _by_gradient(search: Search, method: DMasking, aims: Sequence[Aim], folder: Folder, progress: Progress, clock: Clock) -> None:
     """Trials of candidates from the distributions that DMaskingNAS learned, one run of trials for each budget."""
-    if all(folder.store.fact(f"result candidates {at}") for at in range(len(spaces))):
+    if all(folder.store.fact(f"result candidates {at}") for at in range(len(search.budgets))):
         return
-    learner = DMaskingSearch(search.network, search.task, spaces, method, seed=search.seed, device=search.device)
+    learner = learner_of(search, method, aims)
+    folder.store.set_fact("aims", [{"budget": aim.budget, "taken": aim.taken} for aim in aims])
     if search.warm_start is not None:
         folder.note(warm_start_(learner, search.warm_start))
     _learn(learner, folder, progress, clock, phase="search", name="search")
     judge = SharedWeights(learner.net, search.task, seed=search.seed)
-    for at, space in enumerate(spaces):
-        once(folder, f"candidates {at}", partial(_candidates, search, at, space, learner, judge, folder, progress))
+    for at in range(len(search.budgets)):
+        once(folder, f"candidates {at}", partial(_candidates, search, at, aims, learner, judge, folder, progress))
     folder.book("judging")
 
 
+def learner_of(search: Search, method: DMasking, aims: Sequence[Aim]) -> DMaskingSearch:
+    spaces, taken = [aim.space for aim in aims], [aim.taken for aim in aims]
+    return DMaskingSearch(search.network, search.task, spaces, method, taken=taken, seed=search.seed, device=search.device)
+
+
 def _candidates(
-    search: Search, at: int, space: Within, learner: DMaskingSearch, judge: SharedWeights, folder: Folder, progress: Progress
+    search: Search, at: int, aims: Sequence[Aim], learner: DMaskingSearch, judge: SharedWeights, folder: Folder, progress: Progress
 ) -> int:
-    probabilities = learner.distributions[at].arrays()
-    folder.store.set_fact(f"probabilities {at}", {name: p.tolist() for name, p in probabilities.items()})
-    archs = [space.mode(probabilities)]  # the most likely architecture within the budget: over it, by construction, never
-    if search.candidates > 1:
+    """How many trials there are: networks of all aims at the budget, judged with shared weights."""
+    of_budget = [number for number, aim in enumerate(aims) if aim.budget == at]
+    archs: list[Architecture] = []
+    for turn, number in enumerate(of_budget):
+        probabilities = learner.distributions[number].arrays()
+        folder.store.set_fact(f"probabilities {number}", {name: p.tolist() for name, p in probabilities.items()})
+        count = search.candidates // len(of_budget) + (turn < search.candidates % len(of_budget))
+        archs += _of_aim(search, number, aims[number], probabilities, max(1, count), folder)
+    known = {trial.number for trial in folder.store.trials(_run(at), aims[of_budget[0]].space.space)}
+    progress.phase(f"judging {len(archs)} candidates", len(archs))
+    for number, arch in enumerate(archs):
+        if number not in known:
+            folder.store.append(_run(at), _judged(search, number, arch, judge, "dmasking"))
+        progress.advance(number + 1)
+    return len(archs)
+
+
+def _of_aim(search: Search, at: int, aim: Aim, probabilities: Mapping[str, np.ndarray], count: int, folder: Folder) -> list[Architecture]:
+    """`count` architectures within the budget, of different programs; the most likely one first."""
+    space = aim.space
+    archs = [space.mode(probabilities)]  # over the budget, by construction, never
+    if count > 1:
         learned = _drawn(space, probabilities, derive_seed(search.seed, "candidates", at), folder)
-        blended = {name: (1 - EVEN) * p + EVEN / len(p) for name, p in probabilities.items()}
+        blended = {name: p if name in aim.taken else (1 - EVEN) * p + EVEN / len(p) for name, p in probabilities.items()}
         wider = _drawn(space, blended, derive_seed(search.seed, "wider candidates", at), folder)
         drawn = np.stack([learned, wider], axis=1).reshape(-1, len(space)) if len(learned) == len(wider) else learned  # by turns
         spent = np.max([limit.cost.batch(drawn) / limit.upper for limit in space.limits], axis=0)
@@ -188,23 +252,15 @@ def _candidates(
         programs = {program(search.network, archs[0])}
         for row in dict.fromkeys(map(tuple, drawn.tolist())):
             arch = space.from_indices(row)
-            if (
-                len(archs) < search.candidates and (found := program(search.network, arch)) not in programs
-            ):  # one network may have several names
+            if len(archs) < count and (found := program(search.network, arch)) not in programs:  # one network may have several names
                 programs.add(found)
                 archs.append(arch)
         taken = {(name, option) for arch in archs for name, option in arch.items()}
-        names = frame(place(search.network))
+        names = [name for name in frame(place(search.network)) if name not in aim.taken]
         missing = [(name, option) for name in names for option in space.space[name].options if (name, option) not in taken]
         rare = [one for choice in missing if (one := _with_option(search, at, space, blended, *choice)) is not None]
-        archs = all_options(archs, rare[: search.candidates // 2], names, search.candidates)
-    known = {trial.number for trial in folder.store.trials(_run(at), space.space)}
-    progress.phase(f"judging {len(archs)} candidates", len(archs))
-    for number, arch in enumerate(archs):
-        if number not in known:
-            folder.store.append(_run(at), _judged(search, number, arch, judge, "dmasking"))
-        progress.advance(number + 1)
-    return len(archs)
+        archs = all_options(archs, rare[: count // 2], names, count)
+    return archs
 
 
 def _with_option(
@@ -382,7 +438,7 @@ def _ask(
 
 
 def _choose(
-    search: Search, at: int, space: Within, folder: Folder, progress: Progress, clock: Clock
+    search: Search, at: int, space: Within, aims: Sequence[Aim], folder: Folder, progress: Progress, clock: Clock
 ) -> tuple[Architecture, dict[str, float]]:
     """The best trial within the budget by validation; of several finalists, unlike each other, the best after a short training of its own."""
     placement = place(search.network)
@@ -392,8 +448,11 @@ def _choose(
     def compute() -> dict[str, Any]:
         stored = folder.store.trials(_run(at), space.space)
         trials = [trial for trial in stored if trial.source != FINALIST]
-        ranked = best_first(trials, examples=len(search.task.part("validation")))
-        finalists = unlike(ranked, placement, search.finalists)
+        of_aims = [[trial for trial in trials if aim.has(trial.arch)] for aim in aims if aim.budget == at]
+        examples = len(search.task.part("validation"))
+        # the weights that networks share say little about networks of different resolutions
+        ranked = [unlike(best_first(of_aim, examples=examples), placement, search.finalists) for of_aim in of_aims]
+        finalists = [trial for of_turn in zip_longest(*ranked) for trial in of_turn if trial is not None][: search.finalists]
         if len(finalists) > 1:
             known = {trial.number for trial in stored if trial.source == FINALIST}
             stored = _train_finalists(search, at, judge, finalists, len(trials), known, folder, progress, clock)

@@ -109,7 +109,7 @@ def record_of(folder: Folder) -> Record:
         decisions=_decisions(folder, facts, first),
         architecture=first["architecture"] if first else {},
         search_loss=_curves(folder, "search", {"weight_loss": "weights", "logit_loss": "architecture"}),
-        search_cost=_costs(folder, budgets),
+        search_cost=_costs(folder, budgets, first),
         training_loss=_curves(folder, "training", {"loss": "training"}) or _curves(folder, "training 0", {"loss": "training"}),
         quality=_quality(folder, first, metric),
         macs=first["macs"] if first else None,
@@ -160,15 +160,22 @@ def _trials(folder: Folder) -> list[Trial]:
 def _decisions(folder: Folder, facts: dict[str, Any], first: dict[str, Any] | None) -> tuple[Decision, ...]:
     rows = [row for row in folder.store.log_rows("run", "search") if row.metrics.get("probabilities")]
     options = facts.get("decisions", {})
-    taken = first["architecture"] if first else {}
+    taken, at = first["architecture"] if first else {}, _aim(folder, first)
     return tuple(
         Decision(
-            name, tuple(words), tuple(float(row.epoch) for row in rows), tuple(tuple(row.metrics["probabilities"][0][name]) for row in rows),
+            name, tuple(words), tuple(float(row.epoch) for row in rows), tuple(tuple(row.metrics["probabilities"][at][name]) for row in rows),
             str(taken[name]) if name in taken else None,
         )
         for name, words in options.items()
         if rows
     )  # fmt: skip
+
+
+def _aim(folder: Folder, first: dict[str, Any] | None) -> int:
+    """Which of the learned distributions is that of the first budget's network."""
+    taken = first["architecture"] if first else {}
+    aims = folder.store.fact("aims", [])
+    return next((at for at, aim in enumerate(aims) if aim["budget"] == 0 and aim["taken"].items() <= taken.items()), 0)
 
 
 def _curves(folder: Folder, phase: str, names: dict[str, str]) -> tuple[Curve, ...]:
@@ -177,10 +184,10 @@ def _curves(folder: Folder, phase: str, names: dict[str, str]) -> tuple[Curve, .
     return tuple(curve for curve in curves if any(value is not None for _, value in curve.points))
 
 
-def _costs(folder: Folder, budgets: tuple[Budget, ...]) -> tuple[Curve, ...]:
+def _costs(folder: Folder, budgets: tuple[Budget, ...], first: dict[str, Any] | None) -> tuple[Curve, ...]:
     """Expected cost, where there is one budget with one limit, and the search looked at it: it cannot at a peak, which is no sum."""
-    rows = folder.store.log_rows("run", "search")
-    points = tuple((float(row.epoch), row.metrics["ratios"][0] * budgets[0].limit) for row in rows if row.metrics.get("ratios"))
+    rows, at = folder.store.log_rows("run", "search"), _aim(folder, first)
+    points = tuple((float(row.epoch), row.metrics["ratios"][at] * budgets[0].limit) for row in rows if row.metrics.get("ratios"))
     moves = len({value for _, value in points}) > 1
     return (Curve("expected", points),) if len(budgets) == 1 and moves else ()
 

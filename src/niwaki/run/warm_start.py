@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,24 +39,31 @@ def warm_start_(learner: DMaskingSearch | OneShotSearch, earlier: Path) -> str:
             taken += 1
     text = f"Warm start: {taken} of {len(own)} tensors of the supernet come from {earlier}"
     if isinstance(learner, DMaskingSearch) and "logits" in found.arrays:
-        known = _inherit_logits_(learner, Space.from_json(config["plan"]["space"]), torch.from_numpy(np.array(found.arrays["logits"])))
+        logits, certain = torch.from_numpy(np.array(found.arrays["logits"])), found.metadata["taken"]
+        known = _inherit_logits_(learner, Space.from_json(config["plan"]["space"]), logits, certain)
         text += f", and what is known of {known} of its {len(learner.spaces[0])} choices"
     return f"{text}{f' ({found.note})' if found.note else ''}."
 
 
 @torch.no_grad()
-def _inherit_logits_(learner: DMaskingSearch, earlier: Space, logits: Tensor) -> int:
-    """Sets the logits of options that `earlier`, of which `logits` (budgets, D, O) are, has too; gives the number of such decisions."""
+def _inherit_logits_(learner: DMaskingSearch, earlier: Space, logits: Tensor, certain: Sequence[dict[str, Any]]) -> int:
+    """Sets the logits of options that `earlier`, of which `logits` (A, D, O) are, has too; gives the number of such decisions.
+
+    certain: the options taken in each of the A. Each distribution gets those with its own options taken, or else any.
+    """
+    sources = []
+    for at, taken in enumerate(learner.taken):
+        alike = [row for row, one in enumerate(certain) if one == taken] or list(range(len(certain)))
+        sources.append(logits[alike[min(learner.taken[:at].count(taken), len(alike) - 1)]])
     known = 0
     for row, decision in enumerate(learner.spaces[0].decisions):
         if decision.name not in {other.name for other in earlier.decisions}:
             continue
         there = earlier[decision.name].options
         pairs = [(option, there.index(value)) for option, value in enumerate(decision.options) if value in there]
-        for budget in range(len(learner.logits)):
-            source = logits[min(budget, len(logits) - 1), earlier.position(decision.name)]
+        for own, source in zip(learner.logits, sources, strict=True):
             for mine, theirs in pairs:
-                learner.logits[budget][row, mine] = source[theirs]
+                own[row, mine] = source[earlier.position(decision.name), theirs]
         known += bool(pairs)
     return known
 
