@@ -195,7 +195,7 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.beta": published.beta,
         "search.cost_weight": COST_WEIGHT,
         "search.candidates": 48,
-        "search.finalists": 6,
+        "search.finalists": max(6, 4 * sizes if apart == "apart" else 0),
         # one or two of a few hundred images decide between networks that are all good; cross-validation looks at several times as many
         "search.folds": _folds(task),
         "search.evaluations": 200,
