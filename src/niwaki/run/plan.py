@@ -165,8 +165,8 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
     search_epochs = config.search.epochs or max(8 if stated is None else stated + 1, min(MOST_EPOCHS, affordable))
     sizes = prod(len(space_of(network)[name].options) for name in resolutions(place(network)))
     apart = config.search.resolutions or ("apart" if 1 < sizes <= MOST_APART else "mixed")
-    logit_steps = LOGIT_STEPS * (sizes if apart == "apart" else 1)
-    passes = ceil(logit_steps / (search_epochs * batches_per_epoch(len(architecture_part), search_batch)))
+    distributions = sizes if apart == "apart" and config.method == "dmasking" else 1
+    passes = ceil(LOGIT_STEPS * distributions / (search_epochs * batches_per_epoch(len(architecture_part), search_batch)))
     steps = batches_per_epoch(examples, batch)
     recipe = Recipe()
     published = DMasking()
@@ -195,7 +195,7 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.beta": published.beta,
         "search.cost_weight": COST_WEIGHT,
         "search.candidates": 48,
-        "search.finalists": max(6, 4 * sizes if apart == "apart" else 0),
+        "search.finalists": max(6, 4 * distributions),
         # one or two of a few hundred images decide between networks that are all good; cross-validation looks at several times as many
         "search.folds": _folds(task),
         "search.evaluations": 200,
