@@ -281,7 +281,7 @@ def test_every_depth_and_resolution_has_a_finalist_before_any_has_many():
     assert [trial.number for trial in choose.unlike(trials, place(network), 5)] == [0, 1, 2, 4, 3]
 
 
-def test_what_validation_cannot_tell_apart_is_decided_by_the_number_of_layers_and_then_by_the_loss():
+def test_what_validation_cannot_tell_apart_is_decided_by_the_loss_and_of_few_images_by_the_number_of_layers_first():
     space, placement = space_of(own_network()), place(own_network())
     archs = [next(arch for arch in space.enumerate() if arch["stem"] == stem) for stem in ("plain", "large")]
     deeper = Network(
@@ -291,16 +291,17 @@ def test_what_validation_cannot_tell_apart_is_decided_by_the_number_of_layers_an
     trials = [
         Trial(0, long, {"accuracy": 0.98, "loss": 0.1}),
         Trial(1, short, {"accuracy": 0.975, "loss": 0.3}),
-        Trial(2, short, {"accuracy": 0.972, "loss": 0.2}),
+        Trial(2, short, {"accuracy": 0.972, "loss": 0.05}),
         Trial(3, short, {"accuracy": 0.9, "loss": 0.05}),
         Trial(4, long, {}, status="failed"),
     ]
 
-    def order(examples):
-        return [trial.number for trial in choose.preferred(trials, metric="accuracy", examples=examples, placement=place(deeper))]
+    def order(examples, simplest=place(deeper)):
+        return [trial.number for trial in choose.preferred(trials, metric="accuracy", examples=examples, simplest=simplest)]
 
     assert order(200) == [2, 1, 0, 3], "one standard error is sqrt(0.98 * 0.02 / 200) = 0.0099"
     assert order(1_000) == [0, 1, 2, 3], "and of 1,000 examples 0.0044"
+    assert order(200, simplest=None) == [2, 0, 1, 3], "by the loss alone"
     assert [choose.layers_with_weights(placement, arch) for arch in archs] == [
         sum(isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) for module in build(own_network(), arch).modules()) for arch in archs
     ]

@@ -13,11 +13,15 @@ from niwaki.space.size import refs
 from niwaki.trial import Trial
 
 
-def preferred(trials: Sequence[Trial], *, metric: str, examples: int, placement: Placement) -> list[Trial]:
+FEW = 1000  # images in a validation part that cannot tell good networks apart by itself
+
+
+def preferred(trials: Sequence[Trial], *, metric: str, examples: int, simplest: Placement | None = None) -> list[Trial]:
     """The trials that succeeded, the one to choose first. examples: that `metric` was measured on.
 
-    A few hundred examples cannot tell 99.0 from 99.3 %: of the trials within one standard error of the best metric the network of the fewest
-    layers comes first (the one-standard-error rule, Breiman et al. 1984, section 3.4.3), and of several such the one of the smaller loss.
+    A few hundred examples cannot tell 99.0 from 99.3 %: of the trials within one standard error of the best metric the one of the smallest
+    loss comes first, which every example has a part in. simplest: in place of that the network of the fewest layers (the one-standard-error
+    rule, Breiman et al. 1984, section 3.4.3), for data so few that a more complex one is hardly ever worth its risk.
     """
     succeeded = [trial for trial in trials if trial.status == "ok"]
     best = max((trial.metrics[metric] for trial in succeeded), default=0.0)
@@ -26,7 +30,7 @@ def preferred(trials: Sequence[Trial], *, metric: str, examples: int, placement:
     def order(trial: Trial) -> tuple[float, float, float, int]:
         if (value := trial.metrics[metric]) < tied:
             return -value, 0, trial.metrics["loss"], trial.number
-        return -tied, layers_with_weights(placement, trial.arch), trial.metrics["loss"], trial.number
+        return -tied, layers_with_weights(simplest, trial.arch) if simplest else 0, trial.metrics["loss"], trial.number
 
     return sorted(succeeded, key=order)
 

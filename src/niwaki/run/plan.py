@@ -27,7 +27,7 @@ from niwaki.net.place import place, space_of
 from niwaki.nn.build import build
 from niwaki.objective import Objective, budget_text, parse_budgets
 from niwaki.run import workers
-from niwaki.run.choose import resolutions
+from niwaki.run.choose import FEW, resolutions
 from niwaki.run.config import Config, ConfigError, config_of
 from niwaki.run.model import ModelError, load_model
 from niwaki.run.search import AskTell, Budget, Search, aims_of, finalist_workers, learner_of, working_seconds
@@ -53,7 +53,6 @@ FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest an
 THREADED_MACS = 3e8  # of a batch through the largest member; with fewer, one thread is as fast as two
 WORKERS_START_S = 5.0  # until processes that train finalists have imported what they need
 FOLDS = 3
-FEW = 1000  # images in a validation part that cannot tell good networks apart by itself
 COST_WEIGHT = 0.2  # with more, the logits run for the cheapest options before the weights have shown what the others are worth
 TRIM = 0.05  # of the architectures within the budget; options of fewer are left out of niwaki's own family
 PLANNED = {  # what a time limit may reduce where nothing was asked for, and the least that means anything

@@ -29,7 +29,7 @@ from niwaki.net.place import place, space_of
 from niwaki.net.program import program
 from niwaki.nn.build import build
 from niwaki.run.ask_tell import AskTellSearch, ask_and_tell
-from niwaki.run.choose import all_options, frame, preferred, resolutions, unlike
+from niwaki.run.choose import FEW, all_options, frame, preferred, resolutions, unlike
 from niwaki.run.folder import Folder, RunError, once
 from niwaki.run.progress import Progress, Silent
 from niwaki.run.warm_start import warm_start_
@@ -442,16 +442,16 @@ def _choose(
 ) -> tuple[Architecture, dict[str, float]]:
     """The best trial within the budget by validation; of several finalists, unlike each other, the best after a short training of its own."""
     placement = place(search.network)
-    best_first = partial(preferred, metric=search.task.metric, placement=placement)
+    validation = len(search.task.part("validation"))
+    best_first = partial(preferred, metric=search.task.metric, simplest=placement if validation < FEW else None)
     judge = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device, folds=search.folds)
 
     def compute() -> dict[str, Any]:
         stored = folder.store.trials(_run(at), space.space)
         trials = [trial for trial in stored if trial.source != FINALIST]
         of_aims = [[trial for trial in trials if aim.has(trial.arch)] for aim in aims if aim.budget == at]
-        examples = len(search.task.part("validation"))
         # the weights that networks share say little about networks of different resolutions
-        ranked = [unlike(best_first(of_aim, examples=examples), placement, search.finalists) for of_aim in of_aims]
+        ranked = [unlike(best_first(of_aim, examples=validation), placement, search.finalists) for of_aim in of_aims]
         finalists = [trial for of_turn in zip_longest(*ranked) for trial in of_turn if trial is not None][: search.finalists]
         if len(finalists) > 1:
             known = {trial.number for trial in stored if trial.source == FINALIST}
