@@ -296,12 +296,12 @@ def test_what_validation_cannot_tell_apart_is_decided_by_the_loss_and_of_few_ima
         Trial(4, long, {}, status="failed"),
     ]
 
-    def order(examples, simplest=place(deeper)):
+    def order(examples, simplest):
         return [trial.number for trial in choose.preferred(trials, metric="accuracy", examples=examples, simplest=simplest)]
 
-    assert order(200) == [2, 1, 0, 3], "one standard error is sqrt(0.98 * 0.02 / 200) = 0.0099"
-    assert order(1_000) == [0, 1, 2, 3], "and of 1,000 examples 0.0044"
-    assert order(200, simplest=None) == [2, 0, 1, 3], "by the loss alone"
+    assert order(200, place(deeper)) == [2, 1, 0, 3], "one standard error is sqrt(0.98 * 0.02 / 200) = 0.0099"
+    assert order(1_000, place(deeper)) == [0, 1, 2, 3], "and of 1,000 examples 0.0044"
+    assert order(200, None) == [2, 0, 1, 3], "by the loss alone"
     assert [choose.layers_with_weights(placement, arch) for arch in archs] == [
         sum(isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) for module in build(own_network(), arch).modules()) for arch in archs
     ]

@@ -12,7 +12,6 @@ from niwaki.space.architecture import Architecture
 from niwaki.space.size import refs
 from niwaki.trial import Trial
 
-
 FEW = 1000  # images in a validation part that cannot tell good networks apart by itself
 
 
