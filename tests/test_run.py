@@ -130,7 +130,7 @@ def test_every_option_of_a_fork_that_fits_the_budget_has_a_candidate_however_sur
     )
     learner = SimpleNamespace(distributions=[SimpleNamespace(arrays=lambda: sure)])
     folder = Folder(tmp_path / "run", asked={})
-    loop._candidates(search, 0, within(space, budget.limits), learner, lambda arch: {"accuracy": 0.5}, folder, Silent())
+    loop._candidates(search, 0, [loop.Aim(0, within(space, budget.limits))], learner, lambda arch: {"accuracy": 0.5}, folder, Silent())
     archs = [trial.arch for trial in folder.store.trials("budget 0", space)]
     folder.close()
     fitting = {(name, arch[name]) for arch in space.enumerate() if macs(arch) <= budget.limits[0].upper for name in names}
