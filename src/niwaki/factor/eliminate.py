@@ -23,7 +23,7 @@ import numpy as np
 from niwaki.factor.chain import UNREACHABLE, Chain, all_rows, through
 from niwaki.factor.factor import Cost, CostError, Limit
 from niwaki.factor.message import Grid, Moves, meet, pull, scaled_
-from niwaki.space.choice import BudgetError
+from niwaki.space.choice import BudgetError, Value
 from niwaki.space.space import Space
 
 COARSE_BINS = (192, 24)  # per budget in the first pass, for one and for two budgets
@@ -287,7 +287,7 @@ class Feasible:
 
     def checked_probabilities(self, probabilities: Probabilities | None) -> dict[str, np.ndarray]:
         if probabilities is None:
-            return {d.name: np.full(len(d.options), 1 / len(d.options)) for d in self.space.decisions}
+            return even(self.space)
         checked = {}
         for decision in self.space.decisions:
             if decision.name not in probabilities:
@@ -331,6 +331,16 @@ class Feasible:
 
 
 # -------------------------------------------------------------------- arcs and bins
+
+
+def even(space: Space) -> dict[str, np.ndarray]:
+    """By decision: the same probability for every option."""
+    return {decision.name: np.full(len(decision.options), 1 / len(decision.options)) for decision in space.decisions}
+
+
+def certain(space: Space, taken: Mapping[str, Value]) -> dict[str, np.ndarray]:
+    """By decision of `taken`: all probability for the option that is taken there."""
+    return {name: np.array([float(one == option) for one in space[name].options]) for name, option in taken.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -122,8 +122,9 @@ class DMaskingSearch:
     ) -> None:
         self.task, self.spaces, self.method, self.seed, self.device = task, tuple(spaces), method, seed, torch.device(device)
         self.net = supernet(network, seed=derive_seed(seed, "supernet")).to(self.device)
-        self.taken = [dict(one) for one in taken] or [{} for _ in self.spaces]
-        self.distributions = [Distribution(within.space, taken=one) for within, one in zip(self.spaces, self.taken, strict=True)]
+        self.distributions = [
+            Distribution(within.space, taken=one) for within, one in zip(self.spaces, taken or [{}] * len(spaces), strict=True)
+        ]
         shape = self.distributions[0].logits.shape
         # (D, O) for each budget; a parameter each, so that a step for one leaves the others and their momentum alone
         self.logits = [torch.zeros(shape, device=self.device, requires_grad=True) for _ in self.spaces]
@@ -239,7 +240,7 @@ class DMaskingSearch:
             decisions: dict[str, Any] = dict(self._decisions(epoch, step, budget))
             for name in self.forks:
                 decisions[name] = self.spaces[0].space[name].options[int(decisions[name].argmax())]
-            decisions |= self.taken[budget]
+            decisions |= self.distributions[budget].taken
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss = self.task.loss(self.net(inputs, decisions), targets)
         loss.backward()
@@ -254,7 +255,7 @@ class DMaskingSearch:
             parameter.requires_grad_(False)  # spares the gradients of the weights, not those through the maps
         decisions = self._decisions(epoch, step, budget)
         self.logit_optimizer.zero_grad(set_to_none=True)
-        outputs = self.net(inputs, {**decisions, **self.taken[budget]})  # what is taken costs no pass but its own
+        outputs = self.net(inputs, {**decisions, **self.distributions[budget].taken})  # what is taken costs no pass but its own
         loss = self._cost_loss(self.task.loss(outputs, targets), self._ratio(budget, decisions))
         loss.backward()
         self.logit_optimizer.step()
@@ -285,7 +286,7 @@ class DMaskingSearch:
         }
         return saved(state_of(self.net, self.weight_optimizer) | {"logits": torch.stack(self.logits)} | adam), {
             "method": asdict(self.method),
-            "taken": self.taken,
+            "taken": [distribution.taken for distribution in self.distributions],
             "step": self.step,
             "sums": self._sums,
             "history": [asdict(record) for record in self.history],

@@ -17,6 +17,7 @@ import torch
 from niwaki import zoo
 from niwaki.cost.count import COSTS
 from niwaki.evaluate.shared import SharedWeights
+from niwaki.factor.eliminate import even
 from niwaki.factor.factor import Cost, Limit
 from niwaki.factor.within import within
 from niwaki.gradient.dmasking import DMasking, DMaskingSearch
@@ -129,11 +130,11 @@ def trimmed(network: Network, budgets: Sequence[Budget], share: float) -> tuple[
     keeps the supernet, which is as wide as the widest option, near the size of what may be delivered. Ours; 0 leaves everything in.
     """
     space = space_of(network)
-    even = {decision.name: np.full(len(decision.options), 1 / len(decision.options)) for decision in space.decisions}
-    seen = {name: np.zeros_like(p) for name, p in even.items()}
+    chances = even(space)
+    seen = {name: np.zeros_like(p) for name, p in chances.items()}
     for budget in budgets:
-        _, slopes = within(space, budget.limits).feasible.log_probability(even)
-        for name, p in even.items():
+        _, slopes = within(space, budget.limits).feasible.log_probability(chances)
+        for name, p in chances.items():
             seen[name] = np.maximum(seen[name], p * np.asarray(slopes[name]))  # P(option | within the budget)
     kept, told = {}, []
     for decision in space.decisions:
@@ -346,8 +347,7 @@ def estimate(search: Search) -> dict[str, float]:
     """Seconds that each phase will take on this machine, in their order, by timing a few steps of each."""
     space = space_of(search.network)
     spaces = [within(space, budget.limits) for budget in search.budgets]
-    even = {decision.name: np.full(len(decision.options), 1 / len(decision.options)) for decision in space.decisions}
-    arch = spaces[0].mode(even)  # any member within the budget
+    arch = spaces[0].mode(even(space))  # any member within the budget
     training = start(build(search.network, arch), search.task, search.recipe, search.task.part("train+validation"), device=search.device)
     per_step = _seconds_per_step(training)
     from_scratch = search.proxy.epochs * training.steps_per_epoch * per_step

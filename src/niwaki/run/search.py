@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from niwaki.evaluate.scratch import Scratch
 from niwaki.evaluate.shared import SharedWeights
+from niwaki.factor.eliminate import certain, even
 from niwaki.factor.factor import Cost, Limit
 from niwaki.factor.within import Within, within
 from niwaki.gradient.dmasking import DMasking, DMaskingSearch
@@ -182,19 +183,11 @@ def aims_of(search: Search, spaces: Sequence[Within]) -> list[Aim]:
     aims = []
     for at, space in enumerate(spaces):
         every = [dict(zip(names, options, strict=True)) for options in product(*(space.space[name].options for name in names))]
-        there = [taken for taken in every if not names or space.probability(_even(space, taken)).log > LEAST_LOG_P]
+        there = [
+            taken for taken in every if not names or space.probability(even(space.space) | certain(space.space, taken)).log > LEAST_LOG_P
+        ]
         aims += [Aim(at, space, taken) for taken in there or [{}]]
     return aims
-
-
-def _even(space: Within, taken: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Even chances for all options, but certainty for those that are taken."""
-    return {
-        decision.name: np.array([float(option == taken[decision.name]) for option in decision.options])
-        if decision.name in taken
-        else np.full(len(decision.options), 1 / len(decision.options))
-        for decision in space.decisions
-    }
 
 
 def _by_gradient(search: Search, method: DMasking, aims: Sequence[Aim], folder: Folder, progress: Progress, clock: Clock) -> None:
@@ -270,8 +263,7 @@ def _with_option(
 
     What the learned distribution has left behind gets one chance: a search may have settled on a block, depth or resolution early.
     """
-    decision = space.space[name]
-    fixed = {**probabilities, name: np.array([float(one == option) for one in decision.options])}
+    fixed = {**probabilities, **certain(space.space, {name: option})}
     if not space.probability(fixed).log > LEAST_LOG_P:
         return None
     try:
@@ -284,13 +276,13 @@ def _with_option(
 
 def _drawn(space: Within, probabilities: Mapping[str, np.ndarray], seed: int, folder: Folder) -> np.ndarray:
     """(n, decisions): architectures within the budget by `probabilities`, or nearer to even ones where these lie far outside it."""
-    for even in (0.0, 1e-3, 1e-2, 1e-1, 1.0):
-        mixed = {name: (1 - even) * p + even / len(p) for name, p in probabilities.items()}
-        if even == 1.0 or space.probability(mixed).log > LEAST_LOG_P:
+    for blend in (0.0, 1e-3, 1e-2, 1e-1, 1.0):
+        mixed = {name: (1 - blend) * p + blend / len(p) for name, p in probabilities.items()}
+        if blend == 1.0 or space.probability(mixed).log > LEAST_LOG_P:
             break
-    if even:
+    if blend:
         folder.note(
-            f"The learned distribution lies far outside the budget; candidates were drawn with {even:.0%} of even chances mixed in."
+            f"The learned distribution lies far outside the budget; candidates were drawn with {blend:.0%} of even chances mixed in."
         )
     try:
         return space.sample_many(DRAWN, np.random.default_rng(seed), mixed)

@@ -51,10 +51,10 @@ def _inherit_logits_(learner: DMaskingSearch, earlier: Space, logits: Tensor, ce
 
     certain: the options taken in each of the A. Each distribution gets those with its own options taken, or else any.
     """
-    sources = []
-    for at, taken in enumerate(learner.taken):
+    sources, own_taken = [], [distribution.taken for distribution in learner.distributions]
+    for at, taken in enumerate(own_taken):
         alike = [row for row, one in enumerate(certain) if one == taken] or list(range(len(certain)))
-        sources.append(logits[alike[min(learner.taken[:at].count(taken), len(alike) - 1)]])
+        sources.append(logits[alike[min(own_taken[:at].count(taken), len(alike) - 1)]])
     known = 0
     for row, decision in enumerate(learner.spaces[0].decisions):
         if decision.name not in {other.name for other in earlier.decisions}:
