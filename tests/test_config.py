@@ -192,6 +192,7 @@ def test_a_path_is_the_same_from_every_folder(tmp_path, monkeypatch):
         (["method=random", "search.population_size=20"], {"search.population_size": "for evolution"}),
         (["method=evolution", "search.logit_lr=0.1"], {"search.logit_lr": "method = evolution does not use it; it is for dmasking"}),
         (["method=random", "evaluator=scratch", "search.epochs=5", "warm_start=x"], {"search.epochs": "evaluator = scratch", "warm_start": "evaluator = scratch"}),
+        (["search.regular=2", "search.finalists=1"], {"search.regular": "search.finalists = 1"}),
         (["workers=2", "search.folds=3", "search.finalists=1"], {"workers": "search.finalists = 1", "search.folds": "search.finalists = 1"}),
         (["method=random", "evaluator=scratch", "workers=2"], {"workers": "evaluator = scratch"}),
         (["evaluator=shared", "search.proposals=4"], {}),  # which is what they are anyway

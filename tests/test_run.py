@@ -50,6 +50,7 @@ from niwaki.run.config import load_config
 from niwaki.run.folder import Folder, RunError
 from niwaki.run.plan import fit_to_minutes, search_of
 from niwaki.run.progress import Silent
+from niwaki.run.regular import regular
 from niwaki.run.warm_start import warm_start_
 from niwaki.store.checkpoint import load_checkpoint
 from niwaki.task.embedded import digits
@@ -236,10 +237,8 @@ def test_what_a_distribution_has_taken_is_certain_and_moves_no_logit(own_task):
 
 
 def test_finalists_are_of_all_resolutions_by_turns(own_task, tmp_path):
-    settings = {**TINY, "budget": ["macs<=60%"], "search.resolutions": "apart", "search.finalists": 5, "search.candidates": 9}
-    result = niwaki.search(
-        sized_network(), own_task, budget="macs<=60%", out=tmp_path / "run", settings={k: v for k, v in settings.items() if k != "budget"}
-    )
+    settings = {**TINY, "search.resolutions": "apart", "search.finalists": 5, "search.regular": 0, "search.candidates": 9}
+    result = niwaki.search(sized_network(), own_task, budget="macs<=60%", out=tmp_path / "run", settings=settings)
     folder = Folder(result.folder, read_only=True)
     trials = folder.store.trials("budget 0", space_of(sized_network()))
     aims = folder.store.fact("aims")
@@ -249,6 +248,41 @@ def test_finalists_are_of_all_resolutions_by_turns(own_task, tmp_path):
     assert Counter(trial.arch["size"] for trial in trials if trial.source == "dmasking") == dict.fromkeys(sizes, 3)
     assert [trial.arch["size"] for trial in trials if trial.source == "finalist"] == [*sizes, *sizes[:2]]
     assert (result.folder / "report.html").is_file()
+
+
+def test_regular_networks_are_trained_beside_those_that_the_search_found(own_task, tmp_path):
+    settings = {"search.finalists": 6, "search.regular": 4, "search.candidates": 9}
+    search, _ = tiny_search(own_task, tmp_path / "run", ["macs<=20k"], **settings)
+    folder, space = Folder(tmp_path / "run", read_only=True), space_of(own_network())
+    trials = folder.store.trials("budget 0", space)
+    chosen = folder.store.fact("result choice 0")["arch"]
+    folder.close()
+    trained = [trial for trial in trials if trial.source in ("finalist", "regular")]
+    assert Counter(trial.source for trial in trained) == {"finalist": 2, "regular": 4}
+    assert len({trial.arch for trial in trained}) == 6
+    assert all(trial.arch in within(space, search.budgets[0].limits) for trial in trained)
+    best = choose.preferred(trained, metric="accuracy", examples=len(own_task.part("validation")), simplest=place(own_network()))
+    assert chosen == best[0].arch.to_json()
+
+
+def test_regular_networks_are_those_that_some_place_along_the_options_of_every_role_gives():
+    def block(number):
+        return conv_bn_act(Choice((4, 6, 8, 10, 12, 14)[: 3 * number], f"/s{number}.width"), Choice((1, 3), "kernel"), name=f"s{number}")
+
+    network = Network(Chain(block(1), block(2), conv_bn_act(Choice((2, 4, 8, 16), "last")), GlobalPool(), Flatten(), Linear(3)), (1, 8, 8))
+    macs, space = count_macs(network), space_of(network)
+    upper = int(np.quantile([macs(arch) for arch in space.enumerate()], 0.6))
+
+    def is_regular(arch):
+        first, second = (4, 6, 8).index(arch["s1.width"]), (4, 6, 8, 10, 12, 14).index(arch["s2.width"])
+        return arch["s1.kernel"] == arch["s2.kernel"] and first == second // 2
+
+    expected = {arch for arch in space.enumerate() if is_regular(arch) and upper / 2 <= macs(arch) <= upper}
+    found = regular(within(space, [Limit(macs, upper)]), 1000, np.random.default_rng(0), spent=0.5)
+    assert len(expected) > 5
+    assert len(found) == len(set(found))
+    assert set(found) == expected
+    assert regular(within(space, [Limit(macs, upper)]), 3, np.random.default_rng(0), spent=0.5) == found[:3]
 
 
 # --- results -----------------------------------------------------------------------------------------------------------------

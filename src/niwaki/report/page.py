@@ -31,7 +31,7 @@ UNITS = {"macs": "MACs", "params": "parameters", "size": "bytes", "peak_activati
 MOST_NAMES = 40  # classes that are listed
 SETTLED = 0.9  # probability of an option above which its choice counts as settled
 RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-SOURCES = {"finalist": "finalist, trained on its own", "final": "delivered network"}
+SOURCES = {"finalist": "finalist, trained on its own", "regular": "regular network, trained on its own", "final": "delivered network"}
 LOGO = (
     '<svg viewBox="0 0 24 24" aria-hidden="true" fill="currentColor"><ellipse cx="9" cy="5.2" rx="5.6" ry="2.9"/>'
     '<ellipse cx="17" cy="10.4" rx="5" ry="2.5"/><ellipse cx="6.4" cy="14.2" rx="4.8" ry="2.4"/>'

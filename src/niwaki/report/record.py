@@ -69,8 +69,8 @@ class SpaceFacts:
 class Candidate:
     """An architecture that was measured. metrics: "accuracy" as a fraction, "macs", "params".
 
-    source: "search", "random", "finalist" (measured by a training of its own), "final" (the delivered network) ... on_front: no cheaper
-    one of the search is as good.
+    source: "search", "random", "finalist" and "regular" (measured by a training of their own), "final" (the delivered network) ...
+    on_front: no cheaper one of the search is as good.
     """
 
     number: int

@@ -89,7 +89,8 @@ class Search(_Section):
     beta: Amount | None = None
     cost_weight: Amount | None = None
     candidates: Count | None = None  # architectures of the learned distribution that are judged with shared weights
-    finalists: Count | None = None  # the best of them, judged by a short training of their own
+    finalists: Count | None = None  # networks judged by a short training of their own: the best candidates, and regular networks
+    regular: Annotated[int, Field(ge=0)] | None = None  # how many of the finalists are regular networks: alike in all stages
     folds: Annotated[int, Field(ge=1)] | None = None  # of the cross-validation that judges them; 1: on the validation part
     trim: Part | None = None  # options that fewer of the architectures within the budget take are left out of the supernet
     evaluations: Count | None = None  # trials of an ask/tell strategy
@@ -267,8 +268,8 @@ _SUPERNET = {"epochs", "batch_size", "weight_lr", "momentum", "weight_decay"}  #
 _ASKED = {"evaluations", "proposals"}  # of a strategy
 _USES: dict[str, set[str]] = {
     "dmasking": set(Search.model_fields) - _ASKED - {"population_size", "tournament_size"},
-    "random": {"finalists", "folds", "trim", *_SUPERNET, *_ASKED},
-    "evolution": {"finalists", "folds", "trim", *_SUPERNET, *_ASKED, "population_size", "tournament_size"},
+    "random": {"finalists", "regular", "folds", "trim", *_SUPERNET, *_ASKED},
+    "evolution": {"finalists", "regular", "folds", "trim", *_SUPERNET, *_ASKED, "population_size", "tournament_size"},
 }
 
 
@@ -276,7 +277,7 @@ def uses(config: Config, key: str) -> bool:
     """Whether a search by the method of `config` looks at `key` ("search.epochs")."""
     from_scratch = config.method != "dmasking" and config.evaluator == "scratch"  # there is no supernet, and every trial is a finalist
     section, _, field = key.rpartition(".")
-    if field in {"folds", "workers"} and (from_scratch or config.search.finalists == 1):
+    if field in {"regular", "folds", "workers"} and (from_scratch or config.search.finalists == 1):
         return False
     if section == "search":
         return field in _USES[config.method] and not (from_scratch and field in {*_SUPERNET, "finalists"})
@@ -295,7 +296,7 @@ def without_effect(config: Config) -> list[str]:
     for key, value in changed(config).items():
         if not uses(config, key):
             methods = [method for method in _USES if uses(config.model_copy(update={"method": method, "evaluator": "shared"}), key)]
-            if config.search.finalists == 1 and key in ("search.folds", "workers"):
+            if config.search.finalists == 1 and key in ("search.regular", "search.folds", "workers"):
                 why = "search.finalists = 1 is chosen without a training of its own"
             elif config.method in methods:
                 why = "evaluator = scratch trains each network by itself"

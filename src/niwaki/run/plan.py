@@ -45,21 +45,25 @@ from niwaki.train.recipe import Recipe
 from niwaki.trial import EvaluationFailed
 from niwaki.zoo.mobile import LARGEST, SMALLEST, mobile
 
-SEARCH_MACS = 5e12  # what all epochs of a search may cost, counted on forward passes of the supernet's largest member
+SEARCH_MACS = 3e12  # what all epochs of a search may cost, counted on forward passes of the supernet's largest member
 MOST_EPOCHS = 40
 MIXTURE = 6  # passes of the largest member that a step on the logits costs, with all block types, depths and resolutions
 LOGIT_STEPS = 400  # wanted for a distribution, by going over the architecture's share more than once an epoch
+MOST_PASSES = 2  # over the architecture's share in an epoch
 MOST_APART = 3  # input resolutions that are searched each for itself
 FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest and most epochs allow it
 THREADED_MACS = 3e8  # of a batch through the largest member; with fewer, one thread is as fast as two
 WORKERS_START_S = 5.0  # until processes that train finalists have imported what they need
 FOLDS = 3
+FINALISTS = 16
+REGULAR = 0.75  # of the finalists
 COST_WEIGHT = 0.2  # with more, the logits run for the cheapest options before the weights have shown what the others are worth
 TRIM = 0.05  # of the architectures within the budget; options of fewer are left out of niwaki's own family
 PLANNED = {  # what a time limit may reduce where nothing was asked for, and the least that means anything
     ("search", "epochs"): 3,
     ("search", "candidates"): 8,
     ("search", "finalists"): 1,
+    ("search", "regular"): 0,
     ("search", "evaluations"): 8,
     ("train", "epochs"): 3,
 }
@@ -168,6 +172,12 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
     distributions = sizes if apart == "apart" and config.method == "dmasking" else 1
     passes = ceil(LOGIT_STEPS * distributions / (search_epochs * batches_per_epoch(len(architecture_part), search_batch)))
     steps = batches_per_epoch(examples, batch)
+    finalists = config.search.finalists or FINALISTS
+    if (config.search.regular or 0) > finalists:
+        raise ConfigError(
+            "the configuration",
+            [f"search.regular = {config.search.regular} of search.finalists = {finalists}: at most all are regular networks"],
+        )
     recipe = Recipe()
     published = DMasking()
     warmup = stated if stated is not None else min(max(1, search_epochs // 4), search_epochs - 1)
@@ -186,7 +196,7 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.logit_lr": 0.05,
         "search.logit_weight_decay": published.logit_weight_decay,
         "search.architecture_share": published.architecture_share,
-        "search.logit_passes": max(1, min(4, passes)),
+        "search.logit_passes": max(1, min(MOST_PASSES, passes)),
         # all paths in all steps, as published, where that is affordable
         "search.paths": "mixture" if affordable >= MOST_EPOCHS else "sample",
         "search.resolutions": apart,
@@ -195,7 +205,8 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.beta": published.beta,
         "search.cost_weight": COST_WEIGHT,
         "search.candidates": 48,
-        "search.finalists": max(6, 4 * distributions),
+        "search.finalists": finalists,
+        "search.regular": round(REGULAR * (finalists - 1)),
         # one or two of a few hundred images decide between networks that are all good; cross-validation looks at several times as many
         "search.folds": _folds(task),
         "search.evaluations": 200,
@@ -268,6 +279,7 @@ def search_of(config: Config, task: ImageClassification | None = None, network: 
         proxy=_proxy(_recipe(config)),
         candidates=config.search.candidates or 1,
         finalists=1 if config.method != "dmasking" and config.evaluator == "scratch" else config.search.finalists or 1,  # trained as such
+        regular=config.search.regular or 0,
         folds=config.search.folds or 1,
         workers=config.workers or 1,
         seed=config.seed,
@@ -305,6 +317,7 @@ def fit_to_minutes(asked: Config, config: Config, search: Search) -> tuple[Confi
             proxy=_proxy(recipe),
             candidates=smaller.search.candidates or 1,
             finalists=min(search.finalists, smaller.search.finalists or 1),
+            regular=min(search.regular, smaller.search.regular or 0, smaller.search.finalists or 1),
         ),
         expected,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +33,7 @@ from niwaki.run.ask_tell import AskTellSearch, ask_and_tell
 from niwaki.run.choose import FEW, all_options, frame, preferred, resolutions, unlike
 from niwaki.run.folder import Folder, RunError, once
 from niwaki.run.progress import Progress, Silent
+from niwaki.run.regular import regular
 from niwaki.run.warm_start import warm_start_
 from niwaki.run.workers import Job, Workers
 from niwaki.space.architecture import Architecture
@@ -50,7 +51,7 @@ LEAST_LOG_P = -40.0  # of an architecture of the learned distribution to be with
 EVEN = 0.25  # of even chances in what every other candidate is drawn from: shared weights learn what is deep and quick to train first
 SPENT = 0.85  # of the budget: candidates that cost less come after all that cost more
 CHUNK_S = 1.0  # seconds between looks at the clock
-FINALIST = "finalist"  # the source of a trial that trains one of the best again
+FINALIST, REGULAR = "finalist", "regular"  # sources of trials of a training of their own: found by the search, or a regular network
 MOST_COPIED = 2 << 30  # bytes for the images in all processes together that train finalists
 COPIES = 3  # of the images in such a process: as they came, as they are stored, and ready for batches
 SHIPPING_S = 20.0  # kept free of a time limit, for test, export and report
@@ -78,8 +79,8 @@ class AskTell:
 @dataclass(frozen=True)
 class Search:
     """What to do, resolved. costs: what is counted of every architecture. candidates: architectures drawn from the learned distribution,
-    beside its mode, and judged with shared weights; finalists: the best of them, judged by a training of `proxy`, in cross-validation if
-    there are several folds; the best of these is chosen.
+    beside its mode, and judged with shared weights; finalists: networks judged by a training of `proxy`, in cross-validation if there are
+    several folds: the best candidates and `regular` regular networks; the best of these is chosen.
     """
 
     network: Network
@@ -91,6 +92,7 @@ class Search:
     proxy: Recipe
     candidates: int = 1
     finalists: int = 1
+    regular: int = 0
     folds: int = 1
     workers: int = 1
     seed: int = 0
@@ -432,7 +434,11 @@ def _ask(
 def _choose(
     search: Search, at: int, space: Within, aims: Sequence[Aim], folder: Folder, progress: Progress, clock: Clock
 ) -> tuple[Architecture, dict[str, float]]:
-    """The best trial within the budget by validation; of several finalists, unlike each other, the best after a short training of its own."""
+    """The best trial within the budget by validation; of several finalists, unlike each other, the best after a short training of its own.
+
+    Regular networks are among the finalists: shared weights that have been trained for a few epochs favour what is shallow and quick to
+    train, and a few regular networks, trained from scratch, are a sample of what such a search overlooks.
+    """
     placement = place(search.network)
     validation = len(search.task.part("validation"))
     best_first = partial(preferred, metric=search.task.metric, simplest=placement if validation < FEW else None)
@@ -440,19 +446,22 @@ def _choose(
 
     def compute() -> dict[str, Any]:
         stored = folder.store.trials(_run(at), space.space)
-        trials = [trial for trial in stored if trial.source != FINALIST]
+        trials = [trial for trial in stored if trial.source not in (FINALIST, REGULAR)]
         of_aims = [[trial for trial in trials if aim.has(trial.arch)] for aim in aims if aim.budget == at]
         # the weights that networks share say little about networks of different resolutions
         ranked = [unlike(best_first(of_aim, examples=validation), placement, search.finalists) for of_aim in of_aims]
-        finalists = [trial for of_turn in zip_longest(*ranked) for trial in of_turn if trial is not None][: search.finalists]
-        if len(finalists) > 1:
-            known = {trial.number for trial in stored if trial.source == FINALIST}
-            stored = _train_finalists(search, at, judge, finalists, len(trials), known, folder, progress, clock)
-            finalists = best_first(stored, examples=judge.examples()) if stored else finalists
-        if not finalists:
+        best = [trial for of_turn in zip_longest(*ranked) for trial in of_turn if trial is not None]
+        if search.finalists > 1:
+            generator = np.random.default_rng(derive_seed(search.seed, "regular", at))
+            drawn = regular(space, search.regular, generator, spent=SPENT) if search.regular else []
+            found = [trial.arch for trial in best if trial.arch not in drawn][: search.finalists - len(drawn)]
+            finalists = [(arch, FINALIST) for arch in found] + [(arch, REGULAR) for arch in drawn]
+            stored = _train_finalists(search, at, judge, finalists, len(trials), folder, progress, clock)
+            best = best_first(stored, examples=judge.examples()) or best
+        if not best:
             raise RunError(f"no architecture within {search.budgets[at].text} could be evaluated{_first_failure(stored)}")
-        best = finalists[0]
-        return {"arch": best.arch.to_json(), "metrics": {name: value for name, value in best.metrics.items() if name not in search.costs}}
+        metrics = {name: value for name, value in best[0].metrics.items() if name not in search.costs}
+        return {"arch": best[0].arch.to_json(), "metrics": metrics}
 
     found = once(folder, f"choice {at}", compute)
     return Architecture.from_json(found["arch"], space.space), found["metrics"]
@@ -478,14 +487,16 @@ def _train_finalists(
     search: Search,
     at: int,
     judge: Scratch,
-    finalists: Sequence[Trial],
+    finalists: Sequence[tuple[Architecture, str]],
     first: int,
-    known: Set[int],
     folder: Folder,
     progress: Progress,
     clock: Clock,
 ) -> list[Trial]:
-    """Each finalist again, as a trial of a short training of its own, while there is time. first: the number of the first of these trials."""
+    """A trial of each finalist, by a short training of its own, while there is time. first: the number of the first of these trials.
+
+    finalists: with the source of their trials.
+    """
 
     def over() -> bool:
         folder.book("finalists")
@@ -493,8 +504,7 @@ def _train_finalists(
 
     numbered = list(enumerate(finalists, start=first))
     jobs = [
-        [Job(f"finalist {at} {number} {fold}", _fold, (dict(finalist.arch), fold)) for fold in range(search.folds)]
-        for number, finalist in numbered
+        [Job(f"finalist {at} {number} {fold}", _fold, (dict(arch), fold)) for fold in range(search.folds)] for number, (arch, _) in numbered
     ]
     phase = f"training {len(finalists)} finalists" + (f", {search.folds} times each" if search.folds > 1 else "")
     workers = finalist_workers(search)
@@ -502,16 +512,17 @@ def _train_finalists(
         results = pool.run([job for of_one in jobs for job in of_one], folder, progress, phase, over)
     folder.book("finalists")
     judged: list[Trial] = []
-    for (number, finalist), of_one in zip(numbered, jobs, strict=True):
+    known = {trial.number for trial in folder.store.trials(_run(at), space_of(search.network))}
+    for (number, (arch, source)), of_one in zip(numbered, jobs, strict=True):
         parts = [results[job.name] for job in of_one if job.name in results]
         if len(parts) < len(of_one):
             continue
         seconds = sum(part["seconds"] for part in parts)
         if failed := next((part["failed"] for part in parts if part["failed"]), None):
-            trial = Trial(number, finalist.arch, {}, FINALIST, seconds, status="failed", note=failed)
+            trial = Trial(number, arch, {}, source, seconds, status="failed", note=failed)
         else:
             metrics = judge.mean([part["metrics"] for part in parts])
-            trial = Trial(number, finalist.arch, {**metrics, **_counted(search, finalist.arch)}, FINALIST, seconds)
+            trial = Trial(number, arch, {**metrics, **_counted(search, arch)}, source, seconds)
         if number not in known:
             folder.store.append(_run(at), trial)
         judged.append(trial)

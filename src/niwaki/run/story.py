@@ -28,7 +28,7 @@ from niwaki.report.record import (
     wilson_interval,
 )
 from niwaki.run.folder import Folder
-from niwaki.run.search import FINALIST, Search
+from niwaki.run.search import FINALIST, REGULAR, Search
 from niwaki.space.architecture import Architecture
 from niwaki.space.space import Space
 from niwaki.store.files import atomic_write
@@ -138,11 +138,11 @@ def _candidates(folder: Folder, first: dict[str, Any] | None, metric: str, cost:
     The trainings of the finalists are left out of the front: theirs is another measurement than that of the search, often on other images.
     """
     trials = _trials(folder)
-    searched = [trial for trial in trials if trial.source != FINALIST]
+    searched = [trial for trial in trials if trial.source not in (FINALIST, REGULAR)]
     front = {trial.number for trial in pareto_front(searched, Objective(metric), (cost,))}
     found = [
         Candidate(
-            trial.number, trial.metrics, trial.source if trial.source in ("random", FINALIST) else "search", trial.seconds, dict(trial.arch),
+            trial.number, trial.metrics, trial.source if trial.source in ("random", FINALIST, REGULAR) else "search", trial.seconds, dict(trial.arch),
             on_front=trial.number in front,
         )
         for trial in trials
@@ -201,7 +201,7 @@ def _quality(folder: Folder, first: dict[str, Any] | None, metric: str) -> Quali
     return Quality(
         first["metrics"]["validation"][metric], test[metric], interval, tuple(map(tuple, found["confusion"])),
         tuple(Example(**one) for one in found["mistakes"]), {name: value for name, value in test.items() if name not in (metric, "loss")},
-        folds=(folder.plan["config"]["search"]["folds"] or 1) if any(trial.source == FINALIST for trial in _trials(folder)) else 1,
+        folds=(folder.plan["config"]["search"]["folds"] or 1) if any(trial.source in (FINALIST, REGULAR) for trial in _trials(folder)) else 1,
     )  # fmt: skip
 
 

@@ -1,0 +1,52 @@
+"""Regular networks: what stands in many places of the network is alike in all of them, as people design them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from niwaki.factor.within import Within
+from niwaki.space.architecture import Architecture
+from niwaki.space.space import Decision
+
+DRAWN = 1 << 16  # at a time
+ROUNDS = 16
+
+
+def regular(space: Within, count: int, generator: np.random.Generator, *, spent: float) -> list[Architecture]:
+    """Up to `count` different regular architectures within the budget that cost at least `spent` of it.
+
+    For each role one number from 0 to 1 is drawn, and all decisions of that role take the option that far along theirs: all kernels the
+    same size, all stages the same share of their greatest depth and width. Such networks are better on average than ones whose every
+    decision is drawn by itself (Radosavovic et al. 2020, "Designing network design spaces", section 3, where sharing parameters among
+    stages costs the best networks nothing). Where no two decisions have the same role, these are uniform draws.
+    """
+    archs: dict[Architecture, None] = {}
+    for _ in range(ROUNDS):
+        rows = _tied(space.decisions, DRAWN, generator)
+        spends = np.max([limit.cost.batch(rows) / limit.upper for limit in space.limits], axis=0)
+        for row in rows[(spends >= spent) & (spends <= 1)].tolist():
+            archs.setdefault(space.from_indices(row))
+            if len(archs) == count:
+                return list(archs)
+    return list(archs)
+
+
+def role(name: str) -> str:
+    """What a decision is about, wherever it stands: `stage1.block0.inverted.kernel` and `stage2.down.inverted.kernel` are both `kernel`."""
+    return name.rpartition(".")[2].rstrip("0123456789")
+
+
+def _tied(decisions: Sequence[Decision], count: int, generator: np.random.Generator) -> np.ndarray:
+    """(count, decisions): option numbers."""
+    positions = defaultdict(list)
+    for position, decision in enumerate(decisions):
+        positions[role(decision.name)].append(position)
+    rows = np.empty((count, len(decisions)), dtype=np.int64)
+    for alike in positions.values():
+        along = generator.random(count)
+        for position in alike:
+            rows[:, position] = along * len(decisions[position].options)
+    return rows
