@@ -59,6 +59,7 @@ from niwaki.train.loop import evaluate
 from niwaki.trial import EvaluationFailed, Trial
 
 TINY = {**SMALL, "search.batch_size": 32, "train.batch_size": 32}
+TRAINED = ("finalist", "regular")
 ASKING = {"search.evaluations": 5, "search.population_size": 3, "search.tournament_size": 2}
 
 
@@ -157,7 +158,7 @@ def test_finalists_are_the_same_bits_on_one_process_or_two(own_task, tmp_path, f
         search, _ = tiny_search(own_task, folder, ["macs<=20k"], **settings)
         assert loop.finalist_workers(search) == workers
         opened = Folder(folder, read_only=True)
-        trials = [trial for trial in opened.store.trials("budget 0", space_of(own_network())) if trial.source == "finalist"]
+        trials = [trial for trial in opened.store.trials("budget 0", space_of(own_network())) if trial.source in TRAINED]
         seconds = opened.store.fact("seconds")
         opened.close()
         booked = sum(trial.seconds for trial in trials) / workers
@@ -257,7 +258,7 @@ def test_regular_networks_are_trained_beside_those_that_the_search_found(own_tas
     trials = folder.store.trials("budget 0", space)
     chosen = folder.store.fact("result choice 0")["arch"]
     folder.close()
-    trained = [trial for trial in trials if trial.source in ("finalist", "regular")]
+    trained = [trial for trial in trials if trial.source in TRAINED]
     assert Counter(trial.source for trial in trained) == {"finalist": 2, "regular": 4}
     assert len({trial.arch for trial in trained}) == 6
     assert all(trial.arch in within(space, search.budgets[0].limits) for trial in trained)
