@@ -117,7 +117,7 @@ def test_the_scaled_mobilenetv2_uses_the_budget_up():
 
 
 def test_ranks_count_equals_against_the_network_found():
-    assert search_pays.Comparison(0, 90.0, (91.0, 90.0, 89.0), 88.0).rank == 3
+    assert search_pays.Comparison(0, 90.0, 89.5, (91.0, 90.0, 89.0), 88.0).rank == 3
 
 
 def test_missing_data_are_named_with_every_place_looked_at(tmp_path, monkeypatch):

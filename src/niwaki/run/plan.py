@@ -55,7 +55,7 @@ FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest an
 THREADED_MACS = 3e8  # of a batch through the largest member; with fewer, one thread is as fast as two
 WORKERS_START_S = 5.0  # until processes that train finalists have imported what they need
 FOLDS = 3
-FINALISTS = 16
+FINALISTS, CROSS_VALIDATED = 16, 8  # networks that are trained for a choice: where one training each is enough, and where it is not
 REGULAR = 0.75  # of the finalists
 COST_WEIGHT = 0.2  # with more, the logits run for the cheapest options before the weights have shown what the others are worth
 TRIM = 0.05  # of the architectures within the budget; options of fewer are left out of niwaki's own family
@@ -172,7 +172,8 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
     distributions = sizes if apart == "apart" and config.method == "dmasking" else 1
     passes = ceil(LOGIT_STEPS * distributions / (search_epochs * batches_per_epoch(len(architecture_part), search_batch)))
     steps = batches_per_epoch(examples, batch)
-    finalists = config.search.finalists or FINALISTS
+    folds = config.search.folds or _folds(task)
+    finalists = config.search.finalists or (FINALISTS if folds == 1 else CROSS_VALIDATED)
     if (config.search.regular or 0) > finalists:
         raise ConfigError(
             "the configuration",
@@ -208,7 +209,7 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.finalists": finalists,
         "search.regular": round(REGULAR * (finalists - 1)),
         # one or two of a few hundred images decide between networks that are all good; cross-validation looks at several times as many
-        "search.folds": _folds(task),
+        "search.folds": folds,
         "search.evaluations": 200,
         "train.epochs": max(15, min(300, ceil(FINAL_STEPS / steps))),
         "train.batch_size": batch,

@@ -458,6 +458,8 @@ def _choose(
             finalists = [(arch, FINALIST) for arch in found] + [(arch, REGULAR) for arch in drawn]
             stored = _train_finalists(search, at, judge, finalists, len(trials), folder, progress, clock)
             best = best_first(stored, examples=judge.examples()) or best
+            if best and best[0].source == REGULAR:
+                folder.note(_of_regular(best, search.task.metric))
         if not best:
             raise RunError(f"no architecture within {search.budgets[at].text} could be evaluated{_first_failure(stored)}")
         metrics = {name: value for name, value in best[0].metrics.items() if name not in search.costs}
@@ -465,6 +467,13 @@ def _choose(
 
     found = once(folder, f"choice {at}", compute)
     return Architecture.from_json(found["arch"], space.space), found["metrics"]
+
+
+def _of_regular(ranked: Sequence[Trial], metric: str) -> str:
+    """What is told where a regular network is delivered."""
+    own = next((trial for trial in ranked if trial.source == FINALIST), None)
+    beside = "" if own is None else f", where the best network that the search itself found had {own.metrics[metric]:.1%}"
+    return f"A regular network is delivered: after a short training its validation {metric} was {ranked[0].metrics[metric]:.1%}{beside}."
 
 
 def finalist_workers(search: Search) -> int:
