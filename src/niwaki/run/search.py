@@ -451,11 +451,11 @@ def _choose(
         # the weights that networks share say little about networks of different resolutions
         ranked = [unlike(best_first(of_aim, examples=validation), placement, search.finalists) for of_aim in of_aims]
         best = [trial for of_turn in zip_longest(*ranked) for trial in of_turn if trial is not None]
-        if search.finalists > 1:
-            generator = np.random.default_rng(derive_seed(search.seed, "regular", at))
-            drawn = regular(space, search.regular, generator, spent=SPENT) if search.regular else []
-            found = [trial.arch for trial in best if trial.arch not in drawn][: search.finalists - len(drawn)]
-            finalists = [(arch, FINALIST) for arch in found] + [(arch, REGULAR) for arch in drawn]
+        generator = np.random.default_rng(derive_seed(search.seed, "regular", at))
+        drawn = regular(space, search.regular, generator, spent=SPENT) if search.regular else []
+        found = [trial.arch for trial in best if trial.arch not in drawn][: search.finalists - len(drawn)]
+        finalists = [(arch, FINALIST) for arch in found] + [(arch, REGULAR) for arch in drawn]
+        if len(finalists) > 1:
             stored = _train_finalists(search, at, judge, finalists, len(trials), folder, progress, clock)
             best = best_first(stored, examples=judge.examples()) or best
             if best and best[0].source == REGULAR:
