@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from math import ceil, prod
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ from niwaki.run import workers
 from niwaki.run.choose import FEW, resolutions
 from niwaki.run.config import Config, ConfigError, config_of
 from niwaki.run.model import ModelError, load_model
-from niwaki.run.search import AskTell, Budget, Search, aims_of, finalist_workers, learner_of, working_seconds
+from niwaki.run.regular import regular
+from niwaki.run.search import SPENT, AskTell, Budget, Search, aims_of, finalist_workers, learner_of, working_seconds
 from niwaki.run.warm_start import checkpoint_of
 from niwaki.space.size import largest, smallest
 from niwaki.strategy.evolution import RegularizedEvolution
@@ -55,6 +57,7 @@ FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest an
 THREADED_MACS = 3e8  # of a batch through the largest member; with fewer, one thread is as fast as two
 WORKERS_START_S = 5.0  # until processes that train finalists have imported what they need
 FOLDS = 3
+TIMED = 4  # networks, for an estimate
 FINALISTS, CROSS_VALIDATED = 16, 8  # networks that are trained for a choice: where one training each is enough, and where it is not
 REGULAR = 0.75  # of the finalists
 COST_WEIGHT = 0.2  # with more, the logits run for the cheapest options before the weights have shown what the others are worth
@@ -361,10 +364,12 @@ def estimate(search: Search) -> dict[str, float]:
     """Seconds that each phase will take on this machine, in their order, by timing a few steps of each."""
     space = space_of(search.network)
     spaces = [within(space, budget.limits) for budget in search.budgets]
-    arch = spaces[0].mode(even(space))  # any member within the budget
-    training = start(build(search.network, arch), search.task, search.recipe, search.task.part("train+validation"), device=search.device)
-    per_step = _seconds_per_step(training)
-    from_scratch = search.proxy.epochs * training.steps_per_epoch * per_step
+    # of networks of one budget one may take several times as long as another
+    archs = regular(spaces[0], TIMED, np.random.default_rng(0), spent=SPENT) or [spaces[0].mode(even(space))]
+    examples = search.task.part("train+validation")
+    trainings = [start(build(search.network, arch), search.task, search.recipe, examples, device=search.device) for arch in archs]
+    steps_per_epoch, per_step = trainings[0].steps_per_epoch, mean(map(_seconds_per_step, trainings))
+    from_scratch = search.proxy.epochs * steps_per_epoch * per_step
     seconds: dict[str, float] = {}
     method = search.method
     if isinstance(method, AskTell) and method.evaluator == "scratch":
@@ -383,19 +388,19 @@ def estimate(search: Search) -> dict[str, float]:
             seconds["search"] = learner.total_steps * _seconds_per_step(learner)
         began = time.perf_counter()
         with suppress(EvaluationFailed):  # what a few steps have made is not always of any use; how long it takes is the same
-            SharedWeights(learner.net, search.task)(arch)
+            SharedWeights(learner.net, search.task)(archs[0])
         trials = search.candidates if isinstance(method, DMasking) else method.evaluations
         seconds["judging"] = (time.perf_counter() - began) * trials * len(spaces)
     if search.finalists > 1:
         side_by_side = finalist_workers(search)
         if side_by_side:
             with workers.one_thread():
-                from_scratch = search.proxy.epochs * training.steps_per_epoch * _seconds_per_step(training)
+                from_scratch = search.proxy.epochs * steps_per_epoch * mean(map(_seconds_per_step, trainings))
         of_one = from_scratch * ceil(search.finalists * search.folds / max(1, side_by_side)) + (
             WORKERS_START_S if side_by_side > 1 else 0.0
         )
         seconds["finalists"] = of_one * len(spaces)
-    seconds["training"] = search.recipe.epochs * training.steps_per_epoch * per_step * len(spaces)
+    seconds["training"] = search.recipe.epochs * steps_per_epoch * per_step * len(spaces)
     return seconds
 
 
