@@ -26,7 +26,7 @@ from niwaki.run.folder import Folder
 from niwaki.space.space import Space
 from niwaki.testing.kill import run_command, safetensors_of
 
-SHORT = {"threads": 1, "search.epochs": 6, "search.candidates": 16, "search.finalists": 2, "train.epochs": 40}
+SHORT = {"threads": 1, "workers": 2, "search.epochs": 6, "search.candidates": 16, "search.finalists": 2, "train.epochs": 40}
 
 
 STEPS = {"candidates 0": "choosing", "choice 0": "final training", "test 0": "export", "files": "report"}  # result -> what comes after it

@@ -4,8 +4,9 @@
 
 For each seed: `niwaki.search` with its defaults, 16 architectures drawn uniformly from those at most 10 % below the budget, and a uniformly
 scaled MobileNetV2; all trained on the same images by the same recipe, weights and order from the same seed. Where the search delivers one of
-the regular networks among its finalists, the best of those that DMaskingNAS itself found is trained, too, and stands beside it. Every
-finished training is kept in benchmarks/work/; started again, the benchmark goes on.
+the regular networks among its finalists, the best of those that DMaskingNAS itself found is trained, too, and stands beside it. The random
+networks are judged by the finalists' short training as well: the best of them by that is what random search would deliver. Every finished
+training is kept in benchmarks/work/; started again, the benchmark goes on.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from torch import nn
 
 import niwaki
 from niwaki.cost.count import count_macs
+from niwaki.evaluate.scratch import Scratch
 from niwaki.factor.factor import Limit
 from niwaki.factor.within import within
 from niwaki.net.block import classifier, conv_bn_act, mbconv
 from niwaki.net.control import Chain, Network
 from niwaki.net.place import space_of
 from niwaki.nn.build import build
-from niwaki.run.choose import preferred
 from niwaki.run.config import load_config
 from niwaki.run.folder import Folder
 from niwaki.run.plan import search_of
@@ -223,21 +224,19 @@ def searched(site: Site, job: Contestant, task: ImageClassification) -> dict[str
     try:
         phases = folder.store.fact("seconds", {})
         trials = folder.store.trials("budget 0", Space.from_json(folder.plan["space"]))
+        choice = folder.store.fact("result choice 0")
     finally:
         folder.close()
     delivered = {
         "accuracy": result.metrics["accuracy"]["test"], "macs": result.metrics["macs"], "params": result.metrics["params"],
-        "architecture": dict(result.architecture),
+        "architecture": dict(result.architecture), "source": choice["source"],
     }  # fmt: skip
-    trained_before = [trial for trial in trials if trial.source in ("finalist", "regular")] or trials
-    ranked = preferred(trained_before, metric=task.metric, examples=len(task.part("validation")))
-    own = next(trial for trial in ranked if trial.source != "regular")
-    if dict(own.arch) != delivered["architecture"]:
-        module = build(planned(site.plan, job.seed, task).network, own.arch, seed=derive_seed(job.seed, "final weights"))
-        own_figures = trained_as_delivered(site.plan, job.seed, task, module)
-        own_figures |= {"macs": int(own.metrics["macs"]), "architecture": dict(own.arch)}
-    else:
-        own_figures = delivered
+    own_figures = delivered
+    if choice["own"] != choice["chosen"]:
+        network = planned(site.plan, job.seed, task).network
+        own = Architecture.from_json(choice["own"]["arch"], space_of(network))
+        own_figures = trained_as_delivered(site.plan, job.seed, task, build(network, own, seed=derive_seed(job.seed, "final weights")))
+        own_figures |= {"macs": count_macs(network)(own), "architecture": dict(own)}
     search_s = phases["search"] + sum(trial.seconds for trial in trials)
     return delivered | {"own": own_figures, "search_s": search_s, "train_s": phases["training"]}
 
@@ -249,10 +248,13 @@ def trained(plan: Plan, job: Contestant, task: ImageClassification) -> dict[str,
     if job.kind == "random":
         arch = random_members(network, plan.budget, plan.rivals, job.seed)[job.number]
         macs, module, chosen = count_macs(network)(arch), build(network, arch, seed=weights_seed), dict(arch)
+        began = time.perf_counter()
+        short = Scratch(network, task, planned(plan, job.seed, task).proxy, seed=job.seed, device=plan.device)(arch)
+        judged = {"short": short, "short_s": time.perf_counter() - began}
     else:
         plain = scaled_mobilenetv2(plan.budget, task.input_shape, task.outputs)
-        macs, module, chosen = macs_of(plain), build(plain, seed=weights_seed), {}
-    return trained_as_delivered(plan, job.seed, task, module) | {"macs": macs, "architecture": chosen}
+        macs, module, chosen, judged = macs_of(plain), build(plain, seed=weights_seed), {}, {}
+    return trained_as_delivered(plan, job.seed, task, module) | {"macs": macs, "architecture": chosen} | judged
 
 
 def trained_as_delivered(plan: Plan, seed: int, task: ImageClassification, module: nn.Module) -> dict[str, Any]:
@@ -282,6 +284,7 @@ class Comparison:
     found: float
     own: float  # of the best that DMaskingNAS itself found
     rivals: tuple[float, ...]
+    picked: float  # of the rivals, by their short training
     scaled: float
 
     @property
@@ -295,12 +298,18 @@ def comparisons(plan: Plan, results: Sequence[dict[str, Any]]) -> list[Compariso
         return [100 * found["accuracy"] for found in results if found["kind"] == kind and found["seed"] == seed]
 
     own = {found["seed"]: 100 * found["own"]["accuracy"] for found in results if found["kind"] == "search"}
+
+    def picked(seed: int) -> float:
+        rivals = [found for found in results if found["kind"] == "random" and found["seed"] == seed]
+        return 100 * min(rivals, key=lambda found: (-found["short"]["accuracy"], found["short"]["loss"]))["accuracy"]
+
     return [
-        Comparison(s, percent("search", s)[0], own[s], tuple(percent("random", s)), percent("mobilenetv2", s)[0]) for s in range(plan.seeds)
+        Comparison(s, percent("search", s)[0], own[s], tuple(percent("random", s)), picked(s), percent("mobilenetv2", s)[0])
+        for s in range(plan.seeds)
     ]
 
 
-def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int) -> Result:
+def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int, wall_s: float, workers: int) -> Result:
     compared = comparisons(plan, results)
 
     def paired(of: Callable[[Comparison], float], found: Callable[[Comparison], float] = attrgetter("found")) -> tuple[str, bool]:
@@ -312,24 +321,39 @@ def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int) -> Result:
     searches = [found for found in results if found["kind"] == "search"]
     one_training = mean(found["train_s"] for found in results if found["kind"] != "search")
     search_s = mean(found["search_s"] for found in searches)
+    short_s = sum(found.get("short_s", 0.0) for found in results) / plan.seeds
     ranks = ", ".join(str(one.rank) for one in compared)
     claims = (
         Claim("pays: above the median of the random networks in every seed", "yes", "yes" if pays else "no", pays),
         Claim(f"rank among {plan.rivals + 1}, by seed", "", ranks),
         Claim("minus the median of the random networks", "> 0", *paired(lambda one: median(one.rivals))),
         Claim("minus the mean of the random networks", "> 0", *paired(lambda one: mean(one.rivals))),
+        Claim(f"minus random search: of the {plan.rivals}, the best by a short training", "> 0", *paired(attrgetter("picked"))),
         Claim(f"minus the best of the {plan.rivals} (the aim: 0)", "", paired(lambda one: max(one.rivals))[0]),
         Claim("minus the uniformly scaled MobileNetV2", "> 0", *paired(lambda one: one.scaled)),
         Claim(
             "DMaskingNAS's own best, without regular networks: above the median in every seed", "yes", "yes" if own_pays else "no", own_pays
         ),
         Claim("its own best minus the median of the random networks", "> 0", *paired(lambda one: median(one.rivals), attrgetter("own"))),
-        Claim("wall time: search / training one network", "", f"{search_s / one_training:.1f} ({search_s:.0f} s / {one_training:.0f} s)"),
+        Claim("its own best minus random search", "> 0", *paired(attrgetter("picked"), attrgetter("own"))),
+        Claim(f"wall time of the benchmark, {workers} at a time", "<= 60 minutes", f"{wall_s / 60:.0f} minutes", wall_s <= 3600),
+        Claim("work: random search / the search", "", f"{short_s / search_s:.2f} ({short_s:.0f} s / {search_s:.0f} s)"),
+        Claim("work: search / training one network", "", f"{search_s / one_training:.1f} ({search_s:.0f} s / {one_training:.0f} s)"),
     )
-    columns = ("seed", "delivered", "DMaskingNAS's own", "random: worst", "median", "best", "MobileNetV2, scaled", "rank")
+    columns = (
+        "seed",
+        "delivered",
+        "DMaskingNAS's own",
+        "random: worst",
+        "median",
+        "best",
+        "picked by random search",
+        "MobileNetV2, scaled",
+        "rank",
+    )
 
     def row(one: Comparison) -> tuple[str, ...]:
-        accuracies = (one.found, one.own, min(one.rivals), median(one.rivals), max(one.rivals), one.scaled)
+        accuracies = (one.found, one.own, min(one.rivals), median(one.rivals), max(one.rivals), one.picked, one.scaled)
         return str(one.seed), *(f"{value:.2f} %" for value in accuracies), f"{one.rank} of {plan.rivals + 1}"
 
     macs = {kind: mean(found["macs"] for found in results if found["kind"] == kind) for kind in ("search", "random", "mobilenetv2")}
@@ -337,7 +361,7 @@ def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int) -> Result:
         f"{plan.images:,} training images, {plan.train_epochs} epochs of final training for every network, at most {plan.budget:,} "
         f"multiply-adds; mean MACs: delivered {macs['search']:,.0f}, random {macs['random']:,.0f}, MobileNetV2 {macs['mobilenetv2']:,.0f}.",
         "Test accuracy, measured once per network. Intervals: 95 % bootstrap over the seeds; of three seeds, about the range of the three.",
-        f"{sum(found['train_s'] + found.get('search_s', 0) for found in results) / 60:.0f} minutes of searching and training in all.",
+        f"{sum(found['train_s'] + found.get('search_s', 0) + found.get('short_s', 0) for found in results) / 60:.0f} minutes of searching and training in all.",
     )
     gpu = plan.device != "cpu"
     return Result(
@@ -364,7 +388,9 @@ def main() -> None:
         work = Path(scratch) if options.quick else HERE / "work" / f"search_pays-{options.preset}"
         with closing(work_folder(work, asdict(plan))) as folder:
             results = run_jobs(list(jobs_of(Site(plan, data, str(work)))), folder, options.workers)
-        report(summary(plan, [*results.values()], options.seed), about, quick=options.quick)
+            folder.book("jobs")
+            wall_s = folder.elapsed()
+        report(summary(plan, [*results.values()], options.seed, wall_s, options.workers), about, quick=options.quick)
 
 
 if __name__ == "__main__":

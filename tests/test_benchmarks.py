@@ -117,7 +117,7 @@ def test_the_scaled_mobilenetv2_uses_the_budget_up():
 
 
 def test_ranks_count_equals_against_the_network_found():
-    assert search_pays.Comparison(0, 90.0, 89.5, (91.0, 90.0, 89.0), 88.0).rank == 3
+    assert search_pays.Comparison(0, 90.0, 89.5, (91.0, 90.0, 89.0), 90.0, 88.0).rank == 3
 
 
 def test_missing_data_are_named_with_every_place_looked_at(tmp_path, monkeypatch):
@@ -309,6 +309,10 @@ def test_the_show_of_a_folder_cuts_the_cells_out_class_by_class_and_predicts_the
 
     def niwaki(*words):
         asked.append(words)
+        if words[0] == "search":
+            out = Path(words[words.index("--out") + 1])
+            out.mkdir()
+            (out / "config.json").write_text(json.dumps({"plan": {"limits": [{"macs": 20_000}]}}))
         return {"accuracy": 0.75} if words[0] == "predict" else {"macs": 12_345, "accuracy": {"test": 0.75}, "architecture": {}}
 
     monkeypatch.setattr(shows, "niwaki", niwaki)

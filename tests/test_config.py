@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,7 +12,9 @@ import pytest
 
 from niwaki.gradient.dmasking import DMasking
 from niwaki.objective import macs, params
+from niwaki.run import plan
 from niwaki.run.config import Config, ConfigError, Search, Train, config_of, load_config, uses, without_effect
+from niwaki.run.plan import search_of
 from niwaki.train.recipe import Recipe
 
 FILE = """
@@ -208,6 +211,32 @@ def test_a_key_that_the_method_does_not_use_is_told_with_what_it_is_for(settings
         assert text.startswith(f"{key} = ")
         assert "has no effect" in text
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["search.regular=16"], "search.regular = 16 of search.finalists = 8: at least one is a network that the search found"),
+        (["search.regular=3", "search.finalists=3"], "search.regular = 3 of search.finalists = 3"),
+        (
+            ["search.resolutions=apart"],
+            "search.resolutions = 'apart': the network searches 1 input resolution; from 2 to 8 can be searched apart",
+        ),
+    ],
+)
+def test_what_cannot_be_is_told_before_any_work(settings, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        search_of(load_config(None, settings))
+
+
+def test_cores_are_those_of_the_affinity_and_of_the_containers_quota(tmp_path, monkeypatch):
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(plan, "CPU_QUOTA", quota)
+    monkeypatch.setattr(plan.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    for text, cores in ((None, 8), ("max 100000", 8), ("200000 100000", 2), ("50000 100000", 1), ("3200000 100000", 8)):
+        if text is not None:
+            quota.write_text(f"{text}\n")
+        assert plan.allotted_cores() == cores
 
 
 def test_what_is_decided_for_a_search_is_what_its_method_uses():

@@ -436,7 +436,7 @@ def test_without_groups_folds_are_dealt_class_by_class():
         (np.arange(24) // 3 % 2, "2 groups cannot be dealt to 3 folds (search.folds)"),
         (
             np.where(LABELS[:24] == 1, 0, np.arange(24) // 3),
-            "of 3 folds (search.folds) of whole groups one always has all images of some class, such as 1,",
+            "of 3 folds (search.folds) of whole groups one had all images of some class in each of 20 deals, such as 1,",
         ),
     ],
 )
@@ -448,6 +448,16 @@ def test_groups_that_cannot_be_dealt_to_folds_are_an_error_and_by_default_nobody
     assert search_of(Config(), task)[1].folds == 1
     with pytest.raises(DataError, match=re.escape(message)):
         search_of(Config.model_validate({"search": {"folds": 3}}), task)
+
+
+def test_groups_of_different_sizes_are_dealt_otherwise_where_the_most_even_folds_will_not_do():
+    groups = np.repeat(np.arange(6), (10, 9, 8, 7, 6, 5))
+    labels = np.where(np.isin(groups, (0, 5)), 1, 0)  # which the most even folds have together
+    images = rng.integers(0, 256, (len(groups), 8, 8), dtype=np.uint8)
+    assert len(set(dealt(labels, groups, 3, np.random.default_rng(0))[labels == 1])) == 1
+    folds = ImageClassification(arrays(images, labels, images, labels, groups=groups)).folds(3)
+    assert all(set(labels[train_on]) == {0, 1} for train_on, _ in folds)
+    assert not any(set(groups[train_on]) & set(groups[judge_on]) for train_on, judge_on in folds)
 
 
 @pytest.mark.parametrize("seed", range(20))

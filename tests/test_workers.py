@@ -112,10 +112,26 @@ def test_ctrl_c_is_heard_by_the_caller_alone_and_ends_all_processes(tmp_path, se
         os.killpg(process.pid, 0)
 
 
+def test_with_the_death_of_their_caller_the_processes_end(tmp_path):
+    command = script(tmp_path, "[Job(str(n), time.sleep, (600,)) for n in range(2)]", "print('here', flush=True)")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        process.stdout.readline()
+        time.sleep(8)  # until they sleep
+        process.kill()
+    for _ in range(100):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    raise AssertionError("a process goes on without its caller")
+
+
 def test_no_job_begins_after_the_stop_and_what_is_done_is_kept(folder):
     jobs = [Job(f"sum {i}", sum, ([i, 1],)) for i in range(5)]
     for count in (1, 2):
         asked = iter([False, False, True, True, True, True])
         with Workers(count) as pool:
-            done = pool.run(jobs, folder, Silent(), "sums", stop=lambda: next(asked))  # noqa: B023
+            done = pool.run(jobs, folder, Silent(), "sums", stop=lambda results: next(asked))  # noqa: B023
         assert done == {f"sum {i}": i + 1 for i in range(2 * count)}

@@ -47,7 +47,10 @@ def search(
     out: Out = None,
     minutes: Annotated[float | None, typer.Option(help="Wall-clock limit; a plan that keeps it is made by a short timing.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of torch; part of the configuration, as results depend on it.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Threads of torch, and processes that train finalists; part of the configuration, as results depend on it."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the folder holds of an earlier run and start anew.")] = False,
     as_json: AsJson = False,

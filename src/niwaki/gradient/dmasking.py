@@ -91,7 +91,7 @@ class DMasking:
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """One epoch of a search. Losses are means over its steps; `ratios` are expected cost / limit by budget, at the epoch's end."""
+    """One epoch of a search. Losses are means over its steps; `ratios` are expected cost / limit of each distribution, at its end."""
 
     epoch: int
     weight_loss: float
@@ -102,9 +102,9 @@ class SearchRecord:
 
 
 class DMaskingSearch:
-    """A search under way. Several budgets share the weights; each has logits of its own, and the steps take turns among them.
+    """A search under way. Several distributions share the weights; each has logits of its own, and the steps take turns.
 
-    spaces: one for each budget, the network's space within it. taken: for each of them options that are certain, where there are such; so
+    spaces: one for each distribution, the network's space within its budget. taken: options that are certain, for each, where there are any:
     one budget may be searched several times, with another option each. The same seed gives the same search, also through `state_dict` and
     `load` after any step, at the same number of threads.
     """
@@ -126,7 +126,7 @@ class DMaskingSearch:
             Distribution(within.space, taken=one) for within, one in zip(self.spaces, taken or [{}] * len(spaces), strict=True)
         ]
         shape = self.distributions[0].logits.shape
-        # (D, O) for each budget; a parameter each, so that a step for one leaves the others and their momentum alone
+        # (D, O) each; a parameter each, so that a step for one leaves the others and their momentum alone
         self.logits = [torch.zeros(shape, device=self.device, requires_grad=True) for _ in self.spaces]
         for distribution, logits in zip(self.distributions, self.logits, strict=True):
             distribution.logits = logits
@@ -218,11 +218,9 @@ class DMaskingSearch:
     def temperature(self, epoch: int) -> float:
         return self.method.temperature * self.method.temperature_decay**epoch
 
-    def _decisions(self, epoch: int, step: int, budget: int) -> dict[str, Tensor]:
+    def _decisions(self, epoch: int, step: int, at: int) -> dict[str, Tensor]:
         generator = torch.Generator(self.device).manual_seed(derive_seed(self.seed, "gumbel", epoch, step))
-        return self.distributions[budget].draw(
-            lambda logits: gumbel_softmax(logits, temperature=self.temperature(epoch), generator=generator)
-        )
+        return self.distributions[at].draw(lambda logits: gumbel_softmax(logits, temperature=self.temperature(epoch), generator=generator))
 
     def _batch(self, indices: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))
@@ -230,17 +228,19 @@ class DMaskingSearch:
         return self.task.augmented_batch(indices, self.device, generator)
 
     def _weight_step(self, indices: Tensor, epoch: int, step: int) -> Tensor:
-        at = (epoch * self.weight_steps + step) / (self.method.epochs * self.weight_steps)
+        done = (epoch * self.weight_steps + step) / (self.method.epochs * self.weight_steps)
         for group in self.weight_optimizer.param_groups:
-            group["lr"] = self.method.weight_lr * (1 + cos(pi * at)) / 2
+            group["lr"] = self.method.weight_lr * (1 + cos(pi * done)) / 2
         inputs, targets = self._batch(indices, epoch, step)
         with torch.no_grad():
-            turn = epoch * self.weight_steps + step  # of the weight steps, over the whole search: an epoch may have fewer than budgets
-            budget = turn % len(self.spaces)
-            decisions: dict[str, Any] = dict(self._decisions(epoch, step, budget))
+            turn = (
+                epoch * self.weight_steps + step
+            )  # of the weight steps, over the whole search: an epoch may have fewer than distributions
+            at = turn % len(self.spaces)
+            decisions: dict[str, Any] = dict(self._decisions(epoch, step, at))
             for name in self.forks:
                 decisions[name] = self.spaces[0].space[name].options[int(decisions[name].argmax())]
-            decisions |= self.distributions[budget].taken
+            decisions |= self.distributions[at].taken
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss = self.task.loss(self.net(inputs, decisions), targets)
         loss.backward()
@@ -249,28 +249,28 @@ class DMaskingSearch:
 
     def _logit_step(self, indices: Tensor, epoch: int, step: int) -> Tensor:
         turn = (epoch - self.method.warmup_epochs) * self.logit_steps + step - self.weight_steps
-        budget = turn % len(self.spaces)
+        at = turn % len(self.spaces)
         inputs, targets = self._batch(indices, epoch, step)
         for parameter in self.net.parameters():
             parameter.requires_grad_(False)  # spares the gradients of the weights, not those through the maps
-        decisions = self._decisions(epoch, step, budget)
+        decisions = self._decisions(epoch, step, at)
         self.logit_optimizer.zero_grad(set_to_none=True)
-        outputs = self.net(inputs, {**decisions, **self.distributions[budget].taken})  # what is taken costs no pass but its own
-        loss = self._cost_loss(self.task.loss(outputs, targets), self._ratio(budget, decisions))
+        outputs = self.net(inputs, {**decisions, **self.distributions[at].taken})  # what is taken costs no pass but its own
+        loss = self._cost_loss(self.task.loss(outputs, targets), self._ratio(at, decisions))
         loss.backward()
         self.logit_optimizer.step()
         for parameter in self.net.parameters():
             parameter.requires_grad_(True)
         return loss.detach()
 
-    def _ratio(self, budget: int, decisions: dict[str, Tensor]) -> Tensor:
+    def _ratio(self, at: int, decisions: dict[str, Tensor]) -> Tensor:
         """Expected cost / limit, the largest over the budget's limits: effective shape propagation, exact also where a choice is shared.
 
         Limits on a maximum (peak activation) have no expectation of this form; they put no pressure on the search, and hold at derivation.
         """
         ratios = [
             expected(limit.cost, {name: weights.double() for name, weights in decisions.items()}) / max(1, limit.upper)
-            for limit in self.spaces[budget].limits
+            for limit in self.spaces[at].limits
             if limit.cost.kind == "sum"
         ]
         return torch.stack(ratios).max() if ratios else torch.ones((), dtype=torch.float64, device=self.device)

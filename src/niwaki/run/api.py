@@ -294,11 +294,12 @@ def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: 
 
     def summarise() -> dict[str, Any]:
         rows = []
-        for one, place in zip(chosen, places, strict=True):
+        for at, (one, place) in enumerate(zip(chosen, places, strict=True)):
             counted = {name: cost(one.arch) for name, cost in search.costs.items()}
             rows.append({
                 "budget": one.budget.text, "architecture": one.arch.to_json()["choices"], "space": one.arch.space, "macs": counted["macs"],
                 "params": counted["params"], "costs": counted, "folder": str(place),
+                "source": store.fact(f"result choice {at}")["source"],
                 "accuracy": {"validation": one.validation["accuracy"], "test": one.test["accuracy"]},
                 "metrics": {"validation": one.validation, "test": one.test},
             })  # fmt: skip
@@ -332,7 +333,7 @@ def _is_complete(folder: Folder) -> bool:
 
 def _stored(folder: Folder) -> Result:
     """The result of a run that is complete, from what its folder holds."""
-    arch = Architecture.from_json(folder.store.fact("result choice 0")["arch"], Space.from_json(folder.plan["space"]))
+    arch = Architecture.from_json(folder.store.fact("result choice 0")["chosen"]["arch"], Space.from_json(folder.plan["space"]))
 
     def load() -> fx.GraphModule:
         network = from_json(json.loads((folder.path / "architecture.json").read_text("utf-8"))["network"])

@@ -52,11 +52,12 @@ MOST_EPOCHS = 40
 MIXTURE = 6  # passes of the largest member that a step on the logits costs, with all block types, depths and resolutions
 LOGIT_STEPS = 400  # wanted for a distribution, by going over the architecture's share more than once an epoch
 MOST_PASSES = 2  # over the architecture's share in an epoch
-MOST_APART = 3  # input resolutions that are searched each for itself
+MOST_APART, MOST_RESOLUTIONS = 3, 8  # input resolutions that are searched each for itself: by default, and where it is asked for
 FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest and most epochs allow it
 THREADED_MACS = 3e8  # of a batch through the largest member; with fewer, one thread is as fast as two
 WORKERS_START_S = 5.0  # until processes that train finalists have imported what they need
 FOLDS = 3
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 TIMED = 4  # networks, for an estimate
 FINALISTS, CROSS_VALIDATED = 16, 8  # networks that are trained for a choice: where one training each is enough, and where it is not
 REGULAR = 0.75  # of the finalists
@@ -172,15 +173,25 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
     search_epochs = config.search.epochs or max(8 if stated is None else stated + 1, min(MOST_EPOCHS, affordable))
     sizes = prod(len(space_of(network)[name].options) for name in resolutions(place(network)))
     apart = config.search.resolutions or ("apart" if 1 < sizes <= MOST_APART else "mixed")
-    distributions = sizes if apart == "apart" and config.method == "dmasking" else 1
+    if config.search.resolutions == "apart" and not 1 < sizes <= MOST_RESOLUTIONS:
+        raise ConfigError(
+            "the configuration",
+            [
+                f"search.resolutions = 'apart': the network searches {sizes} input resolution{'s' * (sizes > 1)}; from 2 to {MOST_RESOLUTIONS} can be searched apart"
+            ],
+        )
+    distributions = (sizes if apart == "apart" else 1) * len(config.budget or [""])
     passes = ceil(LOGIT_STEPS * distributions / (search_epochs * batches_per_epoch(len(architecture_part), search_batch)))
     steps = batches_per_epoch(examples, batch)
     folds = config.search.folds or _folds(task)
     finalists = config.search.finalists or (FINALISTS if folds == 1 else CROSS_VALIDATED)
-    if (config.search.regular or 0) > finalists:
+    regular_ones = round(REGULAR * (finalists - 1)) if config.method == "dmasking" else 0  # else methods could not be told apart
+    if config.search.regular is not None and config.search.regular >= finalists:
         raise ConfigError(
             "the configuration",
-            [f"search.regular = {config.search.regular} of search.finalists = {finalists}: at most all are regular networks"],
+            [
+                f"search.regular = {config.search.regular} of search.finalists = {finalists}: at least one is a network that the search found"
+            ],
         )
     recipe = Recipe()
     published = DMasking()
@@ -210,7 +221,7 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         "search.cost_weight": COST_WEIGHT,
         "search.candidates": 48,
         "search.finalists": finalists,
-        "search.regular": round(REGULAR * (finalists - 1)),
+        "search.regular": regular_ones,
         # one or two of a few hundred images decide between networks that are all good; cross-validation looks at several times as many
         "search.folds": folds,
         "search.evaluations": 200,
@@ -222,8 +233,12 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
 
 
 def allotted_cores() -> int:
-    """Of this machine's cores, those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Of this machine's cores, those that this process may use: by its affinity, and by the quota of its container (cgroup v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no such file, or no quota
+        quota, period = map(int, CPU_QUOTA.read_text().split())
+        cores = min(cores, max(1, quota // period))
+    return cores
 
 
 def _folds(task: ImageClassification) -> int:
@@ -276,14 +291,15 @@ def search_of(config: Config, task: ImageClassification | None = None, network: 
     config = decide(config, task, network)
     if (folds := config.search.folds or 1) > 1:
         task.folds(folds)  # raises DataError
+    from_scratch = config.method != "dmasking" and config.evaluator == "scratch"  # its trials are what finalists are elsewhere
     search = Search(
         network, task, budgets, costs,
         method=_method(config, task.metric),
         recipe=_recipe(config),
         proxy=_proxy(_recipe(config)),
         candidates=config.search.candidates or 1,
-        finalists=1 if config.method != "dmasking" and config.evaluator == "scratch" else config.search.finalists or 1,  # trained as such
-        regular=config.search.regular or 0,
+        finalists=1 if from_scratch else config.search.finalists or 1,
+        regular=0 if from_scratch else config.search.regular or 0,
         folds=config.search.folds or 1,
         workers=config.workers or 1,
         seed=config.seed,
@@ -305,7 +321,7 @@ def fit_to_minutes(asked: Config, config: Config, search: Search) -> tuple[Confi
     seconds = estimate(search)
     if config.minutes is None:
         return config, search, seconds
-    room = 0.9 * working_seconds(config.minutes)
+    room = 0.9 * working_seconds(config.minutes, len(search.budgets))
     for scale in 0.97 ** np.arange(150):  # down to a hundredth
         smaller = _scaled(asked, config, float(scale))
         expected = {phase: _share(phase, config, smaller) * value for phase, value in seconds.items()}
@@ -321,7 +337,7 @@ def fit_to_minutes(asked: Config, config: Config, search: Search) -> tuple[Confi
             proxy=_proxy(recipe),
             candidates=smaller.search.candidates or 1,
             finalists=min(search.finalists, smaller.search.finalists or 1),
-            regular=min(search.regular, smaller.search.regular or 0, smaller.search.finalists or 1),
+            regular=min(search.regular, smaller.search.regular or 0),
         ),
         expected,
     )
@@ -332,9 +348,11 @@ def _scaled(asked: Config, config: Config, scale: float) -> Config:
     data = config.to_json()
     # a warm-up that was asked for stays, and leaves at least one epoch
     planned = PLANNED | {("search", "epochs"): max(PLANNED["search", "epochs"], (asked.search.warmup_epochs or 0) + 1)}
+    planned["search", "finalists"] = (asked.search.regular or 0) + 1  # one of them is always the search's own
     for (section, key), least in planned.items():
         if getattr(getattr(asked, section), key) is None:
             data[section][key] = min(data[section][key], max(least, round(data[section][key] * scale)))
+    data["search"]["regular"] = min(data["search"]["regular"], data["search"]["finalists"] - 1)
     epochs = data["search"]["epochs"]
     if asked.search.warmup_epochs is None:
         data["search"]["warmup_epochs"] = min(config.search.warmup_epochs or 0, epochs // 4)
@@ -365,15 +383,23 @@ def estimate(search: Search) -> dict[str, float]:
     space = space_of(search.network)
     spaces = [within(space, budget.limits) for budget in search.budgets]
     # of networks of one budget one may take several times as long as another
-    archs = regular(spaces[0], TIMED, np.random.default_rng(0), spent=SPENT) or [spaces[0].mode(even(space))]
+    archs = [regular(one, TIMED, np.random.default_rng(0), spent=SPENT) or [one.mode(even(space))] for one in spaces]
     examples = search.task.part("train+validation")
-    trainings = [start(build(search.network, arch), search.task, search.recipe, examples, device=search.device) for arch in archs]
-    steps_per_epoch, per_step = trainings[0].steps_per_epoch, mean(map(_seconds_per_step, trainings))
-    from_scratch = search.proxy.epochs * steps_per_epoch * per_step
+    trainings = [
+        [start(build(search.network, arch), search.task, search.recipe, examples, device=search.device) for arch in of_budget]
+        for of_budget in archs
+    ]
+
+    def per_epoch() -> float:
+        """Of one network of each budget."""
+        return sum(mean(map(_seconds_per_step, of_budget)) * of_budget[0].steps_per_epoch for of_budget in trainings)
+
+    an_epoch = per_epoch()
+    from_scratch = search.proxy.epochs * an_epoch
     seconds: dict[str, float] = {}
     method = search.method
     if isinstance(method, AskTell) and method.evaluator == "scratch":
-        seconds["search"] = from_scratch * method.evaluations * len(spaces)
+        seconds["search"] = from_scratch * method.evaluations
     else:
         learner: DMaskingSearch | OneShotSearch
         if isinstance(method, DMasking):
@@ -388,19 +414,18 @@ def estimate(search: Search) -> dict[str, float]:
             seconds["search"] = learner.total_steps * _seconds_per_step(learner)
         began = time.perf_counter()
         with suppress(EvaluationFailed):  # what a few steps have made is not always of any use; how long it takes is the same
-            SharedWeights(learner.net, search.task)(archs[0])
+            SharedWeights(learner.net, search.task)(archs[0][0])
         trials = search.candidates if isinstance(method, DMasking) else method.evaluations
         seconds["judging"] = (time.perf_counter() - began) * trials * len(spaces)
     if search.finalists > 1:
         side_by_side = finalist_workers(search)
         if side_by_side:
             with workers.one_thread():
-                from_scratch = search.proxy.epochs * steps_per_epoch * mean(map(_seconds_per_step, trainings))
-        of_one = from_scratch * ceil(search.finalists * search.folds / max(1, side_by_side)) + (
+                from_scratch = search.proxy.epochs * per_epoch()
+        seconds["finalists"] = from_scratch * ceil(search.finalists * search.folds / max(1, side_by_side)) + (
             WORKERS_START_S if side_by_side > 1 else 0.0
         )
-        seconds["finalists"] = of_one * len(spaces)
-    seconds["training"] = search.recipe.epochs * steps_per_epoch * per_step * len(spaces)
+    seconds["training"] = search.recipe.epochs * an_epoch
     return seconds
 
 

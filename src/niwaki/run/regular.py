@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
@@ -15,28 +16,34 @@ DRAWN = 1 << 16  # at a time
 ROUNDS = 16
 
 
-def regular(space: Within, count: int, generator: np.random.Generator, *, spent: float) -> list[Architecture]:
-    """Up to `count` different regular architectures within the budget that cost at least `spent` of it.
+def regular(
+    space: Within, count: int, generator: np.random.Generator, *, spent: float, same: Callable[[Architecture], Hashable] = lambda arch: arch
+) -> list[Architecture]:
+    """Up to `count` different regular architectures within the budget that cost at least `spent` of it, by the cost that comes nearest.
 
-    For each role one number from 0 to 1 is drawn, and all decisions of that role take the option that far along theirs: all kernels the
-    same size, all stages the same share of their greatest depth and width. Such networks are better on average than ones whose every
+    same: what equal networks have equal. For each role one number from 0 to 1 is drawn, and all decisions of that role take the option that
+    far along theirs: all kernels the same size, all stages the same share of their greatest depth and width. Such networks are better on average than ones whose every
     decision is drawn by itself (Radosavovic et al. 2020, "Designing network design spaces", section 3, where sharing parameters among
     stages costs the best networks nothing). Where no two decisions have the same role, these are uniform draws.
     """
-    archs: dict[Architecture, None] = {}
+    archs: dict[Hashable, Architecture] = {}
+    seen: set[tuple[int, ...]] = set()
     for _ in range(ROUNDS):
         rows = _tied(space.decisions, DRAWN, generator)
         spends = np.max([limit.cost.batch(rows) / limit.upper for limit in space.limits], axis=0)
-        for row in rows[(spends >= spent) & (spends <= 1)].tolist():
-            archs.setdefault(space.from_indices(row))
+        for row in map(tuple, rows[(spends >= spent) & (spends <= 1)].tolist()):
+            if row not in seen:
+                seen.add(row)
+                arch = space.from_indices(row)
+                archs.setdefault(same(arch), arch)
             if len(archs) == count:
-                return list(archs)
-    return list(archs)
+                return list(archs.values())
+    return list(archs.values())
 
 
 def role(name: str) -> str:
-    """What a decision is about, wherever it stands: `stage1.block0.inverted.kernel` and `stage2.down.inverted.kernel` are both `kernel`."""
-    return name.rpartition(".")[2].rstrip("0123456789")
+    """The name without its numbers: `stage1.block0.inverted.kernel` and `stage2.block1.inverted.kernel` have the same."""
+    return re.sub(r"\d+", "", name)
 
 
 def _tied(decisions: Sequence[Decision], count: int, generator: np.random.Generator) -> np.ndarray:

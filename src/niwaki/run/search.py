@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product, zip_longest
@@ -54,7 +54,7 @@ CHUNK_S = 1.0  # seconds between looks at the clock
 FINALIST, REGULAR = "finalist", "regular"  # sources of trials of a training of their own: found by the search, or a regular network
 MOST_COPIED = 2 << 30  # bytes for the images in all processes together that train finalists
 COPIES = 3  # of the images in such a process: as they came, as they are stored, and ready for batches
-SHIPPING_S = 20.0  # kept free of a time limit, for test, export and report
+SHIPPING_S = 20.0  # kept free of a time limit for each network: for test, export and report
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class AskTell:
 @dataclass(frozen=True)
 class Search:
     """What to do, resolved. costs: what is counted of every architecture. candidates: architectures drawn from the learned distribution,
-    beside its mode, and judged with shared weights; finalists: networks judged by a training of `proxy`, in cross-validation if there are
+    its mode the first, and judged with shared weights; finalists: networks judged by a training of `proxy`, in cross-validation if there are
     several folds: the best candidates and `regular` regular networks; the best of these is chosen.
     """
 
@@ -114,23 +114,37 @@ class Chosen:
     module: fx.GraphModule
 
 
-def working_seconds(minutes: float) -> float:
-    """What of a time limit is there for search and training; the rest is kept free for test, export and report."""
-    return 60 * minutes - min(SHIPPING_S, 30 * minutes)
+def working_seconds(minutes: float, budgets: int) -> float:
+    """What of a time limit is there for search and training; the rest is kept free for test, export and report of each network."""
+    return 60 * minutes - min(SHIPPING_S * budgets, 30 * minutes)
 
 
 class Clock:
     """Wall time of a run over all its processes, against its limit. Each phase may take its share of it, as the plan expects the phases."""
 
-    def __init__(self, folder: Folder, minutes: float | None) -> None:
+    def __init__(self, folder: Folder, search: Search, spaces: Sequence[Within]) -> None:
         self.folder = folder
-        self.limit_s = None if minutes is None else working_seconds(minutes)
+        self.limit_s = None if search.minutes is None else working_seconds(search.minutes, len(search.budgets))
         self.expected: dict[str, float] = folder.plan.get("expected_s", {})  # by phase, in their order
+        self._weights = [1.0] * len(spaces)
+        if self.limit_s is not None and len(spaces) > 1:  # a network of a larger budget takes longer to train
+            with suppress(BudgetError):  # of two limits at once nothing may be drawn
+                drawn = [space.sample_many(FEW_DRAWN, np.random.default_rng(0), even(space.space)) for space in spaces]
+                self._weights = [float(search.costs["macs"].batch(rows).mean()) for rows in drawn]
 
-    def over(self, phase: str, part: float = 1.0) -> bool:
-        """Whether the time for everything up to `part` of `phase` has passed. What was not needed before is there for the later phases."""
+    def part(self, at: int) -> float:
+        """The share of a phase that trains networks for which all budgets up to number `at` have a claim."""
+        return sum(self._weights[: at + 1]) / sum(self._weights)
+
+    def over(self, phase: str, part: float = 1.0, *, next_s: float = 0.0) -> bool:
+        """Whether the time for everything up to `part` of `phase` has passed. What was not needed before is there for the later phases.
+
+        next_s: what the next piece of work takes, as far as is known; it is not begun where it would outlast all phases.
+        """
         if self.limit_s is None:
             return False
+        if self.folder.elapsed() + next_s > self.limit_s:
+            return True
         phases = list(self.expected)
         if phase not in phases:
             return self.folder.elapsed() > self.limit_s
@@ -142,9 +156,9 @@ class Clock:
 def run(search: Search, folder: Folder, progress: Progress | None = None) -> list[Chosen]:
     """The chosen and trained network of each budget; everything on the way is in `folder`."""
     progress = progress or Silent()
-    clock = Clock(folder, search.minutes)
     space = space_of(search.network)
     spaces = [within(space, budget.limits) for budget in search.budgets]
+    clock = Clock(folder, search, spaces)
     aims = aims_of(search, spaces)
     if isinstance(search.method, DMasking):
         _by_gradient(search, search.method, aims, folder, progress, clock)
@@ -170,6 +184,10 @@ class Aim:
     budget: int
     space: Within
     taken: dict[str, Any] = field(default_factory=dict)
+
+    def blended(self, probabilities: Mapping[str, np.ndarray], even: float) -> dict[str, np.ndarray]:
+        """`probabilities` with that share of even chances mixed in, but for what is taken."""
+        return {name: p if name in self.taken else (1 - even) * p + even / len(p) for name, p in probabilities.items()}
 
     def has(self, arch: Architecture) -> bool:
         return all(arch[name] == option for name, option in self.taken.items())
@@ -203,7 +221,8 @@ def _by_gradient(search: Search, method: DMasking, aims: Sequence[Aim], folder: 
     _learn(learner, folder, progress, clock, phase="search", name="search")
     judge = SharedWeights(learner.net, search.task, seed=search.seed)
     for at in range(len(search.budgets)):
-        once(folder, f"candidates {at}", partial(_candidates, search, at, aims, learner, judge, folder, progress))
+        out_of_time = partial(clock.over, "judging", (at + 1) / len(search.budgets))
+        once(folder, f"candidates {at}", partial(_candidates, search, at, aims, learner, judge, folder, progress, out_of_time))
     folder.book("judging")
 
 
@@ -213,7 +232,14 @@ def learner_of(search: Search, method: DMasking, aims: Sequence[Aim]) -> DMaskin
 
 
 def _candidates(
-    search: Search, at: int, aims: Sequence[Aim], learner: DMaskingSearch, judge: SharedWeights, folder: Folder, progress: Progress
+    search: Search,
+    at: int,
+    aims: Sequence[Aim],
+    learner: DMaskingSearch,
+    judge: SharedWeights,
+    folder: Folder,
+    progress: Progress,
+    out_of_time: Callable[[], bool],
 ) -> int:
     """How many trials there are: networks of all aims at the budget, judged with shared weights."""
     of_budget = [number for number, aim in enumerate(aims) if aim.budget == at]
@@ -223,13 +249,16 @@ def _candidates(
         folder.store.set_fact(f"probabilities {number}", {name: p.tolist() for name, p in probabilities.items()})
         count = search.candidates // len(of_budget) + (turn < search.candidates % len(of_budget))
         archs += _of_aim(search, number, aims[number], probabilities, max(1, count), folder)
-    known = {trial.number for trial in folder.store.trials(_run(at), aims[of_budget[0]].space.space)}
+    judged = folder.store.trials(_run(at), aims[of_budget[0]].space.space)
     progress.phase(f"judging {len(archs)} candidates", len(archs))
-    for number, arch in enumerate(archs):
-        if number not in known:
-            folder.store.append(_run(at), _judged(search, number, arch, judge, "dmasking"))
+    for number, arch in list(enumerate(archs))[len(judged) :]:
+        if out_of_time() and any(trial.status == "ok" for trial in judged):  # one network there must be
+            folder.note(f"The time limit cut the judging of candidates short: {len(judged)} of {len(archs)} were judged.")
+            break
+        judged.append(_judged(search, number, arch, judge, "dmasking"))
+        folder.store.append(_run(at), judged[-1])
         progress.advance(number + 1)
-    return len(archs)
+    return len(judged)
 
 
 def _of_aim(search: Search, at: int, aim: Aim, probabilities: Mapping[str, np.ndarray], count: int, folder: Folder) -> list[Architecture]:
@@ -237,9 +266,9 @@ def _of_aim(search: Search, at: int, aim: Aim, probabilities: Mapping[str, np.nd
     space = aim.space
     archs = [space.mode(probabilities)]  # over the budget, by construction, never
     if count > 1:
-        learned = _drawn(space, probabilities, derive_seed(search.seed, "candidates", at), folder)
-        blended = {name: p if name in aim.taken else (1 - EVEN) * p + EVEN / len(p) for name, p in probabilities.items()}
-        wider = _drawn(space, blended, derive_seed(search.seed, "wider candidates", at), folder)
+        learned = _drawn(aim, probabilities, derive_seed(search.seed, "candidates", at), folder)
+        blended = aim.blended(probabilities, EVEN)
+        wider = _drawn(aim, blended, derive_seed(search.seed, "wider candidates", at), folder)
         drawn = np.stack([learned, wider], axis=1).reshape(-1, len(space)) if len(learned) == len(wider) else learned  # by turns
         spent = np.max([limit.cost.batch(drawn) / limit.upper for limit in space.limits], axis=0)
         # what is paid for should be used: shared weights flatter small networks, whose few channels are the best trained ones
@@ -276,15 +305,16 @@ def _with_option(
     return max(archs, key=lambda arch: max(limit.cost(arch) / limit.upper for limit in space.limits), default=None)
 
 
-def _drawn(space: Within, probabilities: Mapping[str, np.ndarray], seed: int, folder: Folder) -> np.ndarray:
+def _drawn(aim: Aim, probabilities: Mapping[str, np.ndarray], seed: int, folder: Folder) -> np.ndarray:
     """(n, decisions): architectures within the budget by `probabilities`, or nearer to even ones where these lie far outside it."""
+    space = aim.space
     for blend in (0.0, 1e-3, 1e-2, 1e-1, 1.0):
-        mixed = {name: (1 - blend) * p + blend / len(p) for name, p in probabilities.items()}
+        mixed = aim.blended(probabilities, blend)
         if blend == 1.0 or space.probability(mixed).log > LEAST_LOG_P:
             break
     if blend:
         folder.note(
-            f"The learned distribution lies far outside the budget; candidates were drawn with {blend:.0%} of even chances mixed in."
+            f"The learned distribution lies far outside the budget; candidates were drawn with {blend:.1%} of even chances mixed in."
         )
     try:
         return space.sample_many(DRAWN, np.random.default_rng(seed), mixed)
@@ -436,6 +466,8 @@ def _choose(
 ) -> tuple[Architecture, dict[str, float]]:
     """The best trial within the budget by validation; of several finalists, unlike each other, the best after a short training of its own.
 
+    The store keeps it as the result "choice" and number of the budget: what is chosen, its source, and the best that the search itself found.
+
     Regular networks are among the finalists: shared weights that have been trained for a few epochs favour what is shallow and quick to
     train, and a few regular networks, trained from scratch, are a sample of what such a search overlooks.
     """
@@ -448,32 +480,35 @@ def _choose(
         stored = folder.store.trials(_run(at), space.space)
         trials = [trial for trial in stored if trial.source not in (FINALIST, REGULAR)]
         of_aims = [[trial for trial in trials if aim.has(trial.arch)] for aim in aims if aim.budget == at]
-        # the weights that networks share say little about networks of different resolutions
+        # the weights that networks share say little about networks of different resolutions: these take turns
         ranked = [unlike(best_first(of_aim, examples=validation), placement, search.finalists) for of_aim in of_aims]
+        heads = best_first([of_aim[0] for of_aim in ranked if of_aim], examples=validation)
+        ranked = [of_aim for head in heads for of_aim in ranked if head in of_aim]
         best = [trial for of_turn in zip_longest(*ranked) for trial in of_turn if trial is not None]
         generator = np.random.default_rng(derive_seed(search.seed, "regular", at))
-        drawn = regular(space, search.regular, generator, spent=SPENT) if search.regular else []
-        found = [trial.arch for trial in best if trial.arch not in drawn][: search.finalists - len(drawn)]
+        same = partial(program, search.network)  # one network may have several names
+        drawn = regular(space, search.regular, generator, spent=SPENT, same=same) if search.regular else []
+        programs = set(map(same, drawn))
+        found = [trial.arch for trial in best if not programs or same(trial.arch) not in programs][: search.finalists - len(drawn)]
         finalists = [(arch, FINALIST) for arch in found] + [(arch, REGULAR) for arch in drawn]
         if len(finalists) > 1:
             stored = _train_finalists(search, at, judge, finalists, len(trials), folder, progress, clock)
             best = best_first(stored, examples=judge.examples()) or best
-            if best and best[0].source == REGULAR:
-                folder.note(_of_regular(best, search.task.metric))
         if not best:
             raise RunError(f"no architecture within {search.budgets[at].text} could be evaluated{_first_failure(stored)}")
-        metrics = {name: value for name, value in best[0].metrics.items() if name not in search.costs}
-        return {"arch": best[0].arch.to_json(), "metrics": metrics}
+        own = next((trial for trial in best if trial.source != REGULAR), None)
+        return {"chosen": told(best[0]), "source": best[0].source, "own": own and told(own)}
+
+    def told(trial: Trial) -> dict[str, Any]:
+        return {"arch": trial.arch.to_json(), "metrics": {key: value for key, value in trial.metrics.items() if key not in search.costs}}
 
     found = once(folder, f"choice {at}", compute)
-    return Architecture.from_json(found["arch"], space.space), found["metrics"]
-
-
-def _of_regular(ranked: Sequence[Trial], metric: str) -> str:
-    """What is told where a regular network is delivered."""
-    own = next((trial for trial in ranked if trial.source == FINALIST), None)
-    beside = "" if own is None else f", where the best network that the search itself found had {own.metrics[metric]:.1%}"
-    return f"A regular network is delivered: after a short training its validation {metric} was {ranked[0].metrics[metric]:.1%}{beside}."
+    chosen, own, metric = found["chosen"], found["own"], search.task.metric
+    if found["source"] == REGULAR:
+        beside = f", that of the best network that the search itself found {own['metrics'][metric]:.1%}" if own else ""
+        measured = f"after a short training its validation {metric} was {chosen['metrics'][metric]:.1%}{beside}"
+        folder.note(f"For {search.budgets[at].text} a regular network is delivered: {measured}.")
+    return Architecture.from_json(chosen["arch"], space.space), chosen["metrics"]
 
 
 def finalist_workers(search: Search) -> int:
@@ -507,9 +542,10 @@ def _train_finalists(
     finalists: with the source of their trials.
     """
 
-    def over() -> bool:
+    def over(results: Mapping[str, Any]) -> bool:
         folder.book("finalists")
-        return clock.over("finalists", (at + 1) / len(search.budgets))
+        longest = max((result["seconds"] for result in results.values()), default=0.0)
+        return clock.over("finalists", clock.part(at), next_s=longest)
 
     numbered = list(enumerate(finalists, start=first))
     jobs = [
@@ -575,7 +611,7 @@ def _train(search: Search, at: int, arch: Architecture, folder: Folder, progress
         seed=derive_seed(search.seed, "final"),
         device=torch.device(search.device),
     )
-    _learn(training, folder, progress, clock, phase="training", name=name, part=(at + 1) / len(search.budgets))
+    _learn(training, folder, progress, clock, phase="training", name=name, part=clock.part(at))
     return training.evaluation_module()  # type: ignore[return-value]
 
 

@@ -54,7 +54,7 @@ def network_facts(search: Search, folder: Folder) -> dict[str, Any]:
     macs = search.costs["macs"]
     counts = [within(space, budget.limits).count for budget in search.budgets]
     found = folder.store.fact("result choice 0")
-    arch = Architecture.from_json(found["arch"], space)
+    arch = Architecture.from_json(found["chosen"]["arch"], space)
     rows = layer_table(search.network, arch)
     heaviest = max((row.macs for row in rows), default=1) or 1
     return {

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ import torch
 
 from niwaki.run.folder import Folder, once
 from niwaki.run.progress import Progress
+
+Stop = Callable[[Mapping[str, Any]], bool]
 
 
 class JobFailed(RuntimeError):
@@ -61,11 +63,11 @@ class Workers:
         self._started.clear()
 
     def run(
-        self, jobs: Sequence[Job], folder: Folder, progress: Progress, phase: str, stop: Callable[[], bool] = lambda: False
+        self, jobs: Sequence[Job], folder: Folder, progress: Progress, phase: str, stop: Stop = lambda results: False
     ) -> dict[str, Any]:
         """The results by name: those that `folder` has are read, the others made, in this order as far as workers are free.
 
-        stop: once it says so, no further job is begun; what was not has no result.
+        stop: asked with the results so far; once it says so, no further job is begun, and what was not has no result.
         """
         known = {job.name: folder.store.fact(f"result {job.name}") for job in jobs}
         results = {name: result for name, result in known.items() if result is not None}
@@ -78,15 +80,15 @@ class Workers:
             self._do(waiting, results, folder, progress, stop)
         return {job.name: results[job.name] for job in jobs if job.name in results}
 
-    def _do(self, waiting: list[Job], results: dict[str, Any], folder: Folder, progress: Progress, stop: Callable[[], bool]) -> None:
+    def _do(self, waiting: list[Job], results: dict[str, Any], folder: Folder, progress: Progress, stop: Stop) -> None:
         with one_thread() if self.threads == 1 else nullcontext():
             for job in waiting:
-                if stop():
+                if stop(results):
                     return
                 results[job.name] = once(folder, job.name, partial(job.function, *self.common, *job.arguments))
                 progress.advance(len(results))
 
-    def _share(self, waiting: list[Job], results: dict[str, Any], folder: Folder, progress: Progress, stop: Callable[[], bool]) -> None:
+    def _share(self, waiting: list[Job], results: dict[str, Any], folder: Folder, progress: Progress, stop: Stop) -> None:
         if (missing := min(self.count, len(waiting)) - len(self._started)) > 0:
             common = pickle.dumps(self.common)
             self._started += [_Worker(common) for _ in range(missing)]
@@ -95,7 +97,7 @@ class Workers:
         with ThreadPoolExecutor(self.count) as threads:
             try:
                 while todo or busy:
-                    while todo and idle and not stop():
+                    while todo and idle and not stop(results):
                         worker, job = idle.pop(), todo.pop()
                         busy[threads.submit(worker.ask, job)] = worker, job
                     if not busy:

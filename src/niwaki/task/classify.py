@@ -38,9 +38,9 @@ class _OnDevice:
 class ImageClassification:
     """One label per image. Indices 0..N-1 are the training images, N.. the test images, as `images` has them.
 
-    validation: share of every class, or of the groups where the images have some, that is kept out of the train part. class_weights: "balanced" weighs the loss of class c by
-    N / (K N_c); "auto" does so where the metric counts classes alike (balanced accuracy, macro F1) and not for accuracy, which
-    is best served by the classes as frequent as they are. augment: "auto" is `augment_for`. seed: of the splits.
+    validation: share of every class, or of the groups where the images have some, that is kept out of the train part. class_weights:
+    "balanced" weighs the loss of class c by N / (K N_c); "auto" does so where the metric counts classes alike (balanced accuracy, macro F1)
+    and not for accuracy, which is best served by the classes as frequent as they are. augment: "auto" is `augment_for`. seed: of the splits.
     """
 
     images: Images
@@ -75,7 +75,8 @@ class ImageClassification:
         return len(self.images.class_names)
 
     def part(self, name: Part) -> Tensor:
-        """Index set of a part, int64, ascending. Train and validation are cut class by class, so that both have every class."""
+        """Index set of a part, int64, ascending. Train and validation are cut class by class, so that both have every
+        class; by whole groups, where there are groups, so that every class is in train."""
         train, validation = self._split
         count = len(self.images.labels)
         parts = {
@@ -119,14 +120,14 @@ class ImageClassification:
         if there < count:
             raise DataError(f"{self.images.source}: {there} {what} cannot be dealt to {count} folds (search.folds)")
         rng = np.random.default_rng(derive_seed(self.seed, "folds"))
-        for _ in range(DEALS):
-            fold = dealt(labels, groups, count, rng)
+        for deal in range(DEALS):
+            fold = dealt(labels, groups, count, rng, largest_first=deal == 0)  # the most even folds, then others
             whole = [label for label in np.unique(labels) if np.ptp(fold[labels == label]) == 0]
             if groups is None or not whole:
                 break
         else:
             raise DataError(
-                f"{self.images.source}: of {count} folds (search.folds) of whole groups one always has all images of some class, such as "
+                f"{self.images.source}: of {count} folds (search.folds) of whole groups one had all images of some class in each of {DEALS} deals, such as "
                 f"{', '.join(self.images.class_names[label] for label in whole[:10])}, which what is judged on it would never have seen"
             )
         return [(torch.from_numpy(np.flatnonzero(fold != at)), torch.from_numpy(np.flatnonzero(fold == at))) for at in range(count)]

@@ -33,8 +33,8 @@ class Images:
 
     images: uint8 or float32, (N, H, W) or (N, H, W, C). labels: int64, (N,), class numbers 0..K-1. stated_range: the stored values of black
     and white, where the source states them, as image files do; for all others there is `pixel_range`. groups: int64, (N,), of the training
-    images: what makes some of them alike beside their class, as one writer, patient or camera; a group is never divided between parts.
-    Made by `arrays`, `npz`, `image_folder` and `digits`, which bring data into this form; what does not fit is refused here.
+    images: what makes some of them alike beside their class, as one writer, patient or camera; a group is never divided between parts
+    or folds; but where the train part is one group alone, a search divides it. Made by `arrays`, `npz`, `image_folder` and `digits`, which bring data into this form; what does not fit is refused here.
     """
 
     images: NDArray
@@ -241,16 +241,17 @@ def group_cut(labels: NDArray, groups: NDArray, share: float, rng: np.random.Gen
     return np.flatnonzero(~cut), np.flatnonzero(cut)
 
 
-def dealt(labels: NDArray, groups: NDArray | None, count: int, rng: np.random.Generator) -> NDArray:
+def dealt(labels: NDArray, groups: NDArray | None, count: int, rng: np.random.Generator, *, largest_first: bool = True) -> NDArray:
     """(N,): the number, from 0 to `count` - 1, of the fold that each image is dealt to; folds of nearly equal size.
 
-    Whole groups, the largest first, each to the fold that is the smallest so far; without groups the images of one class after the other
-    in turn.
+    Whole groups, the largest first or else in random order, each to the fold that is the smallest so far; without groups the images of one
+    class after the other in turn.
     """
     fold = np.zeros(len(labels), dtype=np.int64)
     if groups is not None:
         sizes = np.zeros(count, dtype=np.int64)
-        for group in sorted(rng.permutation(np.unique(groups)), key=lambda name: -np.sum(groups == name)):
+        order = rng.permutation(np.unique(groups))
+        for group in sorted(order, key=lambda name: -np.sum(groups == name)) if largest_first else order:
             members = groups == group
             fold[members] = np.argmin(sizes)
             sizes[fold[members][0]] += members.sum()
