@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -14,28 +14,39 @@ from niwaki.space.space import Decision
 
 DRAWN = 1 << 16  # at a time
 ROUNDS = 16
+KEPT = 0.5
 
 
 def regular(
-    space: Within, count: int, generator: np.random.Generator, *, spent: float, same: Callable[[Architecture], Hashable] = lambda arch: arch
+    space: Within,
+    count: int,
+    generator: np.random.Generator,
+    *,
+    spent: float,
+    near: Architecture | None = None,
+    same: Callable[[Architecture], Hashable] = lambda arch: arch,
+    known: Iterable[Architecture] = (),
 ) -> list[Architecture]:
     """Up to `count` different regular architectures within the budget that cost at least `spent` of it, by the cost that comes nearest.
 
-    same: what equal networks have equal. For each role one number from 0 to 1 is drawn, and all decisions of that role take the option that
-    far along theirs: all kernels the same size, all stages the same share of their greatest depth and width. Such networks are better on average than ones whose every
+    For each role one number from 0 to 1 is drawn, and all decisions of that role take the option that far along theirs: all kernels the
+    same size, all stages the same share of their greatest depth and width. Such networks are better on average than ones whose every
     decision is drawn by itself (Radosavovic et al. 2020, "Designing network design spaces", section 3, where sharing parameters among
     stages costs the best networks nothing). Where no two decisions have the same role, these are uniform draws.
+
+    near: keeps each of its roles with probability `KEPT`. same: what equal networks have equal. known: none of these is given.
     """
     archs: dict[Hashable, Architecture] = {}
-    seen: set[tuple[int, ...]] = set()
+    others, seen = set(map(same, known)), set[tuple[int, ...]]()
     for _ in range(ROUNDS):
-        rows = _tied(space.decisions, DRAWN, generator)
+        rows = _tied(space.decisions, DRAWN, generator, near)
         spends = np.max([limit.cost.batch(rows) / limit.upper for limit in space.limits], axis=0)
         for row in map(tuple, rows[(spends >= spent) & (spends <= 1)].tolist()):
             if row not in seen:
                 seen.add(row)
                 arch = space.from_indices(row)
-                archs.setdefault(same(arch), arch)
+                if (key := same(arch)) not in others:
+                    archs.setdefault(key, arch)
             if len(archs) == count:
                 return list(archs.values())
     return list(archs.values())
@@ -46,14 +57,18 @@ def role(name: str) -> str:
     return re.sub(r"\d+", "", name)
 
 
-def _tied(decisions: Sequence[Decision], count: int, generator: np.random.Generator) -> np.ndarray:
+def _tied(decisions: Sequence[Decision], count: int, generator: np.random.Generator, near: Architecture | None) -> np.ndarray:
     """(count, decisions): option numbers."""
     positions = defaultdict(list)
     for position, decision in enumerate(decisions):
         positions[role(decision.name)].append(position)
     rows = np.empty((count, len(decisions)), dtype=np.int64)
     for alike in positions.values():
-        along = generator.random(count)
+        along, kept = generator.random(count), generator.random(count) < KEPT
+        there = [decisions[position] for position in alike if near is not None and decisions[position].name in near]
+        if near is not None and there:
+            finest = max(there, key=lambda decision: len(decision.options))
+            along[kept] = (finest.options.index(near[finest.name]) + 0.5) / len(finest.options)
         for position in alike:
             rows[:, position] = along * len(decisions[position].options)
     return rows

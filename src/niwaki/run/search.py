@@ -80,7 +80,7 @@ class AskTell:
 class Search:
     """What to do, resolved. costs: what is counted of every architecture. candidates: architectures drawn from the learned distribution,
     its mode the first, and judged with shared weights; finalists: networks judged by a training of `proxy`, in cross-validation if there are
-    several folds: the best candidates and `regular` regular networks; the best of these is chosen.
+    several folds: the best candidates and up to `regular` regular networks; the best of these is chosen.
     """
 
     network: Network
@@ -468,8 +468,8 @@ def _choose(
 
     The store keeps it as the result "choice" and number of the budget: what is chosen, its source, and the best that the search itself found.
 
-    Regular networks are among the finalists: shared weights that have been trained for a few epochs favour what is shallow and quick to
-    train, and a few regular networks, trained from scratch, are a sample of what such a search overlooks.
+    Regular networks are among the finalists, half of them like the best of the other half: shared weights that have been trained for a few
+    epochs favour what is shallow and quick to train, and regular networks are a sample of what such a search overlooks.
     """
     placement = place(search.network)
     validation = len(search.task.part("validation"))
@@ -485,14 +485,20 @@ def _choose(
         heads = best_first([of_aim[0] for of_aim in ranked if of_aim], examples=validation)
         ranked = [of_aim for head in heads for of_aim in ranked if head in of_aim]
         best = [trial for of_turn in zip_longest(*ranked) for trial in of_turn if trial is not None]
+        found = [trial.arch for trial in best[: search.finalists - search.regular]]
         generator = np.random.default_rng(derive_seed(search.seed, "regular", at))
-        same = partial(program, search.network)  # one network may have several names
-        drawn = regular(space, search.regular, generator, spent=SPENT, same=same) if search.regular else []
-        programs = set(map(same, drawn))
-        found = [trial.arch for trial in best if not programs or same(trial.arch) not in programs][: search.finalists - len(drawn)]
+        draw = partial(regular, space, generator=generator, spent=SPENT, same=partial(program, search.network))
+        drawn = draw(search.regular - search.regular // 2, known=found) if search.regular else []
         finalists = [(arch, FINALIST) for arch in found] + [(arch, REGULAR) for arch in drawn]
         if len(finalists) > 1:
-            stored = _train_finalists(search, at, judge, finalists, len(trials), folder, progress, clock)
+            workers = finalist_workers(search)
+            with Workers(max(1, workers), common=(judge,), threads=1 if workers else None) as pool:
+                train = partial(_train_finalists, search, at, judge, pool=pool, folder=folder, progress=progress, clock=clock)
+                stored = train(finalists, len(trials))
+                first = next((trial.arch for trial in best_first(stored, examples=judge.examples()) if trial.source == REGULAR), None)
+                if first is not None and search.regular > 1:
+                    more = draw(search.regular // 2, near=first, known=[*found, *drawn])
+                    stored += train([(arch, REGULAR) for arch in more], len(trials) + len(finalists))
             best = best_first(stored, examples=judge.examples()) or best
         if not best:
             raise RunError(f"no architecture within {search.budgets[at].text} could be evaluated{_first_failure(stored)}")
@@ -533,6 +539,8 @@ def _train_finalists(
     judge: Scratch,
     finalists: Sequence[tuple[Architecture, str]],
     first: int,
+    *,
+    pool: Workers,
     folder: Folder,
     progress: Progress,
     clock: Clock,
@@ -552,9 +560,7 @@ def _train_finalists(
         [Job(f"finalist {at} {number} {fold}", _fold, (dict(arch), fold)) for fold in range(search.folds)] for number, (arch, _) in numbered
     ]
     phase = f"training {len(finalists)} finalists" + (f", {search.folds} times each" if search.folds > 1 else "")
-    workers = finalist_workers(search)
-    with Workers(max(1, workers), common=(judge,), threads=1 if workers else None) as pool:
-        results = pool.run([job for of_one in jobs for job in of_one], folder, progress, phase, over)
+    results = pool.run([job for of_one in jobs for job in of_one], folder, progress, phase, over)
     folder.book("finalists")
     judged: list[Trial] = []
     known = {trial.number for trial in folder.store.trials(_run(at), space_of(search.network))}
