@@ -14,7 +14,7 @@ from PIL import Image
 
 from conftest import SMALL_SETTINGS
 from niwaki.run import folder as folder_module
-from niwaki.run import search as loop
+from niwaki.run import loop
 from niwaki.run.folder import Folder, RunError
 from niwaki.store import files
 
@@ -363,7 +363,7 @@ def stopped(niwaki_command, tmp_path, monkeypatch):
     words = settings(data__kind="npz", data__path=data, network=f"{tmp_path / 'family.py'}:network", budget="macs<=1M")
     arguments = ("search", *words, *SMALL_SETTINGS, "--out", tmp_path / "run")
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "_choose", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(loop, "choose", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert niwaki_command(*arguments).code == 130
     return tmp_path / "run", arguments
 

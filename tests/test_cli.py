@@ -16,7 +16,7 @@ from torch import nn
 
 import niwaki
 from conftest import PUBLISHED, SMALL_SETTINGS
-from niwaki.run import search as loop
+from niwaki.run import loop
 from niwaki.run.config import ConfigError, load_config
 from niwaki.run.plan import device_of, fit_to_minutes, search_of
 from niwaki.task.classify import ImageClassification
@@ -250,7 +250,7 @@ def test_a_run_that_was_stopped_can_be_looked_at_but_not_exported_and_then_gone_
         "from niwaki import *\nnetwork = Network(Chain(conv_bn_act(Choice((4, 8), 'w'), stride=2), GlobalPool(), Flatten(), Linear(10)), (1, 8, 8))\n"
     )
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "_choose", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(loop, "choose", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         words = ("--set", f"network={file}:network", "--set", "budget=macs<=20k", *SMALL_SETTINGS)
         stopped = niwaki_command("search", *words, cwd=tmp_path)
     assert stopped.code == 130
@@ -355,7 +355,7 @@ def test_a_time_limit_keeps_a_warm_up_that_was_asked_for(monkeypatch):
 
 
 def test_the_plan_that_a_time_limit_made_is_told_in_keys_that_the_method_uses(niwaki_command, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_learn", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(loop, "learn", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     monkeypatch.setattr("niwaki.run.plan.estimate", lambda search: {"search": 1.0, "judging": 1.0, "training": 1.0})
     for method, other in (("dmasking", "search.evaluations"), ("random", "search.candidates")):
         told = niwaki_command(

@@ -44,13 +44,14 @@ from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.one_shot import OneShotSearch
 from niwaki.net.place import forks, place, space_of
 from niwaki.nn.build import build
-from niwaki.run import choose
-from niwaki.run import search as loop
+from niwaki.run import candidates, choose, finalists, learn, loop
+from niwaki.run.clock import Clock
 from niwaki.run.config import load_config
 from niwaki.run.folder import Folder, RunError
 from niwaki.run.plan import fit_to_minutes, search_of
 from niwaki.run.progress import Silent
 from niwaki.run.regular import regular
+from niwaki.run.search import Budget, Search
 from niwaki.run.warm_start import warm_start_
 from niwaki.store.checkpoint import load_checkpoint
 from niwaki.task.embedded import digits
@@ -126,14 +127,12 @@ def test_every_option_of_a_fork_that_fits_the_budget_has_a_candidate_however_sur
     numbers, names = np.random.default_rng(seed), ("s0", "s1", "s2")
     sure = {decision.name: np.full(len(decision.options), 1 / len(decision.options)) for decision in space.decisions}
     sure |= {name: numbers.permutation([0.992, 0.004, 0.004]) for name in names}
-    budget = loop.Budget("macs", (Limit(macs, macs.maximum()[0] // 3),))
-    search = loop.Search(
-        forked, None, (budget,), {"macs": macs}, method=DMasking(), recipe=Recipe(), proxy=Recipe(), candidates=12, seed=seed
-    )
+    budget = Budget("macs", (Limit(macs, macs.maximum()[0] // 3),))
+    search = Search(forked, None, (budget,), {"macs": macs}, method=DMasking(), recipe=Recipe(), proxy=Recipe(), candidates=12, seed=seed)
     learner = SimpleNamespace(distributions=[SimpleNamespace(arrays=lambda: sure)])
     folder = Folder(tmp_path / "run", asked={})
-    aims, accuracy = [loop.Aim(0, within(space, budget.limits))], {"accuracy": 0.5}
-    loop._candidates(search, 0, aims, learner, lambda arch: accuracy, folder, Silent(), lambda: False)
+    aims, accuracy = [candidates.Aim(0, within(space, budget.limits))], {"accuracy": 0.5}
+    loop._judge_candidates(search, 0, aims, learner, lambda arch: accuracy, folder, Silent(), lambda: False)
     archs = [trial.arch for trial in folder.store.trials("budget 0", space)]
     folder.close()
     fitting = {(name, arch[name]) for arch in space.enumerate() if macs(arch) <= budget.limits[0].upper for name in names}
@@ -153,11 +152,11 @@ def test_the_last_candidates_make_room_but_none_that_alone_has_an_option():
 
 @pytest.mark.parametrize("folds", [1, 3])
 def test_finalists_are_the_same_bits_on_one_process_or_two(own_task, tmp_path, folds):
-    def finalists(workers):
+    def trials_of(workers):
         folder = tmp_path / str(workers)
         settings = {"search.finalists": 2, "search.folds": folds, "workers": workers, "threads": 2, "train.epochs": 4}
         search, _ = tiny_search(own_task, folder, ["macs<=20k"], **settings)
-        assert loop.finalist_workers(search) == workers
+        assert finalists.finalist_workers(search) == workers
         opened = Folder(folder, read_only=True)
         trials = [trial for trial in opened.store.trials("budget 0", space_of(own_network())) if trial.source in TRAINED]
         seconds = opened.store.fact("seconds")
@@ -166,21 +165,21 @@ def test_finalists_are_the_same_bits_on_one_process_or_two(own_task, tmp_path, f
         assert seconds["finalists"] >= 0.9 * booked, "their time is booked as theirs"
         return [(trial.arch, trial.metrics) for trial in trials]
 
-    alone = finalists(1)
+    alone = trials_of(1)
     assert len(alone) == 2
-    assert finalists(2) == alone
+    assert trials_of(2) == alone
 
 
 def test_finalists_stay_in_this_process_where_they_cannot_or_should_not_leave_it(own_task, monkeypatch):
     search = search_of(load_config(None, (), {"budget": ["macs<=20k"], "workers": 2}), own_task, own_network())[1]
     own_layer = Network(Chain(Opaque("somewhere:layer", make=torch.nn.Identity), Linear(3)), (5,))
-    assert loop.finalist_workers(search) == 2
-    assert loop.finalist_workers(replace(search, network=own_layer)) == 1
-    assert loop.finalist_workers(replace(search, device="cuda")) == 0
+    assert finalists.finalist_workers(search) == 2
+    assert finalists.finalist_workers(replace(search, network=own_layer)) == 1
+    assert finalists.finalist_workers(replace(search, device="cuda")) == 0
     size = 210 * 64 * 4  # bytes of all images
     for most, workers in ((6 * size, 2), (6 * size - 1, 1), (0, 1)):
-        monkeypatch.setattr(loop, "MOST_COPIED", most)
-        assert loop.finalist_workers(search) == workers
+        monkeypatch.setattr(finalists, "MOST_COPIED", most)
+        assert finalists.finalist_workers(search) == workers
 
 
 def test_metrics_of_unequal_folds_are_weighed_by_their_images(own_task):
@@ -201,9 +200,9 @@ def sized_network():
 def aims_under(share, **settings):
     macs = count_macs(sized_network())
     limit = Limit(macs, int(share * macs.maximum()[0]))
-    budget = loop.Budget("macs", (limit,))
-    search = loop.Search(sized_network(), None, (budget,), {"macs": macs}, method=DMasking(), recipe=Recipe(), proxy=Recipe(), **settings)
-    return loop.aims_of(search, [within(space_of(search.network), budget.limits)]), limit
+    budget = Budget("macs", (limit,))
+    search = Search(sized_network(), None, (budget,), {"macs": macs}, method=DMasking(), recipe=Recipe(), proxy=Recipe(), **settings)
+    return candidates.aims_of(search, [within(space_of(search.network), budget.limits)]), limit
 
 
 def test_each_resolution_that_the_budget_has_room_for_is_searched_for_itself():
@@ -277,15 +276,15 @@ def test_a_regular_network_that_is_delivered_is_told_with_what_the_search_itself
     def trained(judge, arch, at):
         return {"metrics": {"accuracy": 0.5, "loss": 1.0}, "failed": None, "seconds": 1.0}
 
-    monkeypatch.setattr(loop, "preferred", ranked)
-    monkeypatch.setattr(loop, "_fold", trained)
+    monkeypatch.setattr(finalists, "preferred", ranked)
+    monkeypatch.setattr(finalists, "_fold", trained)
     tiny_search(own_task, tmp_path / "run", ["macs<=20k"], workers=1, **{"search.finalists": 4, "search.regular": 2})
     folder = Folder(tmp_path / "run", read_only=True)
     choice = folder.store.fact("result choice 0")
-    finalists = [trial for trial in folder.store.trials("budget 0", space_of(own_network())) if trial.source == "finalist"]
+    found = [trial for trial in folder.store.trials("budget 0", space_of(own_network())) if trial.source == "finalist"]
     folder.close()
     assert choice["source"] == source
-    assert choice["own"]["arch"] == finalists[0].arch.to_json()
+    assert choice["own"]["arch"] == found[0].arch.to_json()
     assert (choice["chosen"] == choice["own"]) == (source == "finalist")
     notes = [note for note in notes_of(tmp_path / "run") if "a regular network is delivered" in note]
     assert len(notes) == (source == "regular")
@@ -339,16 +338,16 @@ def test_regular_networks_are_those_that_some_place_along_the_options_of_every_r
 def test_without_a_training_the_best_of_all_resolutions_is_chosen(own_task, tmp_path):
     network, macs = sized_network(), count_macs(sized_network())
     space = space_of(network)
-    budget = loop.Budget("macs", (Limit(macs, macs.maximum()[0]),))
-    search = loop.Search(
-        network, own_task, (budget,), {"macs": macs}, method=DMasking(), recipe=Recipe(), proxy=Recipe(), resolutions="apart"
-    )
+    budget = Budget("macs", (Limit(macs, macs.maximum()[0]),))
+    search = Search(network, own_task, (budget,), {"macs": macs}, method=DMasking(), recipe=Recipe(), proxy=Recipe(), resolutions="apart")
     spaces = [within(space, budget.limits)]
     folder = Folder(tmp_path / "run", asked={})
     for number, (size, accuracy) in enumerate(((4, 0.40), (6, 0.95), (8, 0.70), (6, 0.90))):
         arch = [one for one in space.enumerate() if one["size"] == size][number]
         folder.store.append("budget 0", Trial(number, arch, {"accuracy": accuracy, "loss": 1 - accuracy}, "dmasking"))
-    arch, metrics = loop._choose(search, 0, spaces[0], loop.aims_of(search, spaces), folder, Silent(), loop.Clock(folder, search, spaces))
+    arch, metrics = finalists.choose(
+        search, 0, spaces[0], candidates.aims_of(search, spaces), folder, Silent(), Clock(folder, search, spaces)
+    )
     folder.close()
     assert arch["size"] == 6
     assert metrics["accuracy"] == 0.95
@@ -358,11 +357,11 @@ def test_a_distribution_far_outside_the_budget_gets_even_chances_but_for_what_is
     network = sized_network()
     macs, space = count_macs(network), space_of(network)
     small = within(space, [Limit(macs, macs.minimum()[0] * 4)])
-    aim = loop.Aim(0, small, {"size": 4})
+    aim = candidates.Aim(0, small, {"size": 4})
     far = {name: np.full(len(space[name].options), 1e-30) for name in ("size", "width", "block")}
     far["size"], far["width"][-1], far["block"][-1] = np.array([1.0, 0.0, 0.0]), 1.0, 1.0
     folder = Folder(tmp_path / "run", asked={})
-    rows = loop._drawn(aim, far, 0, folder)
+    rows = candidates._drawn(aim, far, 0, folder)
     (note,) = folder.store.fact("notes")
     folder.close()
     assert {space.from_indices(row)["size"] for row in rows.tolist()} == {4}
@@ -474,7 +473,7 @@ def test_the_accuracy_told_is_that_of_the_exported_model_in_onnx_runtime(finishe
 
 def test_a_finished_folder_given_again_tells_its_result_and_computes_nothing(finished, niwaki_command, monkeypatch):
     files = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.suffix in (".onnx", ".safetensors", ".html")}
-    monkeypatch.setattr(loop.Training, "run", lambda *_: pytest.fail("it trains again"))
+    monkeypatch.setattr(learn.Training, "run", lambda *_: pytest.fail("it trains again"))
     for arguments in (finished.arguments, ("resume", str(finished.folder), "--json")):
         assert niwaki_command(*arguments).json == finished.answer.json
     assert files == {path: path.stat().st_mtime_ns for path in files}
@@ -535,7 +534,7 @@ def test_the_final_training_sees_training_and_validation_data_and_the_test_comes
         asked.append("test" if int(indices.min()) >= len(task.images.labels) else "other")
         return evaluate(module, task, indices, **keywords)
 
-    for module in ("niwaki.run.search", "niwaki.evaluate.shared", "niwaki.evaluate.scratch"):
+    for module in ("niwaki.run.loop", "niwaki.evaluate.shared", "niwaki.evaluate.scratch"):
         monkeypatch.setattr(f"{module}.evaluate", spy)
     tiny_search(own_task, tmp_path / "run", ["macs<=20k"], **{"search.finalists": 2})
     assert asked.count("test") == 1
@@ -892,8 +891,8 @@ def test_judging_and_finalists_end_with_the_time_limit(own_task, tmp_path):
 
 
 def test_no_finalist_is_begun_that_would_outlast_the_time_limit(own_task, tmp_path, monkeypatch):
-    fold = loop._fold
-    monkeypatch.setattr(loop, "_fold", lambda *arguments: {**fold(*arguments), "seconds": 400.0})
+    fold = finalists._fold
+    monkeypatch.setattr(finalists, "_fold", lambda *arguments: {**fold(*arguments), "seconds": 400.0})
     settings = {"search.candidates": 9, "search.finalists": 4, "search.folds": 1}
     tiny_search(own_task, tmp_path / "run", ["macs<=20k"], minutes=5, workers=1, **settings)
     assert any("The time limit cut the training of finalists short: 1 of 3 were trained." in note for note in notes_of(tmp_path / "run"))
@@ -903,7 +902,7 @@ def test_of_several_budgets_the_larger_has_the_larger_part_of_the_time(own_task,
     _, search = search_of(load_config(None, (), {"budget": ["macs<=20k", "macs<=60k"], "minutes": 5}), own_task, own_network())
     spaces = [within(space_of(search.network), budget.limits) for budget in search.budgets]
     folder = Folder(tmp_path / "run", asked={})
-    clock = loop.Clock(folder, search, spaces)
+    clock = Clock(folder, search, spaces)
     folder.close()
     assert 0 < clock.part(0) < 0.5
     assert clock.part(1) == 1.0

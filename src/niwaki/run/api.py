@@ -25,10 +25,11 @@ from niwaki.net.text import from_json, network_hash
 from niwaki.nn.build import build
 from niwaki.run.config import Config, ConfigError, changed, config_of, load_config, uses, without_effect
 from niwaki.run.folder import Folder, RunError, check_is_search, once, read_config
+from niwaki.run.loop import run
 from niwaki.run.model import ModelError
 from niwaki.run.plan import PLANNED, fit_to_minutes, search_of
 from niwaki.run.progress import Progress, Silent
-from niwaki.run.search import Search, run
+from niwaki.run.search import Search
 from niwaki.run.ship import answers, examples, ship
 from niwaki.run.story import network_facts, write_page
 from niwaki.space.architecture import Architecture

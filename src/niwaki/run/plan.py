@@ -29,11 +29,15 @@ from niwaki.net.place import place, space_of
 from niwaki.nn.build import build
 from niwaki.objective import Objective, budget_text, parse_budgets
 from niwaki.run import workers
+from niwaki.run.candidates import SPENT, aims_of
 from niwaki.run.choose import FEW, resolutions
+from niwaki.run.clock import working_seconds
 from niwaki.run.config import Config, ConfigError, config_of
+from niwaki.run.finalists import finalist_workers
+from niwaki.run.loop import learner_of
 from niwaki.run.model import ModelError, load_model
 from niwaki.run.regular import regular
-from niwaki.run.search import SPENT, AskTell, Budget, Search, aims_of, finalist_workers, learner_of, working_seconds
+from niwaki.run.search import AskTell, Budget, Search
 from niwaki.run.warm_start import checkpoint_of
 from niwaki.space.size import largest, smallest
 from niwaki.strategy.evolution import RegularizedEvolution

@@ -27,8 +27,9 @@ from niwaki.report.record import (
     SpaceFacts,
     wilson_interval,
 )
+from niwaki.run.finalists import FINALIST, REGULAR
 from niwaki.run.folder import Folder
-from niwaki.run.search import FINALIST, REGULAR, Search
+from niwaki.run.search import Search
 from niwaki.space.architecture import Architecture
 from niwaki.space.space import Space
 from niwaki.store.files import atomic_write

@@ -1,0 +1,175 @@
+"""The loop of `niwaki search`: learn, choose, train, ship; each step stored, so that a killed run goes on and ends with the same bits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx
+
+from niwaki.evaluate.scratch import Scratch
+from niwaki.evaluate.shared import SharedWeights
+from niwaki.factor.within import Within, within
+from niwaki.gradient.dmasking import DMasking, DMaskingSearch
+from niwaki.gradient.one_shot import OneShotSearch
+from niwaki.net.place import space_of
+from niwaki.nn.build import build
+from niwaki.run.ask_tell import AskTellSearch, ask_and_tell
+from niwaki.run.candidates import Aim, aims_of, candidates_of
+from niwaki.run.clock import Clock
+from niwaki.run.finalists import choose
+from niwaki.run.folder import Folder, once
+from niwaki.run.learn import learn
+from niwaki.run.progress import Progress, Silent
+from niwaki.run.search import AskTell, Chosen, Search, counted, run_name
+from niwaki.run.warm_start import warm_start_
+from niwaki.space.architecture import Architecture
+from niwaki.task.task import derive_seed
+from niwaki.train.loop import evaluate, start
+from niwaki.trial import EvaluationFailed, Trial
+
+
+def run(search: Search, folder: Folder, progress: Progress | None = None) -> list[Chosen]:
+    """The chosen and trained network of each budget; everything on the way is in `folder`."""
+    progress = progress or Silent()
+    space = space_of(search.network)
+    spaces = [within(space, budget.limits) for budget in search.budgets]
+    clock = Clock(folder, search, spaces)
+    aims = aims_of(search, spaces)
+    if isinstance(search.method, DMasking):
+        _by_gradient(search, search.method, aims, folder, progress, clock)
+    else:
+        _by_asking(search, search.method, spaces, folder, progress, clock)
+    # all choices before the first long training: each phase has its share of a time limit, in this order
+    choices = [choose(search, at, spaces[at], aims, folder, progress, clock) for at in range(len(spaces))]
+    chosen = []
+    for at, (budget, (arch, validation)) in enumerate(zip(search.budgets, choices, strict=True)):
+        module = _train(search, at, arch, folder, progress, clock)
+        test = once(folder, f"test {at}", partial(evaluate, module, search.task, search.task.part("test"), device=search.device))
+        chosen.append(Chosen(budget, arch, validation, test, module))
+    return chosen
+
+
+def _by_gradient(search: Search, method: DMasking, aims: Sequence[Aim], folder: Folder, progress: Progress, clock: Clock) -> None:
+    """Trials of candidates from the distributions that DMaskingNAS learned, one run of trials for each budget."""
+    if all(folder.store.fact(f"result candidates {at}") for at in range(len(search.budgets))):
+        return
+    learner = learner_of(search, method, aims)
+    folder.store.set_fact("aims", [{"budget": aim.budget, "taken": aim.taken} for aim in aims])
+    if search.warm_start is not None:
+        folder.note(warm_start_(learner, search.warm_start))
+    learn(learner, folder, progress, clock, phase="search", name="search")
+    judge = SharedWeights(learner.net, search.task, seed=search.seed)
+    for at in range(len(search.budgets)):
+        out_of_time = partial(clock.over, "judging", (at + 1) / len(search.budgets))
+        once(folder, f"candidates {at}", partial(_judge_candidates, search, at, aims, learner, judge, folder, progress, out_of_time))
+    folder.book("judging")
+
+
+def learner_of(search: Search, method: DMasking, aims: Sequence[Aim]) -> DMaskingSearch:
+    spaces, taken = [aim.space for aim in aims], [aim.taken for aim in aims]
+    return DMaskingSearch(search.network, search.task, spaces, method, taken=taken, seed=search.seed, device=search.device)
+
+
+def _judge_candidates(
+    search: Search,
+    at: int,
+    aims: Sequence[Aim],
+    learner: DMaskingSearch,
+    judge: SharedWeights,
+    folder: Folder,
+    progress: Progress,
+    out_of_time: Callable[[], bool],
+) -> int:
+    """How many trials there are: networks of all aims at the budget, judged with shared weights."""
+    of_budget = [number for number, aim in enumerate(aims) if aim.budget == at]
+    archs: list[Architecture] = []
+    for turn, number in enumerate(of_budget):
+        probabilities = learner.distributions[number].arrays()
+        folder.store.set_fact(f"probabilities {number}", {name: p.tolist() for name, p in probabilities.items()})
+        count = search.candidates // len(of_budget) + (turn < search.candidates % len(of_budget))
+        archs += candidates_of(search, number, aims[number], probabilities, max(1, count), folder)
+    judged = folder.store.trials(run_name(at), aims[of_budget[0]].space.space)
+    progress.phase(f"judging {len(archs)} candidates", len(archs))
+    for number, arch in list(enumerate(archs))[len(judged) :]:
+        if out_of_time() and any(trial.status == "ok" for trial in judged):  # one network there must be
+            folder.note(f"The time limit cut the judging of candidates short: {len(judged)} of {len(archs)} were judged.")
+            break
+        judged.append(_judged(search, number, arch, judge, "dmasking"))
+        folder.store.append(run_name(at), judged[-1])
+        progress.advance(number + 1)
+    return len(judged)
+
+
+def _by_asking(search: Search, method: AskTell, spaces: Sequence[Within], folder: Folder, progress: Progress, clock: Clock) -> None:
+    """Trials that a strategy proposed, one run of trials for each budget."""
+    if all(folder.store.fact(f"result candidates {at}") for at in range(len(spaces))):
+        return
+    judge: Any
+    if method.evaluator == "shared":
+        learner = OneShotSearch(search.network, search.task, spaces, method.one_shot, seed=search.seed, device=search.device)
+        if search.warm_start is not None:
+            folder.note(warm_start_(learner, search.warm_start))
+        learn(learner, folder, progress, clock, phase="search", name="search")
+        judge, phase = SharedWeights(learner.net, search.task, seed=search.seed), "judging"
+    else:
+        judge, phase = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device), "search"
+    for at, space in enumerate(spaces):
+        once(folder, f"candidates {at}", partial(_ask, search, method, at, space, judge, folder, progress, clock, phase))
+        folder.book(phase)
+
+
+def _ask(
+    search: Search, method: AskTell, at: int, space: Within, judge: Any, folder: Folder, progress: Progress, clock: Clock, phase: str
+) -> int:
+    asking = AskTellSearch(
+        space, space.space, method.strategy, folder.store, run=run_name(at), evaluations=method.evaluations, batch_size=method.batch,
+        seed=derive_seed(search.seed, "ask", at),
+    )  # fmt: skip
+    progress.phase(f"{method.strategy.name}: {method.evaluations} evaluations", method.evaluations)
+    progress.advance(len(asking.trials))
+    part = (at + 1) / len(search.budgets)
+
+    def evaluate(arch: Architecture) -> dict[str, float]:
+        return {**judge(arch), **counted(search, arch)}
+
+    def out_of_time() -> bool:  # one network there must be
+        return clock.over(phase, part) and any(trial.status == "ok" for trial in asking.trials)
+
+    def on_trial(trial: Trial) -> None:
+        folder.book(phase)
+        progress.advance(trial.number + 1)
+
+    done = ask_and_tell(asking, evaluate, out_of_time=out_of_time, on_trial=on_trial)
+    if (finished := sum(trial.status != "cut" for trial in done)) < method.evaluations:
+        folder.note(f"The search for {search.budgets[at].text} ended after {finished} of {method.evaluations} evaluations.")
+    return finished
+
+
+def _judged(search: Search, number: int, arch: Architecture, judge: Callable[[Architecture], dict[str, float]], source: str) -> Trial:
+    """The trial of `arch`; a failed one where it has no metrics."""
+    began = time.perf_counter()
+    try:
+        metrics = judge(arch)
+    except EvaluationFailed as error:
+        return Trial(number, arch, {}, source, time.perf_counter() - began, status="failed", note=str(error))
+    return Trial(number, arch, {**metrics, **counted(search, arch)}, source, time.perf_counter() - began)
+
+
+def _train(search: Search, at: int, arch: Architecture, folder: Folder, progress: Progress, clock: Clock) -> fx.GraphModule:
+    """The chosen network, trained from scratch on training and validation data."""
+    name = "training" if len(search.budgets) == 1 else f"training {at}"
+    module = build(search.network, arch, seed=derive_seed(search.seed, "final weights"))
+    training = start(
+        module,
+        search.task,
+        search.recipe,
+        search.task.part("train+validation"),
+        seed=derive_seed(search.seed, "final"),
+        device=torch.device(search.device),
+    )
+    learn(training, folder, progress, clock, phase="training", name=name, part=clock.part(at))
+    return training.evaluation_module()  # type: ignore[return-value]
