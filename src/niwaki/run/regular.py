@@ -14,7 +14,7 @@ from niwaki.space.space import Decision
 
 DRAWN = 1 << 16  # at a time
 ROUNDS = 16
-KEPT = 0.5
+KEPT = 0.75  # of the roles of a network that others shall be like
 
 
 def regular(
@@ -29,10 +29,10 @@ def regular(
 ) -> list[Architecture]:
     """Up to `count` different regular architectures within the budget that cost at least `spent` of it, by the cost that comes nearest.
 
-    For each role one number from 0 to 1 is drawn, and all decisions of that role take the option that far along theirs: all kernels the
-    same size, all stages the same share of their greatest depth and width. Such networks are better on average than ones whose every
-    decision is drawn by itself (Radosavovic et al. 2020, "Designing network design spaces", section 3, where sharing parameters among
-    stages costs the best networks nothing). Where no two decisions have the same role, these are uniform draws.
+    For each role one number from 0 to 1 is drawn, those around a half more often (who describes a family expects the best networks in its
+    middle), and all decisions of that role take the option that far along theirs: all kernels the same size, all stages the same share of
+    their greatest depth and width. Such networks are better on average than ones whose every decision is drawn by itself (Radosavovic et al.
+    2020, "Designing network design spaces", section 3, where sharing parameters among stages costs the best networks nothing).
 
     near: keeps each of its roles with probability `KEPT`. same: what equal networks have equal. known: none of these is given.
     """
@@ -64,7 +64,7 @@ def _tied(decisions: Sequence[Decision], count: int, generator: np.random.Genera
         positions[role(decision.name)].append(position)
     rows = np.empty((count, len(decisions)), dtype=np.int64)
     for alike in positions.values():
-        along, kept = generator.random(count), generator.random(count) < KEPT
+        along, kept = generator.triangular(0, 0.5, 1, count), generator.random(count) < KEPT
         there = [decisions[position] for position in alike if near is not None and decisions[position].name in near]
         if near is not None and there:
             finest = max(there, key=lambda decision: len(decision.options))
