@@ -382,6 +382,40 @@ def test_regular_networks_near_another_keep_three_of_four_of_its_roles():
         assert all(arch[f"s1.{name}"] == arch[f"s2.{name}"] for arch in drawn)
         kept = np.mean([arch[f"s1.{name}"] == near[f"s1.{name}"] for arch in drawn])
         assert abs(kept - (0.75 + 0.25 * chance)) < 0.1  # 3.3 standard errors
+    narrow = regular(everything, 3, np.random.default_rng(0), spent=0.0, near=near, taken={"s1.kernel": 1})
+    assert len(narrow) == 3
+    assert all(arch["s1.kernel"] == 1 for arch in narrow)
+
+
+def test_regular_finalists_take_resolutions_in_turn_and_then_follow_the_best(own_task, tmp_path, monkeypatch):
+    network, macs = sized_network(), count_macs(sized_network())
+    space = space_of(network)
+    budget = Budget("macs", (Limit(macs, macs.maximum()[0]),))
+    search = Search(
+        network, own_task, (budget,), {"macs": macs}, method=DMasking(), recipe=Recipe(), proxy=Recipe(), resolutions="apart",
+        finalists=16, regular=14,
+    )  # fmt: skip
+    spaces = [within(space, budget.limits)]
+    folder = Folder(tmp_path / "run", asked={})
+    for number, size in enumerate((4, 6, 8)):
+        arch = [one for one in space.enumerate() if one["size"] == size][-1]
+        folder.store.append("budget 0", Trial(number, arch, {"accuracy": size / 10, "loss": 1 / size}, "dmasking"))
+    trained = []
+
+    def train(search, at, judge, those, first, **rest):
+        trained.append([(arch["size"], source) for arch, source in those])
+        return [
+            Trial(first + n, arch, {"accuracy": 0.9 if arch["size"] == 6 else 0.5, "loss": 0.4}, src) for n, (arch, src) in enumerate(those)
+        ]
+
+    monkeypatch.setattr(finalists, "_train_finalists", train)
+    monkeypatch.setattr(finalists, "SPENT", 0.0)
+    finalists.choose(search, 0, spaces[0], candidates.aims_of(search, spaces), folder, Silent(), Clock(folder, search, spaces))
+    folder.close()
+    anywhere, near = trained
+    assert [size for size, source in anywhere if source == "finalist"] == [8, 6]
+    assert sorted(size for size, source in anywhere if source == "regular") == [4, 4, 6, 6, 8, 8, 8]
+    assert sum(size == 6 for size, _ in near) > len(near) / 2
 
 
 # --- results -----------------------------------------------------------------------------------------------------------------

@@ -40,8 +40,9 @@ def choose(
 
     The store keeps it as the result "choice" and number of the budget: what is chosen, its source, and the best that the search itself found.
 
-    Regular networks are among the finalists, half of them like the best of the other half: shared weights that have been trained for a few
-    epochs favour what is shallow and quick to train, and regular networks are a sample of what such a search overlooks.
+    Regular networks are among the finalists, half of them drawn from the whole family, the others like the best finalist so far: shared
+    weights that have been trained for a few epochs favour what is shallow and quick to train, and regular networks are a sample of what
+    such a search overlooks.
     """
     placement = place(search.network)
     validation = len(search.task.part("validation"))
@@ -51,24 +52,30 @@ def choose(
     def compute() -> dict[str, Any]:
         stored = folder.store.trials(run_name(at), space.space)
         trials = [trial for trial in stored if trial.source not in (FINALIST, REGULAR)]
-        of_aims = [[trial for trial in trials if aim.has(trial.arch)] for aim in aims if aim.budget == at]
+        of_aims = [
+            (aim, best_first([trial for trial in trials if aim.has(trial.arch)], examples=validation)) for aim in aims if aim.budget == at
+        ]
         # the weights that networks share say little about networks of different resolutions: these take turns
-        ranked = [unlike(best_first(of_aim, examples=validation), placement, search.finalists) for of_aim in of_aims]
-        heads = best_first([of_aim[0] for of_aim in ranked if of_aim], examples=validation)
-        ranked = [of_aim for head in heads for of_aim in ranked if head in of_aim]
-        best = [trial for of_turn in zip_longest(*ranked) for trial in of_turn if trial is not None]
+        heads = best_first([trials[0] for _, trials in of_aims if trials], examples=validation)
+        of_aims.sort(key=lambda pair: heads.index(pair[1][0]) if pair[1] else len(heads))
+        turns = zip_longest(*(unlike(trials, placement, search.finalists) for _, trials in of_aims))
+        best = [trial for of_turn in turns for trial in of_turn if trial is not None]
         found = [trial.arch for trial in best[: search.finalists - search.regular]]
         generator = np.random.default_rng(derive_seed(search.seed, "regular", at))
         draw = partial(regular, space, generator=generator, spent=SPENT, same=partial(program, search.network))
-        drawn = draw(search.regular - search.regular // 2, known=found) if search.regular else []
+        drawn: list[Architecture] = []
+        anywhere = search.regular - search.regular // 2
+        for number, (aim, _) in enumerate(of_aims):
+            drawn += draw(len(range(number, anywhere, len(of_aims))), taken=aim.taken, known=[*found, *drawn])
+        drawn += draw(anywhere - len(drawn), known=[*found, *drawn])  # where a resolution has too few
         finalists = [(arch, FINALIST) for arch in found] + [(arch, REGULAR) for arch in drawn]
         if len(finalists) > 1:
             workers = finalist_workers(search)
             with Workers(max(1, workers), common=(judge,), threads=1 if workers else None) as pool:
                 train = partial(_train_finalists, search, at, judge, pool=pool, folder=folder, progress=progress, clock=clock)
                 stored = train(finalists, len(trials))
-                first = next((trial.arch for trial in best_first(stored, examples=judge.examples()) if trial.source == REGULAR), None)
-                if first is not None and search.regular > 1:
+                if stored and search.regular > 1:
+                    first = best_first(stored, examples=judge.examples())[0].arch
                     more = draw(search.regular // 2, near=first, known=[*found, *drawn])
                     stored += train([(arch, REGULAR) for arch in more], len(trials) + len(finalists))
             best = best_first(stored, examples=judge.examples()) or best

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
 from niwaki.factor.within import Within
 from niwaki.space.architecture import Architecture
+from niwaki.space.choice import Value
 from niwaki.space.space import Decision
 
 DRAWN = 1 << 16  # at a time
@@ -24,6 +26,7 @@ def regular(
     *,
     spent: float,
     near: Architecture | None = None,
+    taken: Mapping[str, Value] = MappingProxyType({}),
     same: Callable[[Architecture], Hashable] = lambda arch: arch,
     known: Iterable[Architecture] = (),
 ) -> list[Architecture]:
@@ -34,12 +37,17 @@ def regular(
     their greatest depth and width. Such networks are better on average than ones whose every decision is drawn by itself (Radosavovic et al.
     2020, "Designing network design spaces", section 3, where sharing parameters among stages costs the best networks nothing).
 
-    near: keeps each of its roles with probability `KEPT`. same: what equal networks have equal. known: none of these is given.
+    near: keeps each of its roles with probability `KEPT`. taken: options that all of them take. same: what equal networks have equal. known: none of these is given.
     """
+    if not count:
+        return []
     archs: dict[Hashable, Architecture] = {}
     others, seen = set(map(same, known)), set[tuple[int, ...]]()
     for _ in range(ROUNDS):
         rows = _tied(space.decisions, DRAWN, generator, near)
+        for position, decision in enumerate(space.decisions):
+            if decision.name in taken:
+                rows[:, position] = decision.options.index(taken[decision.name])
         spends = np.max([limit.cost.batch(rows) / limit.upper for limit in space.limits], axis=0)
         for row in map(tuple, rows[(spends >= spent) & (spends <= 1)].tolist()):
             if row not in seen:
