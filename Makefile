@@ -21,5 +21,6 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]" -c constraints.txt
 	touch $(READY)
 
+# Not `runs`: those are networks that somebody has trained.
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)

@@ -40,22 +40,25 @@ def run_jobs(jobs: Sequence[Job], folder: Folder, workers: int) -> dict[str, dic
     """The results of all jobs by name; those that `folder` has are read."""
     try:
         with Workers(workers) as pool:
-            return pool.run(jobs, folder, Spoken(), f"{workers} at a time, kept in {folder.path}")
+            return pool.run(jobs, folder, Spoken(folder), f"{workers} at a time, kept in {folder.path}")
     except KeyboardInterrupt:
         raise SystemExit(f"interrupted; what is done is kept in {folder.path}, and the same command goes on") from None
+    finally:
+        folder.book("jobs")
 
 
 class Spoken:
-    """A line for every job that is done."""
+    """A line for every job that is done; the time it took is booked, so that a benchmark that is killed and goes on knows how long it took."""
 
-    def __init__(self) -> None:
-        self._began, self._total = time.monotonic(), 0
+    def __init__(self, folder: Folder) -> None:
+        self._folder, self._began, self._total = folder, time.monotonic(), 0
 
     def phase(self, name: str, total: int) -> None:
         self._total = total
         say(f"{total} jobs, {name}")
 
     def advance(self, done: int) -> None:
+        self._folder.book("jobs")
         say(f"[{done}/{self._total}] after {duration(time.monotonic() - self._began)}")
 
     def note(self, text: str) -> None:

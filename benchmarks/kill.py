@@ -13,7 +13,6 @@ result must then be the same; exit code 1 if anything differs.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -22,11 +21,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from harness import Claim, Result, Table, machine, report
+
 from niwaki.run.folder import Folder
 from niwaki.space.space import Space
 from niwaki.testing.kill import run_command, safetensors_of
 
-SHORT = {"threads": 1, "workers": 2, "search.epochs": 6, "search.candidates": 16, "search.finalists": 2, "train.epochs": 40}
+SHORT = {"threads": 1, "workers": 2, "search.epochs": 6, "search.candidates": 16, "search.finalists": 4, "train.epochs": 40}
 
 
 STEPS = {"candidates 0": "choosing", "choice 0": "final training", "test 0": "export", "files": "report"}  # result -> what comes after it
@@ -72,6 +73,7 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     settings = [] if given.full else [word for key, value in SHORT.items() for word in ("--set", f"{key}={value}")]
 
+    about = machine(threads=None, seed=given.seed)
     began = time.monotonic()
     code, told = run_command(["search", "--out", str(alone), *settings])
     wall_s = time.monotonic() - began
@@ -82,6 +84,7 @@ def main() -> int:
 
     reference, rng = outcome(alone), Random(given.seed)
     differing: list[str] = []
+    stopped: list[tuple[str, ...]] = []
 
     def compare() -> None:
         found = outcome(killed)
@@ -101,7 +104,8 @@ def main() -> int:
         if code > 0:
             print(told)
             return 1
-        print(f"| {kill} | {instant:.1f} | {progress(killed)[1]} |", flush=True)
+        stopped.append((str(kill), f"{instant:.1f}", progress(killed)[1]))
+        print(f"| {' | '.join(stopped[-1])} |", flush=True)
     code, told = run_command(["search", "--out", str(killed), *settings])
     if code != 0:
         print(told)
@@ -109,11 +113,15 @@ def main() -> int:
     compare()
     same = [name for name in reference if name.endswith(".safetensors")]
     print(f"\n{len(same)} safetensors files: {', '.join(same)}")
-    print(
-        f"after {given.kills} kills: "
-        + (f"DIFFERENT: {', '.join(differing)}" if differing else "the same, bit for bit; the same trials, the same result")
+    claim = Claim(
+        f"{given.kills} times killed (SIGKILL) at instants uniform over the wall time and begun again: safetensors, trials, result",
+        "bit for bit those of a search left alone",
+        f"differing: {', '.join(differing)}" if differing else "the same",
+        not differing,
     )
-    print(json.dumps({"kills": given.kills, "wall_s": round(wall_s, 1), "differing": differing}))
+    command = f"python benchmarks/kill.py --kills {given.kills} --seed {given.seed}{' --full' if given.full else ''}"
+    table = Table(f"Instants, of {wall_s:.0f} s of wall time left alone", ("kill", "second", "stopped in"), tuple(stopped))
+    report(Result("kill", "7. Killed and resumed", command, (claim,), (table,)), about, quick=not given.full)
     if given.folder is None:
         shutil.rmtree(root)
     return 1 if differing else 0

@@ -40,6 +40,7 @@ from niwaki.net.block import classifier, conv_bn_act, mbconv
 from niwaki.net.control import Chain, Network
 from niwaki.net.place import space_of
 from niwaki.nn.build import build
+from niwaki.run.choose import preferred
 from niwaki.run.config import load_config
 from niwaki.run.folder import Folder
 from niwaki.run.plan import search_of
@@ -52,6 +53,7 @@ from niwaki.task.embedded import digits
 from niwaki.task.images import Images, arrays, npz, stratified_cut
 from niwaki.task.task import derive_seed
 from niwaki.train.loop import evaluate, train
+from niwaki.trial import Trial
 from niwaki.zoo.mobile import mobile
 
 NEAR = 0.9  # random networks have more than this part of the budget
@@ -301,7 +303,9 @@ def comparisons(plan: Plan, results: Sequence[dict[str, Any]]) -> list[Compariso
 
     def picked(seed: int) -> float:
         rivals = [found for found in results if found["kind"] == "random" and found["seed"] == seed]
-        return 100 * min(rivals, key=lambda found: (-found["short"]["accuracy"], found["short"]["loss"]))["accuracy"]
+        judged = [Trial(number, Architecture("", found["architecture"]), found["short"]) for number, found in enumerate(rivals)]
+        examples = round(plan.images * ImageClassification.validation)
+        return 100 * rivals[preferred(judged, metric="accuracy", examples=examples)[0].number]["accuracy"]  # as the search picks its own
 
     return [
         Comparison(s, percent("search", s)[0], own[s], tuple(percent("random", s)), picked(s), percent("mobilenetv2", s)[0])
@@ -388,7 +392,6 @@ def main() -> None:
         work = Path(scratch) if options.quick else HERE / "work" / f"search_pays-{options.preset}"
         with closing(work_folder(work, asdict(plan))) as folder:
             results = run_jobs(list(jobs_of(Site(plan, data, str(work)))), folder, options.workers)
-            folder.book("jobs")
             wall_s = folder.elapsed()
         report(summary(plan, [*results.values()], options.seed, wall_s, options.workers), about, quick=options.quick)
 

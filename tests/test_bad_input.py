@@ -407,8 +407,10 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before_and_says_so(stopped
 # --- failing work ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phase", ["search", "training"])
-def test_a_loss_that_becomes_nan_stops_the_run_says_where_and_keeps_the_last_good_state(niwaki_command, tmp_path, monkeypatch, phase):
+@pytest.mark.parametrize(("phase", "count"), [("search", 1), ("training", 1), ("training", 4)])
+def test_a_loss_that_becomes_nan_stops_the_run_says_where_and_keeps_the_last_good_state(
+    niwaki_command, tmp_path, monkeypatch, phase, count
+):
     data = three_digits(tmp_path / "data")
     (tmp_path / "family.py").write_text(FAMILY)
     words = settings(data__kind="npz", data__path=data, network=f"{tmp_path / 'family.py'}:network", budget="macs<=1M")
@@ -418,8 +420,11 @@ def test_a_loss_that_becomes_nan_stops_the_run_says_where_and_keeps_the_last_goo
         else settings(train__lr="1e30", train__epochs=9, train__warmup=0.5, train__last_lr=1)
     )
     monkeypatch.setattr("niwaki.run.folder.SAVE_EVERY_S", 0.0)
-    answer = niwaki_command("search", *words, *SMALL_SETTINGS, *high, "--out", tmp_path / "run", "--json")
+    finalists = settings(search__finalists=count, search__folds=1) if count > 1 else []
+    answer = niwaki_command("search", *words, *SMALL_SETTINGS, *high, *finalists, "--out", tmp_path / "run", "--json")
     assert answer.code == 2
+    if count > 1:
+        assert re.search(r"None of \d finalists could be trained; the best with shared weights is taken; trial \d+: ", answer.err), answer.err
     assert "Traceback" not in answer.err
     message = answer.json["error"]
     assert re.search(r"became (nan|inf|NaN or infinite) in epoch \d+, step \d+; a smaller learning rate", message), message

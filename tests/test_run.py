@@ -782,14 +782,16 @@ def test_an_interrupted_learner_stops_between_steps_and_saves(own_task, tmp_path
 
 
 def test_a_process_that_is_killed_or_interrupted_and_run_again_ends_with_the_same_safetensors(tmp_path, niwaki_command):
-    settings = [*SMALL_SETTINGS, "--set", "train.epochs=12"]
+    settings = [*SMALL_SETTINGS, "--set", "train.epochs=12", "--set", "search.finalists=4", "--set", "search.folds=1", "--set", "workers=2"]
     alone = niwaki_command("search", "--out", tmp_path / "alone", *settings, "--json")
     arguments = ["search", "--out", str(tmp_path / "killed"), *settings]
     code, told = run_until(arguments, "search", then_s=0.3, by=signal.SIGINT)
     assert code == 130
     assert f"error: interrupted; everything done so far is kept in {tmp_path / 'killed'}. `niwaki resume" in told
     assert "Traceback" not in told
-    assert run_until(arguments, "training", then_s=0.2)[0] == -signal.SIGKILL
+    assert run_until(arguments, "training 3 finalists", then_s=0.5)[0] == -signal.SIGKILL
+    assert run_until(arguments, "training 1 finalists", then_s=0.1)[0] == -signal.SIGKILL
+    assert run_until(arguments, "training\n", then_s=0.2)[0] == -signal.SIGKILL
     assert run_until(arguments, "exporting", then_s=1.5)[0] == -signal.SIGKILL
     gone_on = niwaki_command("resume", tmp_path / "killed", "--json")
     assert safetensors_of(tmp_path / "killed") == safetensors_of(tmp_path / "alone")
@@ -926,11 +928,17 @@ def test_judging_and_finalists_end_with_the_time_limit(own_task, tmp_path):
 
 
 def test_no_finalist_is_begun_that_would_outlast_the_time_limit(own_task, tmp_path, monkeypatch):
-    fold = finalists._fold
-    monkeypatch.setattr(finalists, "_fold", lambda *arguments: {**fold(*arguments), "seconds": 400.0})
+    fold, begun = finalists._fold, []
+
+    def slow(*arguments):
+        begun.append(arguments)
+        return {**fold(*arguments), "seconds": 400.0}
+
+    monkeypatch.setattr(finalists, "_fold", slow)
     settings = {"search.candidates": 9, "search.finalists": 4, "search.folds": 1}
     tiny_search(own_task, tmp_path / "run", ["macs<=20k"], minutes=5, workers=1, **settings)
     assert any("The time limit cut the training of finalists short: 1 of 3 were trained." in note for note in notes_of(tmp_path / "run"))
+    assert len(begun) == 1
 
 
 def test_of_several_budgets_the_larger_has_the_larger_part_of_the_time(own_task, tmp_path):

@@ -71,14 +71,19 @@ def candidates_of(
         learned = _drawn(aim, probabilities, derive_seed(search.seed, "candidates", at), folder)
         blended = aim.blended(probabilities, EVEN)
         wider = _drawn(aim, blended, derive_seed(search.seed, "wider candidates", at), folder)
-        drawn = np.stack([learned, wider], axis=1).reshape(-1, len(space)) if len(learned) == len(wider) else learned  # by turns
+        by_turns = len(learned) == len(wider)  # else there is none of the one or the other
+        drawn = np.stack([learned, wider], axis=1).reshape(-1, len(space)) if by_turns else np.concatenate([learned, wider])
+        if not len(drawn):
+            folder.note("No candidate within the budget could be drawn beside the most likely one.")
         spent = np.max([limit.cost.batch(drawn) / limit.upper for limit in space.limits], axis=0)
         # what is paid for should be used: shared weights flatter small networks, whose few channels are the best trained ones
         drawn = drawn[np.argsort(spent < SPENT, kind="stable")]
         programs = {program(search.network, archs[0])}
         for row in dict.fromkeys(map(tuple, drawn.tolist())):
+            if len(archs) == count:
+                break
             arch = space.from_indices(row)
-            if len(archs) < count and (found := program(search.network, arch)) not in programs:  # one network may have several names
+            if (found := program(search.network, arch)) not in programs:  # one network may have several names
                 programs.add(found)
                 archs.append(arch)
         taken = {(name, option) for arch in archs for name, option in arch.items()}
@@ -121,5 +126,4 @@ def _drawn(aim: Aim, probabilities: Mapping[str, np.ndarray], seed: int, folder:
     try:
         return space.sample_many(DRAWN, np.random.default_rng(seed), mixed)
     except BudgetError:  # of two limits at once, the table says what may be within; nothing drawn was, but the mode is
-        folder.note("No candidate within the budget could be drawn beside the most likely one.")
         return np.zeros((0, len(space)), dtype=np.int64)

@@ -13,7 +13,7 @@ import numpy as np
 from niwaki.evaluate.scratch import Scratch
 from niwaki.factor.within import Within
 from niwaki.net.layer import Opaque
-from niwaki.net.place import place, space_of
+from niwaki.net.place import place
 from niwaki.net.program import program
 from niwaki.run.candidates import SPENT, Aim
 from niwaki.run.choose import FEW, preferred, unlike
@@ -24,6 +24,7 @@ from niwaki.run.regular import regular
 from niwaki.run.search import Search, counted, run_name
 from niwaki.run.workers import Job, Workers
 from niwaki.space.architecture import Architecture
+from niwaki.strategy.strategy import fingerprint
 from niwaki.task.classify import ImageClassification
 from niwaki.task.task import derive_seed
 from niwaki.trial import EvaluationFailed, Trial
@@ -73,12 +74,17 @@ def choose(
             workers = finalist_workers(search)
             with Workers(max(1, workers), common=(judge,), threads=1 if workers else None) as pool:
                 train = partial(_train_finalists, search, at, judge, pool=pool, folder=folder, progress=progress, clock=clock)
-                stored = train(finalists, len(trials))
-                if stored and search.regular > 1:
-                    first = best_first(stored, examples=judge.examples())[0].arch
-                    more = draw(search.regular // 2, near=first, known=[*found, *drawn])
-                    stored += train([(arch, REGULAR) for arch in more], len(trials) + len(finalists))
-            best = best_first(stored, examples=judge.examples()) or best
+                trained = train(finalists, len(trials))
+                ranked = best_first(trained, examples=judge.examples())
+                if ranked and len(trained) == len(finalists) and search.regular > 1:  # and none was cut
+                    more = draw(search.regular // 2, near=ranked[0].arch, known=[*found, *drawn])
+                    trained += train([(arch, REGULAR) for arch in more], len(trials) + len(finalists), earlier=trained) if more else []
+                    ranked = best_first(trained, examples=judge.examples())
+            if trained and not ranked:
+                folder.note(
+                    f"None of {len(trained)} finalists could be trained; the best with shared weights is taken{_first_failure(trained)}."
+                )
+            best, stored = ranked or best, trained
         if not best:
             raise RunError(f"no architecture within {search.budgets[at].text} could be evaluated{_first_failure(stored)}")
         own = next((trial for trial in best if trial.source != REGULAR), None)
@@ -119,6 +125,7 @@ def _train_finalists(
     finalists: Sequence[tuple[Architecture, str]],
     first: int,
     *,
+    earlier: Sequence[Trial] = (),
     pool: Workers,
     folder: Folder,
     progress: Progress,
@@ -126,23 +133,23 @@ def _train_finalists(
 ) -> list[Trial]:
     """A trial of each finalist, by a short training of its own, while there is time. first: the number of the first of these trials.
 
-    finalists: with the source of their trials.
+    finalists: with the source of their trials. earlier: trials of others, which tell how long one takes.
     """
 
     def over(results: Mapping[str, Any]) -> bool:
         folder.book("finalists")
-        longest = max((result["seconds"] for result in results.values()), default=0.0)
-        return clock.over("finalists", clock.part(at), next_s=longest)
+        known = [result["seconds"] for result in results.values()] + [trial.seconds / search.folds for trial in earlier]
+        return clock.over("finalists", clock.part(at), next_s=max(known, default=0.0))
 
     numbered = list(enumerate(finalists, start=first))
-    jobs = [
-        [Job(f"finalist {at} {number} {fold}", _fold, (dict(arch), fold)) for fold in range(search.folds)] for number, (arch, _) in numbered
+    jobs = [  # of a name that says which architecture it was: a result is never another's
+        [Job(f"finalist {at} {number} {fingerprint(arch)} {fold}", _fold, (dict(arch), fold)) for fold in range(search.folds)]
+        for number, (arch, _) in numbered
     ]
     phase = f"training {len(finalists)} finalists" + (f", {search.folds} times each" if search.folds > 1 else "")
     results = pool.run([job for of_one in jobs for job in of_one], folder, progress, phase, over)
     folder.book("finalists")
     judged: list[Trial] = []
-    known = {trial.number for trial in folder.store.trials(run_name(at), space_of(search.network))}
     for (number, (arch, source)), of_one in zip(numbered, jobs, strict=True):
         parts = [results[job.name] for job in of_one if job.name in results]
         if len(parts) < len(of_one):
@@ -153,11 +160,11 @@ def _train_finalists(
         else:
             metrics = judge.mean([part["metrics"] for part in parts])
             trial = Trial(number, arch, {**metrics, **counted(search, arch)}, source, seconds)
-        if number not in known:
-            folder.store.append(run_name(at), trial)
+        folder.store.append(run_name(at), trial)
         judged.append(trial)
     if len(judged) < len(finalists):
-        folder.note(f"The time limit cut the training of finalists short: {len(judged)} of {len(finalists)} were trained.")
+        done, asked = len(earlier) + len(judged), len(earlier) + len(finalists)
+        folder.note(f"The time limit cut the training of finalists short: {done} of {asked} were trained.")
     return judged
 
 

@@ -36,16 +36,27 @@ class _Learner(Protocol):
 
 
 def learn(
-    learner: _Learner | Training, folder: Folder, progress: Progress, clock: Clock, *, phase: str, name: str, part: float = 1.0
+    learner: _Learner | Training,
+    folder: Folder,
+    progress: Progress,
+    clock: Clock,
+    *,
+    phase: str,
+    name: str,
+    part: float = 1.0,
+    begin: Callable[[], None] = lambda: None,
 ) -> None:
     """Runs `learner` to its end, from its last checkpoint, saving and logging on the way; cut short where the time is up.
 
-    phase: whose time it takes, up to `part` of it. name: of its checkpoints, its log and its facts.
+    phase: whose time it takes, up to `part` of it. name: of its checkpoints, its log and its facts. begin: done first, where there is no
+    checkpoint yet.
     """
     if (saved := folder.load(name)) is not None:
         learner.load(*saved)
     elif folder.store.fact(f"cut {name}") is not None:
         raise RunError(f"{folder.path} has no checkpoint of {name} any more, which a time limit had cut short; --fresh starts the run anew")
+    else:
+        begin()
     total = learner.recipe.epochs * learner.steps_per_epoch if isinstance(learner, Training) else learner.total_steps
     progress.phase(name, total)
     progress.advance(learner.step)

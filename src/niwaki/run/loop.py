@@ -59,14 +59,18 @@ def _by_gradient(search: Search, method: DMasking, aims: Sequence[Aim], folder: 
         return
     learner = learner_of(search, method, aims)
     folder.store.set_fact("aims", [{"budget": aim.budget, "taken": aim.taken} for aim in aims])
-    if search.warm_start is not None:
-        folder.note(warm_start_(learner, search.warm_start))
-    learn(learner, folder, progress, clock, phase="search", name="search")
+    learn(learner, folder, progress, clock, phase="search", name="search", begin=partial(_warm, learner, search, folder))
     judge = SharedWeights(learner.net, search.task, seed=search.seed)
     for at in range(len(search.budgets)):
         out_of_time = partial(clock.over, "judging", (at + 1) / len(search.budgets))
         once(folder, f"candidates {at}", partial(_judge_candidates, search, at, aims, learner, judge, folder, progress, out_of_time))
     folder.book("judging")
+
+
+def _warm(learner: DMaskingSearch | OneShotSearch, search: Search, folder: Folder) -> None:
+    """Starts from the weights of an earlier run, if that was asked for."""
+    if search.warm_start is not None:
+        folder.note(warm_start_(learner, search.warm_start))
 
 
 def learner_of(search: Search, method: DMasking, aims: Sequence[Aim]) -> DMaskingSearch:
@@ -111,9 +115,7 @@ def _by_asking(search: Search, method: AskTell, spaces: Sequence[Within], folder
     judge: Any
     if method.evaluator == "shared":
         learner = OneShotSearch(search.network, search.task, spaces, method.one_shot, seed=search.seed, device=search.device)
-        if search.warm_start is not None:
-            folder.note(warm_start_(learner, search.warm_start))
-        learn(learner, folder, progress, clock, phase="search", name="search")
+        learn(learner, folder, progress, clock, phase="search", name="search", begin=partial(_warm, learner, search, folder))
         judge, phase = SharedWeights(learner.net, search.task, seed=search.seed), "judging"
     else:
         judge, phase = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device), "search"

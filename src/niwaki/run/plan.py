@@ -164,7 +164,7 @@ def default_budget(task: ImageClassification) -> str:
 
 
 def decide(config: Config, task: ImageClassification, network: Network) -> Config:
-    """`config` with an answer for every key that was left open, from the sizes of data and network alone: never from a clock."""
+    """`config` with an answer for every key that was left open, from the sizes of data and network and the number of cores: never from a clock."""
     examples = len(task.part("train+validation"))
     cores = allotted_cores()
     batch = 64 if examples < 20_000 else 128
@@ -426,9 +426,9 @@ def estimate(search: Search) -> dict[str, float]:
         if side_by_side:
             with workers.one_thread():
                 from_scratch = search.proxy.epochs * per_epoch()
-        seconds["finalists"] = from_scratch * ceil(search.finalists * search.folds / max(1, side_by_side)) + (
-            WORKERS_START_S if side_by_side > 1 else 0.0
-        )
+        near = search.regular // 2  # these wait for all the others
+        turns = sum(ceil(count * search.folds / max(1, side_by_side)) for count in (search.finalists - near, near))
+        seconds["finalists"] = from_scratch * turns + (WORKERS_START_S if side_by_side > 1 else 0.0)
     seconds["training"] = search.recipe.epochs * an_epoch
     return seconds
 

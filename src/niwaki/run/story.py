@@ -202,7 +202,7 @@ def _quality(folder: Folder, first: dict[str, Any] | None, metric: str) -> Quali
     return Quality(
         first["metrics"]["validation"][metric], test[metric], interval, tuple(map(tuple, found["confusion"])),
         tuple(Example(**one) for one in found["mistakes"]), {name: value for name, value in test.items() if name not in (metric, "loss")},
-        folds=(folder.plan["config"]["search"]["folds"] or 1) if any(trial.source in (FINALIST, REGULAR) for trial in _trials(folder)) else 1,
+        folds=(folder.plan["config"]["search"]["folds"] or 1) if folder.store.fact("result choice 0")["source"] in (FINALIST, REGULAR) else 1,
     )  # fmt: skip
 
 
