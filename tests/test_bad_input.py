@@ -424,7 +424,9 @@ def test_a_loss_that_becomes_nan_stops_the_run_says_where_and_keeps_the_last_goo
     answer = niwaki_command("search", *words, *SMALL_SETTINGS, *high, *finalists, "--out", tmp_path / "run", "--json")
     assert answer.code == 2
     if count > 1:
-        assert re.search(r"None of \d finalists could be trained; the best with shared weights is taken; trial \d+: ", answer.err), answer.err
+        assert re.search(r"None of \d finalists could be trained; the best with shared weights is taken; trial \d+: ", answer.err), (
+            answer.err
+        )
     assert "Traceback" not in answer.err
     message = answer.json["error"]
     assert re.search(r"became (nan|inf|NaN or infinite) in epoch \d+, step \d+; a smaller learning rate", message), message

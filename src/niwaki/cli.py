@@ -51,7 +51,7 @@ def search(
         int | None,
         typer.Option(help="Threads of torch, and processes that train finalists; part of the configuration, as results depend on it."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the folder holds of an earlier run and start anew.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -36,9 +36,9 @@ class Aim:
     space: Within
     taken: dict[str, Any] = field(default_factory=dict)
 
-    def blended(self, probabilities: Mapping[str, np.ndarray], even: float) -> dict[str, np.ndarray]:
+    def blended(self, probabilities: Mapping[str, np.ndarray], share: float) -> dict[str, np.ndarray]:
         """`probabilities` with that share of even chances mixed in, but for what is taken."""
-        return {name: p if name in self.taken else (1 - even) * p + even / len(p) for name, p in probabilities.items()}
+        return {name: p if name in self.taken else (1 - share) * p + share / len(p) for name, p in probabilities.items()}
 
     def has(self, arch: Architecture) -> bool:
         return all(arch[name] == option for name, option in self.taken.items())

@@ -1,0 +1,77 @@
+"""What the README and the examples show runs as it stands there, with a search made short."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import niwaki
+from conftest import SMALL
+from niwaki.run.config import load_config
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def short_search(monkeypatch, tmp_path):
+    """`niwaki.search` as it is, but for how long it trains; in a folder of its own. What it was asked for, and gave."""
+    search, found = niwaki.search, []
+
+    def short(*arguments, minutes=None, **given):
+        found.append((minutes, search(*arguments, settings=SMALL, **given)))
+        return found[-1][1]
+
+    monkeypatch.setattr(niwaki, "search", short)
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+def photos(folder):
+    rng = np.random.default_rng(0)
+    for name, shade in (("cats", 60), ("dogs", 180)):
+        (folder / name).mkdir(parents=True)
+        for number in range(24):
+            pixels = np.clip(rng.normal(shade, 30, (12, 12, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_the_example_on_own_data_ends_with_networks_and_predictions(short_search, monkeypatch, capsys):
+    folder = photos(Path("photos"))
+    monkeypatch.setattr(sys, "argv", ["own_data.py", str(folder), str(folder / "cats" / "0.png")])
+    runpy.run_path(str(ROOT / "examples" / "own_data.py"))
+    [(minutes, result)] = short_search
+    assert minutes == 15
+    assert result.metrics["macs"] <= 1e6
+    assert len(list(result.folder.rglob("model.onnx"))) == 2
+    assert re.search(r"0\.png (cats|dogs) 0\.\d+|0\.png (cats|dogs) 1\.0", capsys.readouterr().out)
+
+
+def test_the_readme_shows_the_example_on_own_data():
+    code = (ROOT / "examples" / "own_data.py").read_text()
+    assert BLOCKS[0].strip() == code[code.index("import sys") :].strip()
+
+
+def test_the_family_of_the_readme_is_one():
+    names: dict[str, object] = {}
+    exec(BLOCKS[1], names)
+    assert names["space"].size > 100
+    assert names["macs"].minimum()[0] < 2_000_000 < names["macs"].maximum()[0]
+
+
+def test_the_example_of_an_own_family_is_searched_within_its_budget(short_search, monkeypatch, capsys):
+    runpy.run_path(str(ROOT / "examples" / "own_network.py"), run_name="__main__")
+    [(_, result)] = short_search
+    assert result.metrics["macs"] <= 200_000
+    assert "architectures of" in capsys.readouterr().out
+
+
+def test_the_configuration_among_the_examples_can_be_read():
+    config = load_config(ROOT / "examples" / "fashion.toml", ())
+    assert config.data.kind == "npz"
+    assert len(config.budget) == 2
