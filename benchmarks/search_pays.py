@@ -45,7 +45,7 @@ from niwaki.run.config import load_config
 from niwaki.run.folder import Folder
 from niwaki.run.plan import search_of
 from niwaki.run.search import Search
-from niwaki.run.statistics import bootstrap
+from niwaki.run.statistics import bootstrap, spearman
 from niwaki.space.architecture import Architecture
 from niwaki.space.space import Space
 from niwaki.task.classify import ImageClassification
@@ -341,6 +341,7 @@ def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int, wall_s: fl
         Claim("its own best minus the median of the random networks", "> 0", *paired(lambda one: median(one.rivals), attrgetter("own"))),
         Claim("its own best minus random search", "> 0", *paired(attrgetter("picked"), attrgetter("own"))),
         Claim(f"wall time of the benchmark, {workers} at a time", "<= 60 minutes", f"{wall_s / 60:.0f} minutes", wall_s <= 3600),
+        Claim("rank correlation of short and full training, of the random networks by seed", "", _correlations(plan, results)),
         Claim("work: random search / the search", "", f"{short_s / search_s:.2f} ({short_s:.0f} s / {search_s:.0f} s)"),
         Claim("work: search / training one network", "", f"{search_s / one_training:.1f} ({search_s:.0f} s / {one_training:.0f} s)"),
     )
@@ -374,6 +375,15 @@ def summary(plan: Plan, results: Sequence[dict[str, Any]], seed: int, wall_s: fl
         tables=(Table("Test accuracy", columns, tuple(map(row, compared))),), notes=notes,
         figures={"plan": asdict(plan), "results": list(results)},
     )  # fmt: skip
+
+
+def _correlations(plan: Plan, results: Sequence[dict[str, Any]]) -> str:
+    """Spearman, of validation accuracy after the one and test accuracy after the other."""
+    found = []
+    for seed in range(plan.seeds):
+        rivals = [one for one in results if one["kind"] == "random" and one["seed"] == seed]
+        found.append(spearman([one["short"]["accuracy"] for one in rivals], [one["accuracy"] for one in rivals]))
+    return ", ".join("–" if one is None else f"{one:.2f}" for one in found)
 
 
 def main() -> None:
