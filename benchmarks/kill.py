@@ -2,10 +2,10 @@
 
     python benchmarks/kill.py [--kills 20] [--seed 0] [--full] [--folder FOLDER]
 
-One search is left alone and timed. Another is sent SIGKILL at instants drawn uniformly over that wall time - reading data, search, judging,
-final training, export, while a checkpoint is written - in their order; after each kill it is resumed and runs on to the next instant, and
-after the last to its end. Progress that a kill destroyed is made again before the next one. Every safetensors file, every trial and the
-result must then be the same; exit code 1 if anything differs.
+One search is left alone and timed. Another is sent SIGKILL at instants drawn uniformly over that wall time, one in each of
+as many equal parts - reading data, search, judging, final training, export, while a checkpoint is written - in their order; after each
+kill it is resumed and runs on to the next instant, and after the last to its end. Progress that a kill destroyed is made again before
+the next one. Every safetensors file, every trial and the result must then be the same; exit code 1 if anything differs.
 
 --full: the default search of the digits, as `niwaki search` runs it; else a short one.
 """
@@ -91,7 +91,8 @@ def main() -> int:
         differing.extend(name for name in {**reference, **found} if reference.get(name) != found.get(name))
 
     pace = 1.0  # of the search left alone, as the machine is now
-    for kill, share in enumerate(sorted(rng.random() for _ in range(given.kills)), start=1):
+    for kill in range(1, given.kills + 1):
+        share = (kill - rng.random()) / given.kills  # one in each of as many equal parts, so that no phase is spared by chance
         while True:
             safe, _ = progress(killed)
             instant = share * wall_s * pace
