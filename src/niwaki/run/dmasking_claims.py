@@ -194,10 +194,11 @@ def _expected_cost(results: Mapping[str, Any], truth: Truth) -> Claim:
 
 
 def _flat(results: Mapping[str, Any]) -> Claim:
-    masks, branches = results["masks"]["masks"], results["masks"]["branches"]
+    masks = dict(sorted(results["masks"]["masks"].items(), key=lambda kept: int(kept[0])))
+    branches = results["masks"]["branches"]
     time, size = (", ".join(f"{row[key]:.2f}x" for row in masks.values()) for key in ("time", "bytes"))
     beside = "; ".join(f"with {count}, {row['time']:.1f}x and {row['bytes']:.1f}x" for count, row in branches.items())
-    most = masks[max(masks, key=int)]
+    *_, most = masks.values()
     return Claim(
         fbnetv2.MEMORY_AND_TIME.text,
         f"{fbnetv2.MEMORY_AND_TIME.figure} [{fbnetv2.MEMORY_AND_TIME.source}]",
