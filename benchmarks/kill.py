@@ -4,8 +4,8 @@
 
 One search is left alone and timed. Another is sent SIGKILL at instants drawn uniformly over that wall time, one in each of
 as many equal parts - reading data, search, judging, final training, export, while a checkpoint is written - in their order; after each
-kill it is resumed and runs on to the next instant, and after the last to its end. Progress that a kill destroyed is made again before
-the next one. Every safetensors file, every trial and the result must then be the same; exit code 1 if anything differs.
+kill it is resumed and runs on to the same place in the same phase as the one left alone had come to at the next instant, and after the
+last to its end. Every safetensors file, every trial and the result must then be the same; exit code 1 if anything differs.
 
 --full: the default search of the digits, as `niwaki search` runs it; else a short one.
 """
@@ -13,6 +13,7 @@ the next one. Every safetensors file, every trial and the result must then be th
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
 import tempfile
@@ -25,25 +26,25 @@ from harness import Claim, Result, Table, machine, report
 
 from niwaki.run.folder import Folder
 from niwaki.space.space import Space
-from niwaki.testing.kill import run_command, safetensors_of
+from niwaki.testing.kill import run_command, run_until, safetensors_of
 
 SHORT = {"threads": 1, "workers": 2, "search.epochs": 6, "search.candidates": 16, "search.finalists": 4, "train.epochs": 40}
 
 
-STEPS = {"candidates 0": "choosing", "choice 0": "final training", "test 0": "export", "files": "report"}  # result -> what comes after it
+PHASES = {
+    "planning": "planning",
+    "search": "search",
+    "judging": "judging",
+    "finalists": r"training \d+ finalists",
+    "final training": r"training$",
+    "export": "exporting",
+}
 
 
-def progress(folder: Path) -> tuple[float, str]:
-    """Seconds of work that a killed run has safe, less what every process needs to begin; and what it was doing."""
-    if not (folder / "config.json").is_file() or not (folder / "run.sqlite").is_file():
-        return 0.0, "planning"
-    run = Folder(folder, read_only=True)
-    try:
-        booked = sum(seconds for phase, seconds in run.store.fact("seconds", {}).items() if phase != "planning")
-        doing = [after for step, after in STEPS.items() if run.store.fact(f"result {step}") is not None]
-        return booked, "the end" if run.store.fact("finished") else doing[-1] if doing else "search"
-    finally:
-        run.close()
+def phases(told: list[tuple[float, str]], wall_s: float) -> list[tuple[str, float, float]]:
+    """Of a whole search: each phase, and when it begins and ends."""
+    starts = {name: next(second for second, line in told if re.match(pattern, line)) for name, pattern in PHASES.items()}
+    return [(name, start, end) for (name, start), end in zip(starts.items(), [*list(starts.values())[1:], wall_s], strict=True)]
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -78,8 +79,9 @@ def main() -> int:
     code, told = run_command(["search", "--out", str(alone), *settings])
     wall_s = time.monotonic() - began
     if code != 0:
-        print(told)
+        print("".join(line for _, line in told))
         return 1
+    parts = phases(told, wall_s)
     print(f"left alone: {wall_s:.0f} s\n\n| kill | instant (s of wall time) | stopped in |\n|---:|---:|---|")
 
     reference, rng = outcome(alone), Random(given.seed)
@@ -90,26 +92,28 @@ def main() -> int:
         found = outcome(killed)
         differing.extend(name for name in {**reference, **found} if reference.get(name) != found.get(name))
 
-    pace = 1.0  # of the search left alone, as the machine is now
+    last = ("", 0.0)  # where the one before went to: its phase, and seconds after that began
     for kill in range(1, given.kills + 1):
-        share = (kill - rng.random()) / given.kills  # one in each of as many equal parts, so that no phase is spared by chance
+        instant = (kill - rng.random()) / given.kills * wall_s  # one in each of as many equal parts, so that no phase is spared by chance
+        phase, start, _ = next(part for part in parts if instant < part[2])
+        here = max(instant - start, 0.0)
+        begun = last[1] if last[0] == phase else 0.0  # what is done of this phase, but for what the last kill destroyed
         while True:
-            safe, _ = progress(killed)
-            instant = share * wall_s * pace
-            code, told = run_command(["search", "--out", str(killed), *settings], stop_after_s=max(0.5, instant - safe))
+            code, messages = run_until(["search", "--out", str(killed), *settings], PHASES[phase], then_s=here - begun)
             if code != 0:
                 break
             compare()  # it was quicker than the one left alone, and at its end before the kill: the kill goes to a new one
             shutil.rmtree(killed)
-            pace *= 0.85
+            begun = 0.0
         if code > 0:
-            print(told)
+            print(messages)
             return 1
-        stopped.append((str(kill), f"{instant:.1f}", progress(killed)[1]))
+        last = (phase, here)
+        stopped.append((str(kill), f"{instant:.1f}", phase))
         print(f"| {' | '.join(stopped[-1])} |", flush=True)
     code, told = run_command(["search", "--out", str(killed), *settings])
     if code != 0:
-        print(told)
+        print("".join(line for _, line in told))
         return 1
     compare()
     same = [name for name in reference if name.endswith(".safetensors")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 import subprocess
 import sys
@@ -11,32 +12,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def run_command(arguments: Sequence[str], *, stop_after_s: float | None = None, by: signal.Signals = signal.SIGKILL) -> tuple[int, str]:
-    """Exit code (negative: the signal that ended it) and messages of `niwaki` with `arguments`, sent `by` after so many seconds."""
-    command = [sys.executable, "-m", "niwaki.cli", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            _, told = process.communicate(timeout=stop_after_s)
-        except subprocess.TimeoutExpired:
-            process.send_signal(by)
-            _, told = process.communicate()
-        return process.returncode, told
+def run_command(arguments: Sequence[str]) -> tuple[int, list[tuple[float, str]]]:
+    """Exit code of `niwaki` with `arguments`, and what it told: seconds after its start, line."""
+    began, told = time.monotonic(), []
+    with _niwaki(arguments) as process:
+        for text in process.stderr or ():
+            told.append((time.monotonic() - began, text))
+    return process.returncode, told
 
 
 def run_until(arguments: Sequence[str], line: str, *, then_s: float = 0.0, by: signal.Signals = signal.SIGKILL) -> tuple[int, str]:
-    """The same, but sent `by` when it tells something that begins with `line`, and `then_s` seconds have passed."""
-    command = [sys.executable, "-m", "niwaki.cli", *arguments]
+    """Exit code (negative: the signal that ended it) and messages, sent `by` when it tells something that begins with `line`, a regular
+    expression, and `then_s` seconds have passed."""
     told = []
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with _niwaki(arguments) as process:
         assert process.stderr is not None
         for text in process.stderr:
             told.append(text)
-            if text.startswith(line):
+            if re.match(line, text):
                 time.sleep(then_s)
                 process.send_signal(by)
                 break
         told += process.stderr.readlines()
     return process.returncode, "".join(told)
+
+
+def _niwaki(arguments: Sequence[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "niwaki.cli", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def safetensors_of(folder: Path) -> dict[str, str]:
