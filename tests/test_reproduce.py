@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from niwaki.cost.count import count_macs
 from niwaki.net.place import space_of
 from niwaki.recipe.fbnetv2 import DIGITS_BUDGETS, digits_space, most_likely_options
-from niwaki.run import reproduce as module
 from niwaki.run.claims import Claim, Section, write_section
-from niwaki.run.dmasking_claims import Truth, section_of
+from niwaki.run.experiments import dmasking as module
+from niwaki.run.experiments.dmasking import Plan, mask_place, quick_plan
+from niwaki.run.experiments.dmasking_section import Truth, section_of
 from niwaki.run.folder import RunError
-from niwaki.run.reproduce import Plan, mask_place, quick_plan, reproduce, write_page
+from niwaki.run.reproduce import reproduce, write_page
 from niwaki.run.statistics import bootstrap, expected_pick, ranks, spearman
 from niwaki.testing.memory import saved_bytes
 

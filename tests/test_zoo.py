@@ -5,7 +5,7 @@ from math import prod
 import pytest
 
 from niwaki import zoo
-from niwaki.cost.count import count_macs, layer_table
+from niwaki.cost.count import count_macs, count_params, layer_table
 from niwaki.net.edit import encode
 from niwaki.net.place import fix, place, space_of
 from niwaki.net.program import distinct, program
@@ -18,7 +18,7 @@ from niwaki.zoo.fbnet import BLOCKS, MODELS
 def test_every_name_gives_a_network_that_can_be_placed_for_any_number_of_classes(name):
     placement = place(zoo.network(name, classes=7))
     assert placement.shape_of(placement.output).width == 7
-    assert bool(placement.decisions) == (name in ("fbnet", "fbnetv2") or name.startswith("mobile"))
+    assert bool(placement.decisions) == (name in ("fbnet", "fbnetv2") or name.startswith(("mobile", "nasbench")))
 
 
 def test_published_networks_have_no_choices():
@@ -119,3 +119,15 @@ def test_the_family_is_called_as_it_is_written_in_python_too():
 def test_a_name_or_shape_that_cannot_be_is_an_error_that_says_what_can(name, shape, message):
     with pytest.raises(SpaceError, match=message):
         zoo.network(name, shape)
+
+
+def test_nas_bench_201_and_macro_have_the_published_sizes_and_extremes():
+    """Parameters and multiply-adds of the smallest and largest networks, as the benchmarks state them."""
+    for name, genotypes, parameters, multiply_adds in (
+        ("nasbench201", 5**6, (73_306, 1_531_546), (7_783_040, 220_119_680)),
+        ("nasbench-macro", 3**8, (387_882, 2_932_586), (7_713_280, 105_660_928)),
+    ):
+        network = zoo.network(name)
+        assert space_of(network).size == genotypes
+        for cost, extremes in ((count_params(network), parameters), (count_macs(network), multiply_adds)):
+            assert (cost.minimum()[0], cost.maximum()[0]) == extremes

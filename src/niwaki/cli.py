@@ -194,7 +194,7 @@ def space(
 
 @app.command()
 def reproduce(
-    method: Annotated[str, typer.Argument(help="dmaskingnas")],
+    method: Annotated[str, typer.Argument(help="dmaskingnas, or another method with published claims; an unknown one lists them.")],
     out: Annotated[Path | None, typer.Option(help="Folder of what was trained (default: runs/reproduce-METHOD).")] = None,
     claims: Annotated[Path, typer.Option(help="The page to write the result into.")] = Path("docs/claims.md"),
     quick: Annotated[

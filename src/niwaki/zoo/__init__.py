@@ -11,6 +11,7 @@ from niwaki.net.control import Network
 from niwaki.space.choice import SpaceError
 from niwaki.zoo import fbnet as _fbnet
 from niwaki.zoo import fbnetv2 as _fbnetv2
+from niwaki.zoo import nasbench as _nasbench
 from niwaki.zoo.mobile import LARGEST, SMALLEST, mobile
 
 _IMAGENET: dict[str, Callable[..., Network]] = {
@@ -19,13 +20,15 @@ _IMAGENET: dict[str, Callable[..., Network]] = {
     "fbnetv2": _fbnetv2.fbnetv2,
     **{name: partial(_fbnetv2.fbnetv2_model, name) for name in _fbnetv2.MODELS},
 }
+_CIFAR: dict[str, Callable[..., Network]] = {"nasbench201": _nasbench.nasbench201, "nasbench-macro": _nasbench.nasbench_macro}
+_NAMED = {**_IMAGENET, **_CIFAR}
 PUBLISHED_TOP1 = {**_fbnet.PUBLISHED_TOP1, **_fbnetv2.PUBLISHED_TOP1}
 PUBLISHED_COUNTS = {**_fbnet.PUBLISHED_COUNTS, **_fbnetv2.PUBLISHED_COUNTS}
 
 
 def names() -> tuple[str, ...]:
     """What `network` knows; `mobile-<size>`, or `mobile(<size>)`, stands for every size from 8 to 224."""
-    return (*_IMAGENET, "mobile-8", "mobile-28", "mobile-32", "mobile-64", "mobile-224")
+    return (*_NAMED, "mobile-8", "mobile-28", "mobile-32", "mobile-64", "mobile-224")
 
 
 def network(name: str, input_shape: tuple[int, ...] | None = None, classes: int | None = None) -> Network:
@@ -36,8 +39,8 @@ def network(name: str, input_shape: tuple[int, ...] | None = None, classes: int 
     if input_shape is not None and len(input_shape) != 3:
         raise SpaceError(f"the networks of the zoo read images of channels x height x width, not {input_shape}")
     given = {} if classes is None else {"classes": classes}
-    if name in _IMAGENET:
-        return _IMAGENET[name](**given) if input_shape is None else _IMAGENET[name](input_shape=tuple(input_shape), **given)
+    if name in _NAMED:
+        return _NAMED[name](**given) if input_shape is None else _NAMED[name](input_shape=tuple(input_shape), **given)
     if found := re.fullmatch(r"mobile(?:-(\d+)|\((\d+)\))?", name):
         digits = found[1] or found[2]
         if not digits and input_shape is None:
