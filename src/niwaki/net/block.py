@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from niwaki.net.control import Chain, OneOf, Residual
 from niwaki.net.layer import (
     Activation,
@@ -17,7 +19,8 @@ from niwaki.net.layer import (
     SqueezeExcite,
 )
 from niwaki.net.tree import called
-from niwaki.space.size import Expr, Symbol, in_channels, round8
+from niwaki.space.choice import Choice
+from niwaki.space.size import Expr, Symbol, in_channels, op, round8
 
 
 def conv_bn_act(
@@ -39,9 +42,27 @@ def depthwise(kernel_size: Expr = 3, stride: int = 1, *, name: str | None = None
     return Conv(in_channels, kernel_size, stride, in_channels, name=name)
 
 
+def shared_kernel(make: Callable[[Expr], Layer], kernel_size: Expr, *, name: str | None = None) -> Layer:
+    """`make(kernel_size)`: where the size is a choice, one kernel that is cropped (once-for-all, BigNAS)."""
+    return called(make(kernel_size), name)
+
+
+def separate_kernels(make: Callable[[Expr], Layer], kernel_size: Expr, *, name: str | None = None) -> Layer:
+    """`make(size)` for each option of the choice `kernel_size`, each with its own weights (TuNAS); the decision is that of `shared_kernel`."""
+    if not isinstance(kernel_size, Choice):
+        return called(make(kernel_size), name)
+    sizes = kernel_size.options
+    return OneOf(*(called(make(size), f"k{size}") for size in sizes), by=op("position", kernel_size, sizes), name=name)
+
+
+def depthwise_bn(kernel_size: Expr = 3, stride: int = 1, *, name: str | None = None) -> Chain:
+    """A depthwise convolution and BatchNorm."""
+    return Chain(depthwise(kernel_size, stride, name="conv"), BatchNorm(name="bn"), name=name)
+
+
 def mbconv(
     out_channels: Expr,
-    kernel_size: Expr = 3,
+    kernel_size: Expr | Layer = 3,
     *,
     expand: Expr = 6,
     stride: int = 1,
@@ -53,6 +74,7 @@ def mbconv(
 ) -> Layer:
     """Inverted residual (MobileNetV2): 1x1 to round8(expand * in_channels), depthwise, squeeze-excite, linear 1x1 projection.
 
+    kernel_size: of the depthwise convolution, or a layer that stands for it and its BatchNorm, of that stride (see `separate_kernels`).
     expand = 1 has no expansion convolution; with a choice there is one for every option. squeeze_excite: True, False, or a layer to stand
     there (a OneOf, for a choice). groups: of the projection, followed by a channel shuffle if above 1 (FBNet's k3_e1_g2). The shortcut
     exists iff the stride is 1 and input and output channels are equal.
@@ -64,7 +86,11 @@ def mbconv(
             BatchNorm(name="expand_bn"),
             Activation(activation, name="expand_act"),
         ]
-    layers += [depthwise(kernel_size, stride, name="dw"), BatchNorm(name="dw_bn"), Activation(activation, name="dw_act")]
+    if isinstance(kernel_size, Layer):
+        layers.append(kernel_size)
+    else:
+        layers += [depthwise(kernel_size, stride, name="dw"), BatchNorm(name="dw_bn")]
+    layers.append(Activation(activation, name="dw_act"))
     if squeeze_excite is not False:
         layers.append(SqueezeExcite(name="se") if squeeze_excite is True else squeeze_excite)
     layers.append(Conv(out_channels, 1, groups=groups, name="project"))

@@ -16,7 +16,7 @@ from niwaki.run.model import ModelError, load_model
 
 
 def describe_space(word: str, budget: str | None = None) -> dict[str, Any]:
-    """`choices`, `size`, `distinct` (or `distinct_reason`), `macs: {min, max, quantiles}`; with a budget, `within: {count, share, bounds}`."""
+    """`choices`, `assignments`, `size`, `distinct` (or `distinct_reason`), `macs: {min, max, quantiles}`; with a budget, `within: {count, share, bounds}`."""
     network = load_model(word)
     if not isinstance(network, Network):
         raise ModelError(f"{word} is a {type(network).__name__}, which has no choices; a niwaki Network is needed")
@@ -30,6 +30,7 @@ def describe_space(word: str, budget: str | None = None) -> dict[str, Any]:
             {"name": decision.name, "options": list(decision.options), "conditional": decision.condition is not True}
             for decision in space.decisions
         ],
+        "assignments": space.assignments,
         "size": space.size,
         "distinct": programs,
         "distinct_reason": reason,

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from math import prod
 from random import Random
 from typing import Any
 
@@ -188,6 +189,11 @@ class Space:
     def size(self) -> int:
         """The number of architectures (genotypes), exact."""
         return self._completions[0][()]
+
+    @cached_property
+    def assignments(self) -> int:
+        """The options of all decisions multiplied, as if each always existed: the size that TuNAS and others quote."""
+        return prod(len(decision.options) for decision in self.decisions)
 
     @cached_property
     def hash(self) -> str:
