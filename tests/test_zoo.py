@@ -18,11 +18,11 @@ from niwaki.zoo.fbnet import BLOCKS, MODELS
 def test_every_name_gives_a_network_that_can_be_placed_for_any_number_of_classes(name):
     placement = place(zoo.network(name, classes=7))
     assert placement.shape_of(placement.output).width == 7
-    assert bool(placement.decisions) == (name in ("fbnet", "fbnetv2") or name.startswith(("mobile", "nasbench")))
+    assert bool(placement.decisions) == (name in zoo.SPACES or name.startswith("mobile-"))
 
 
 def test_published_networks_have_no_choices():
-    for name in zoo.PUBLISHED_TOP1:
+    for name in zoo.MODELS:
         assert not list(choices_in(zoo.network(name).body))
 
 

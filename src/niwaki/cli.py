@@ -179,7 +179,8 @@ def space(
                 options = ", ".join(map(str, choice["options"]))
                 print(f"{choice['name']:<40} {options}{'  (conditional)' if choice['conditional'] else ''}")
         print(
-            f"{len(found['choices'])} choices, {found['size']:,} architectures ({found['assignments']:,} assignments of all choices), "
+            f"{len(found['choices'])} choices, {found['size']:,} architectures, "
+            + (f"{found['assignments']:,} if all choices always existed, " if found["assignments"] != found["size"] else "")
             + (f"{found['distinct']:,} distinct" if found["distinct"] else found["distinct_reason"])
         )
         macs = found["macs"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
 
@@ -12,16 +12,27 @@ from niwaki.space.choice import SpaceError
 from niwaki.zoo import fbnet as _fbnet
 from niwaki.zoo import fbnetv2 as _fbnetv2
 from niwaki.zoo import nasbench as _nasbench
+from niwaki.zoo import tunas as _tunas
 from niwaki.zoo.mobile import LARGEST, SMALLEST, mobile
 
-_IMAGENET: dict[str, Callable[..., Network]] = {
+SPACES: Mapping[str, Callable[..., Network]] = {
     "fbnet": _fbnet.fbnet,
-    **{name: partial(_fbnet.fbnet_model, name) for name in _fbnet.MODELS},
     "fbnetv2": _fbnetv2.fbnetv2,
-    **{name: partial(_fbnetv2.fbnetv2_model, name) for name in _fbnetv2.MODELS},
+    "nasbench201": _nasbench.nasbench201,
+    "nasbench-macro": _nasbench.nasbench_macro,
+    "proxylessnas": _tunas.proxylessnas,
+    "proxylessnas-small": _tunas.proxylessnas_small,
+    "proxylessnas-enlarged": _tunas.proxylessnas_enlarged,
+    "proxylessnas-enlarged-small": _tunas.proxylessnas_enlarged_small,
+    "mobilenetv3-like": _tunas.mobilenetv3_like,
+    "mobilenetv3-like-small": _tunas.mobilenetv3_like_small,
 }
-_CIFAR: dict[str, Callable[..., Network]] = {"nasbench201": _nasbench.nasbench201, "nasbench-macro": _nasbench.nasbench_macro}
-_NAMED = {**_IMAGENET, **_CIFAR}
+MODELS: Mapping[str, Callable[..., Network]] = {
+    **{name: partial(_fbnet.fbnet_model, name) for name in _fbnet.MODELS},
+    **{name: partial(_fbnetv2.fbnetv2_model, name) for name in _fbnetv2.MODELS},
+    **{name: partial(_tunas.tunas_model, name) for name in _tunas.MODELS},
+}
+_NAMED = {**SPACES, **MODELS}
 PUBLISHED_TOP1 = {**_fbnet.PUBLISHED_TOP1, **_fbnetv2.PUBLISHED_TOP1}
 PUBLISHED_COUNTS = {**_fbnet.PUBLISHED_COUNTS, **_fbnetv2.PUBLISHED_COUNTS}
 

@@ -194,7 +194,15 @@ def _searched(widths: Sequence[int], multipliers: Sequence[float], labels: Seque
 
 
 def _block(
-    name: str, width: Expr, frame: Frame, at: int, activation: str, kernels: Kernels, expand: tuple[int, ...], *, squeeze_excite: bool = False
+    name: str,
+    width: Expr,
+    frame: Frame,
+    at: int,
+    activation: str,
+    kernels: Kernels,
+    expand: tuple[int, ...],
+    *,
+    squeeze_excite: bool = False,
 ) -> Chain:
     layers = []
     for number in range(frame.layers):

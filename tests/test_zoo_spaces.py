@@ -1,0 +1,182 @@
+"""Published spaces and networks of inverted bottlenecks: sizes, parameters and multiply-adds as published, and one supernet for each space."""
+
+import random
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from niwaki import zoo
+from niwaki.cost.count import count_macs, count_params
+from niwaki.net.block import shared_kernel
+from niwaki.net.control import Network
+from niwaki.net.place import space_of
+from niwaki.net.program import distinct, program
+from niwaki.nn.build import build
+from niwaki.nn.supernet import extract, supernet
+from niwaki.space.choice import SpaceError
+from niwaki.zoo import tunas
+from test_supernet import lively, one_hot
+
+TUNAS = {
+    "proxylessnas": tunas.proxylessnas,
+    "proxylessnas-enlarged": tunas.proxylessnas_enlarged,
+    "mobilenetv3-like": tunas.mobilenetv3_like,
+}
+
+
+def independent_counts(network: Network, arch=None) -> tuple[int, int]:
+    """Parameters and multiply-adds of the built module, on the meta device, by torch's own counter."""
+    with torch.device("meta"):
+        module = build(network, arch).eval()
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        module(torch.empty(1, *network.input_shape, device="meta"))
+    return sum(parameter.numel() for parameter in module.parameters()), flops.get_total_flops() // 2
+
+
+def assert_one_supernet_is_all_members(network: Network, members: int) -> None:
+    """With one-hot decisions mask = slice = the extracted module, in evaluation and training mode, and counts are those of the module."""
+    space, rng, net = space_of(network), random.Random(0), lively(network)
+    x = torch.randn(3, *network.input_shape, generator=torch.Generator().manual_seed(1))
+    weights = {key: value.clone() for key, value in net.state_dict().items()}
+    for at in range(members):
+        arch = space.sample(rng)
+        outputs = []
+        for forward in (
+            lambda arch=arch: extract(net, arch)(x),
+            lambda arch=arch: net(x, arch),
+            lambda arch=arch: net(x, one_hot(space, arch)),
+        ):
+            net.load_state_dict(weights)
+            net.train(at % 2 == 1)
+            with torch.no_grad():
+                outputs.append(forward())
+        plain, sliced, masked = outputs
+        assert plain.std() > 1e-3
+        torch.testing.assert_close(sliced, plain, rtol=1e-5, atol=1e-5 * plain.abs().max().item())
+        torch.testing.assert_close(masked, plain, rtol=1e-5, atol=1e-5 * plain.abs().max().item())
+        assert (count_params(network)(arch), count_macs(network)(arch)) == independent_counts(network, arch)
+
+
+# --- TuNAS ------------------------------------------------------------------------------------------------------------------
+
+# distinct programs: a body block is one of its first layers, then a string of 0 to 3 of its other layers, wherever the skipped ones stand
+STRINGS_OF_6, STRINGS_OF_36 = sum(6**n for n in range(4)), sum(36**n for n in range(4))
+
+
+@pytest.mark.parametrize(
+    ("name", "assignments", "size", "programs"),
+    [
+        ("proxylessnas", 18 * (6 * 12**3) ** 5, 18 * (6 * 7**3) ** 5, 18 * (6 * STRINGS_OF_6) ** 5),
+        (
+            "proxylessnas-enlarged",
+            18 * (6 * 12**3) ** 5 * 4**3 * 6 * 7**5,
+            18 * (6 * 7**3) ** 5 * 4**3 * 6 * 7**5,
+            18 * (6 * STRINGS_OF_6) ** 5 * 4**3 * 6 * 7**5,
+        ),
+        (
+            "mobilenetv3-like",
+            12 * (36 * 72**3) ** 5 * 4**2 * 6 * 7**5,
+            8 * (36 * 37**3) ** 5 * 4**2 * 6 * 7**5,
+            8 * (36 * STRINGS_OF_36) ** 5 * 4**2 * 6 * 7**5,
+        ),
+    ],
+)
+def test_the_spaces_of_tunas_have_exactly_the_published_sizes(name, assignments, size, programs):
+    network = zoo.network(name)
+    assert space_of(network).assignments == assignments
+    assert space_of(network).size == size
+    assert distinct(network) == (programs, "")
+
+
+def test_the_published_magnitudes_are_the_assignments():
+    magnitudes = {name: f"{space_of(zoo.network(name)).assignments:.0e}" for name in TUNAS}
+    assert magnitudes == {"proxylessnas": "2e+21", "proxylessnas-enlarged": "1e+28", "mobilenetv3-like": "8e+42"}  # the paper: ~1e43
+
+
+def test_widths_of_a_block_are_seven_multiples_rounded_half_up_to_multiples_of_8():
+    space = space_of(zoo.network("mobilenetv3-like"))
+    assert space["stem.width"].options == (8, 16, 24, 32)
+    assert space["stage1.width"].options == (16, 24, 32, 40, 48, 64)
+    assert space["stage2.width"].options == (32, 40, 48, 64, 80, 96, 128)
+    assert space["features.width"].options == (512, 640, 768, 1024, 1280, 1536, 2048)
+
+
+@pytest.mark.parametrize("name", tunas.MODELS)
+def test_reference_genotypes_decode_to_networks_of_the_published_parameters(name):
+    network = zoo.network(name)
+    assert count_params(network).minimum()[0] == tunas.PUBLISHED_PARAMS[name]
+    assert (count_params(network).minimum()[0], count_macs(network).minimum()[0]) == independent_counts(network)
+
+
+def test_mobilenetv2_costs_the_multiply_adds_of_torchvisions_table():
+    assert round(count_macs(zoo.network("mobilenetv2")).minimum()[0] / 1e6, 1) == 300.8
+
+
+def test_a_genotype_reads_expansion_first_then_kernel_then_skip():
+    choices = tunas.proxylessnas_choices(tunas.MODELS["proxylessnas-mobile"][1])
+    assert choices["separable.kernel"] == 3
+    assert (choices["stage0.layer0.expand"], choices["stage0.layer0.kernel"]) == (3, 5)  # operator 1
+    assert choices["stage0.layer2"] == choices["stage0.layer3"] == "skip"  # operators 6
+    assert "stage0.layer2.kernel" not in choices
+    assert (choices["last.expand"], choices["last.kernel"]) == (6, 7)  # operator 5
+    assert sum(option == "skip" for option in choices.values()) == 2
+
+
+@pytest.mark.parametrize(
+    ("operators", "message"),
+    [
+        ([0] * 21, "22 operators, not 21"),
+        ([3, *[0] * 21], "operator 3 of 'separable'.*0 to 2"),
+        ([0, 6, *[0] * 20], "operator 6 of 'stage0.layer0'.*0 to 5"),
+        ([0, 0, 7, *[0] * 19], "operator 7 of 'stage0.layer1'.*0 to 6"),
+    ],
+)
+def test_a_genotype_that_cannot_be_is_an_error_that_names_the_layer(operators, message):
+    with pytest.raises(SpaceError, match=message):
+        tunas.proxylessnas_choices(operators)
+
+
+def test_too_few_widths_are_an_error_that_lists_what_the_frame_needs():
+    with pytest.raises(SpaceError, match=r"3 widths \(8, 16, 24\); the frame needs 8, of stem, stage0"):
+        tunas.mobilenetv3_like(widths=(8, 16, 24))
+
+
+TINY = tunas.Frame(1, (2, 1), 2, ("relu", "hswish"))
+TINY_SPACES = {
+    "proxylessnas": lambda **given: tunas.proxylessnas((3, 8, 8), 5, widths=(8, 8, 8, 16, 16, 24), frame=TINY, **given),
+    "proxylessnas-enlarged": lambda **given: tunas.proxylessnas_enlarged((3, 8, 8), 5, widths=(8, 8, 16, 16, 24, 32), frame=TINY, **given),
+    "mobilenetv3-like": lambda **given: tunas.mobilenetv3_like((3, 8, 8), 5, widths=(16, 16, 24, 32, 40), frame=TINY, **given),
+}
+
+
+@pytest.mark.parametrize("name", TINY_SPACES)
+@pytest.mark.parametrize("given", [{}, {"kernels": shared_kernel}], ids=["separate kernels", "shared kernel"])
+def test_every_member_of_a_tunas_space_is_in_one_supernet(name, given):
+    assert_one_supernet_is_all_members(TINY_SPACES[name](**given), members=6)
+
+
+def test_the_bottlenecks_share_their_1x1_convolutions_and_have_a_depthwise_one_for_each_kernel_size():
+    net = supernet(TINY_SPACES["mobilenetv3-like"]())
+    own = [name for name in net.layers if name.startswith("stage1_layer0")]
+    assert sum("expand" in name and "bn" not in name for name in own) == 1
+    assert sum("project" in name and "bn" not in name for name in own) == 1
+    assert [name.rpartition("_dw_")[2] for name in own if name.endswith("conv")] == ["k3_conv", "k5_conv", "k7_conv"]
+    cropped = supernet(TINY_SPACES["mobilenetv3-like"](kernels=shared_kernel))
+    assert [name for name in cropped.layers if name.startswith("stage1_layer0") and name.endswith("conv")] == ["stage1_layer0_dw_conv"]
+
+
+def test_separate_and_shared_kernels_are_the_same_space_and_the_same_programs():
+    separate, shared = TINY_SPACES["proxylessnas"](), TINY_SPACES["proxylessnas"](kernels=shared_kernel)
+    assert space_of(separate).hash == space_of(shared).hash
+    arch = space_of(separate).sample(random.Random(3))
+    assert program(separate, arch) == program(shared, arch)
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.SPACES if name.endswith("-small")])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+def test_small_presets_read_digits_and_cifar_and_run(name, shape):
+    network = zoo.network(name, shape, classes=10)
+    arch = space_of(network).sample(random.Random(0))
+    assert build(network, arch).eval()(torch.zeros(2, *shape)).shape == (2, 10)
+    assert supernet(network).eval()(torch.zeros(2, *shape), arch).shape == (2, 10)
