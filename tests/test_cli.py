@@ -171,9 +171,9 @@ def test_profile_reads_one_architecture_of_a_space(finished, niwaki_command, tmp
 
 def test_space_tells_choices_size_costs_and_the_share_within_a_budget(niwaki_command):
     found = niwaki_command("space", "mobile-8", "--budget", "macs<=100k and params<=20k", "--json").json
-    assert {"choices", "size", "distinct", "macs", "within"} <= set(found)
+    assert {"choices", "assignments", "size", "distinct", "macs", "within"} <= set(found)
     assert type(found["size"]) is type(found["distinct"]) is int
-    assert found["distinct"] <= found["size"]
+    assert found["distinct"] <= found["size"] <= found["assignments"]
     assert {"min", "max", "quantiles"} <= set(found["macs"])
     quantiles = list(found["macs"]["quantiles"].values())
     assert all(type(value) is int for value in (found["macs"]["min"], found["macs"]["max"], *quantiles))

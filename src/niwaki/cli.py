@@ -180,9 +180,10 @@ def space(
                 print(f"{choice['name']:<40} {options}{'  (conditional)' if choice['conditional'] else ''}")
         print(
             f"{len(found['choices'])} choices, {found['size']:,} architectures, "
-            + (f"{found['assignments']:,} if all choices always existed, " if found["assignments"] != found["size"] else "")
             + (f"{found['distinct']:,} distinct" if found["distinct"] else found["distinct_reason"])
         )
+        if found["assignments"] != found["size"]:
+            print(f"{found['assignments']:,} assignments, counting choices also where they do not exist")
         macs = found["macs"]
         print(
             f"multiply-adds {macs['min']:,} to {macs['max']:,}; quantiles " + ", ".join(f"{q}: {v:,}" for q, v in macs["quantiles"].items())
