@@ -1,7 +1,7 @@
-"""What a search is to reach: a metric to maximize, and budgets, which are limits on resources. Also the Pareto front of trials.
+"""Limits on resources: a budget is some of them. From Python (`macs <= 5e6`) or from text ("macs<=5e6 and params<=1M").
 
->>> Objective("accuracy", subject_to=parse_budget("macs<=5e6 and params<=1M")).feasible({"accuracy": 0.9, "macs": 4e6, "params": 2e6})
-False
+>>> print(*parse_budget("macs<=5e6 and params<=1M"))
+macs<=5000000 params<=1000000
 """
 
 from __future__ import annotations
@@ -13,20 +13,17 @@ from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
 from numbers import Real
-from typing import Any
 
+from niwaki.objective.devices import Across
+from niwaki.objective.error import ObjectiveError
 from niwaki.space.choice import BudgetError
-from niwaki.trial import Trial
 
 COUNT = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
 BYTES = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 MILLISECONDS: Mapping[str, int | Decimal] = {"": 1, "us": Decimal("0.001"), "ms": 1, "s": 1000}
+PLAIN: Mapping[str, int | Decimal] = {"": 1}
 LARGEST = 10**18  # counts are 64-bit
 RUNTIMES = ("onnxruntime", "openvino", "torch")
-
-
-class ObjectiveError(ValueError):
-    """Objectives that the trials cannot answer."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +60,23 @@ def latency(runtime: str) -> Resource:
     return Resource(f"latency({runtime})", f"latency_ms({runtime})", MILLISECONDS, counted=False)
 
 
+def measured(metric: str) -> Resource:
+    """Any other metric that is to be small, such as the column of a table: a plain number in its own unit."""
+    return Resource(metric, metric, PLAIN, counted=False)
+
+
 @dataclass(frozen=True)
 class Constraint:
-    """A limit on a resource: at most `upper`, in the metric's unit; or at most the `share` of a reference that is not known yet."""
+    """A limit on a resource: at most `upper`, in the metric's unit; or at most the `share` of a reference that is not known yet.
+
+    margin: for costs that are predicted: so many standard deviations are added before the cost is compared, T + margin * std <= upper. The
+    deviation is the metric of the same name with " std" behind it.
+    """
 
     resource: Resource
     upper: float | None = None
     share: float | None = None
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.upper is None) == (self.share is None):
@@ -77,6 +84,12 @@ class Constraint:
         bound = self.upper if self.upper is not None else self.share
         if isinstance(bound, bool) or not isinstance(bound, Real) or not 0 < bound < math.inf:
             raise BudgetError(f"{self.resource.name} cannot be limited to {bound!r}; a limit is a number above 0")
+        if isinstance(self.margin, bool) or not isinstance(self.margin, Real) or not 0 <= self.margin < math.inf:
+            raise BudgetError(
+                f"the margin on {self.resource.name} cannot be {self.margin!r}; it is a number of standard deviations, at least 0"
+            )
+        if self.margin and self.resource.counted:
+            raise BudgetError(f"{self.resource.name} is counted exactly, so that there is no deviation to keep a margin of")
         if self.upper is not None and self.resource.counted:
             object.__setattr__(self, "upper", _whole(Decimal(str(self.upper)), self.resource.name))
 
@@ -85,34 +98,95 @@ class Constraint:
         """The name under which a trial's metrics hold the resource."""
         return self.resource.metric
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The same, as `Joint` has it."""
+        return (self.metric,)
+
+    @property
+    def target(self) -> float:
+        """The upper bound; BudgetError where it is a share of a reference that is not known."""
+        if self.upper is None:
+            raise BudgetError(f"{self} is a share of a reference; fix the reference with `of` first")
+        return self.upper
+
     def of(self, reference: float) -> Constraint:
         """The limit as an upper bound, where a share is meant as that share of `reference`."""
         if self.share is None:
             return self
         bound = Decimal(str(self.share)) * Decimal(str(reference))
-        return Constraint(self.resource, _whole(bound, self.resource.name) if self.resource.counted else float(bound))
+        upper = _whole(bound, self.resource.name) if self.resource.counted else float(bound)
+        return Constraint(self.resource, upper, margin=self.margin)
+
+    def cost(self, metrics: Mapping[str, float]) -> float:
+        """What is spent, in the unit of `upper`, the margin included: finite and not negative."""
+        spent = _metric(metrics, self.metric, self)
+        if self.margin:
+            spent += self.margin * _metric(metrics, f"{self.metric} std", self)
+        return spent
 
     def ratio(self, metrics: Mapping[str, float]) -> float:
         """What was spent, as a share of the limit; at most 1 where the limit holds."""
-        if self.upper is None:
-            raise BudgetError(f"{self} is a share of a reference; fix the reference with `of` first")
-        if self.metric not in metrics:
-            raise ObjectiveError(f"the limit {self} needs the metric {self.metric!r}; a trial has {', '.join(metrics) or 'none'}")
-        return metrics[self.metric] / self.upper
+        target = self.target
+        return self.cost(metrics) / target
 
     def __str__(self) -> str:
         """The limit as `parse_limit` reads it."""
+        name = self.resource.name + (f"+{_plain(Decimal(str(self.margin)))}std" if self.margin else "")
         if self.share is not None:
-            return f"{self.resource.name}<={_plain(Decimal(str(self.share)) * 100)}%"
-        unit = "ms" if not self.resource.counted else "B" if self.resource.units is BYTES else ""
-        return f"{self.resource.name}<={_plain(Decimal(str(self.upper)))}{unit}"
+            return f"{name}<={_plain(Decimal(str(self.share)) * 100)}%"
+        unit = "ms" if self.resource.units is MILLISECONDS else "B" if self.resource.units is BYTES else ""
+        return f"{name}<={_plain(Decimal(str(self.upper)))}{unit}"
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One limit made of several, as on several devices: `across` (the mean, the worst, ...) of spent / limit may be at most 1.
+
+    The ratios are formed for each device first: a mean of raw milliseconds would be the slowest device's.
+    """
+
+    limits: tuple[Constraint, ...]
+    across: Across
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limits", tuple(self.limits))
+        if not self.limits:
+            raise BudgetError("a joint limit needs at least one limit to join")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names under which a trial's metrics hold the resources."""
+        return tuple(limit.metric for limit in self.limits)
+
+    @property
+    def target(self) -> float:
+        """1: the ratios are what is joined."""
+        return 1.0
+
+    def ratios(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
+        """For each limit, what was spent as a share of it."""
+        return tuple(limit.ratio(metrics) for limit in self.limits)
+
+    def cost(self, metrics: Mapping[str, float]) -> float:
+        return self.across(self.ratios(metrics))
+
+    def ratio(self, metrics: Mapping[str, float]) -> float:
+        """`across` of the ratios; at most 1 where the joint limit holds."""
+        return self.cost(metrics)
+
+    def __str__(self) -> str:
+        return f"{self.across} of {', '.join(map(str, self.limits))}"
 
 
 Budget = tuple[Constraint, ...]  # limits that one network keeps all of
 
 
-def parse_limit(text: str) -> Constraint:
+def parse_limit(text: str, columns: Sequence[str] = ()) -> Constraint:
     """One limit from text: "macs<=5e6", "params<=1M", "size<=200kB", "macs<=50%", "latency(onnxruntime)<=2ms".
+
+    A cost that is predicted may be given a margin: "latency(onnxruntime)+2std<=2ms". columns: other metrics that may be limited, such as
+    those of a table: "pixel3<=4".
 
     >>> print(parse_limit("size <= 1.5 MB"), parse_limit("macs<=50%"))
     size<=1500000B macs<=50%
@@ -122,9 +196,13 @@ def parse_limit(text: str) -> Constraint:
     if not match:
         raise BudgetError(f"{text!r} is no limit; {example}")
     name, relation, bound = match.groups()
+    margin = re.fullmatch(r"(.*?)\s*\+\s*(\d+\.?\d*|\.\d+)?\s*\*?\s*std", name) if name not in columns else None
+    if margin:
+        name = margin.group(1)
     if relation not in ("<=", "≤"):
         raise BudgetError(f"{text!r}: a budget is an upper limit, so {relation!r} cannot be asked for; {example}")
-    resource = _resource(name, text)
+    resource = _resource(name, text, columns)
+    deviations = float(margin.group(2) or 1) if margin else 0.0
     number = re.fullmatch(r"([+-]?)((?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)\s*(.*)", bound)
     if not number:
         raise BudgetError(f"{text!r}: {bound!r} is no number" + (" with a unit" if bound else f"; {example}"))
@@ -133,12 +211,12 @@ def parse_limit(text: str) -> Constraint:
     if sign == "-" or not value:
         raise BudgetError(f"{text!r}: a limit is above 0, not {sign}{digits}")
     if unit == "%":
-        return Constraint(resource, share=float(value / 100))
+        return Constraint(resource, share=float(value / 100), margin=deviations)
     if unit not in resource.units:
-        known = ", ".join(unit for unit in resource.units if unit)
-        raise BudgetError(f"{text!r}: {unit!r} is no unit of {resource.name}; it is a plain number, in {known}, or in % of a reference")
+        known = "".join(f", in {unit}" if number == 0 else f", {unit}" for number, unit in enumerate(filter(None, resource.units)))
+        raise BudgetError(f"{text!r}: {unit!r} is no unit of {resource.name}; it is a plain number{known}, or in % of a reference")
     bound_value = value * resource.units[unit]
-    return Constraint(resource, _whole(bound_value, text) if resource.counted else float(bound_value))
+    return Constraint(resource, _whole(bound_value, text) if resource.counted else float(bound_value), margin=deviations)
 
 
 def parse_budget(text: str | Sequence[str]) -> Budget:
@@ -173,77 +251,17 @@ def budget_text(budget: Budget) -> str:
     return " and ".join(map(str, budget))
 
 
-@dataclass(frozen=True)
-class Objective:
-    """Make the metric `maximize` as large as the limits in `subject_to` allow: feasible first, then best, then cheapest."""
-
-    maximize: str = "accuracy"
-    subject_to: Budget = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "subject_to", tuple(self.subject_to))
-
-    def quality(self, metrics: Mapping[str, float]) -> float:
-        if self.maximize not in metrics:
-            raise ObjectiveError(f"the objective maximizes {self.maximize!r}; a trial has {', '.join(metrics) or 'no metrics'}")
-        return metrics[self.maximize]
-
-    def feasible(self, metrics: Mapping[str, float]) -> bool:
-        """Whether all limits hold."""
-        return all(limit.ratio(metrics) <= 1 for limit in self.subject_to)
-
-    def violation(self, metrics: Mapping[str, float]) -> float:
-        """By how much the limits are exceeded: the sum over limits of max(0, spent / limit - 1)."""
-        return sum(max(0.0, limit.ratio(metrics) - 1) for limit in self.subject_to)
-
-    def better(self, a: Mapping[str, float], b: Mapping[str, float]) -> bool:
-        """Whether metrics `a` are better: feasible first, then quality, then cost; of two infeasible ones, the smaller violation."""
-        return self._rank(a) > self._rank(b)
-
-    def best(self, trials: Sequence[Trial]) -> Trial:
-        """The best trial among those that are ok; the earliest of equals. There must be a feasible one."""
-        candidates = [trial for trial in trials if trial.status == "ok"]
-        feasible = [trial for trial in candidates if self.feasible(trial.metrics)]
-        if not feasible:
-            closest = max(candidates, key=lambda trial: self._rank(trial.metrics), default=None)
-            spent = "" if closest is None else f"; the closest, trial {closest.number}, has {_listed(closest.metrics)}"
-            raise ObjectiveError(f"none of {len(trials)} trials is within {budget_text(self.subject_to) or 'the search'}{spent}")
-        return max(feasible, key=lambda trial: self._rank(trial.metrics))
-
-    def _rank(self, metrics: Mapping[str, float]) -> tuple[Any, ...]:
-        """Larger is better; a tuple of the same length and kinds for any metrics."""
-        return -self.violation(metrics), self.quality(metrics), *(-limit.ratio(metrics) for limit in self.subject_to)
-
-
-def pareto_front(trials: Sequence[Trial], objective: Objective, costs: Sequence[str] = ()) -> list[Trial]:
-    """The ok trials that no other dominates, in the order of their costs: more of the quality, or less of some cost.
-
-    costs: metrics to be small; left out, those that the objective limits, or else "macs". Of equal trials, the earliest.
-    """
-    small = tuple(costs) or tuple(limit.metric for limit in objective.subject_to) or (macs.metric,)
-
-    def point(trial: Trial) -> tuple[float, ...]:
-        if missing := [name for name in small if name not in trial.metrics]:
-            raise ObjectiveError(f"the front needs {', '.join(missing)} of every trial; trial {trial.number} has {_listed(trial.metrics)}")
-        return *(trial.metrics[name] for name in small), -objective.quality(trial.metrics)
-
-    front: list[tuple[tuple[float, ...], Trial]] = []
-    # sorted, whatever dominates a trial stands before it, and what dominates that is already in the front
-    for at, trial in sorted(((point(trial), trial) for trial in trials if trial.status == "ok"), key=lambda pair: pair[0]):
-        if not any(all(x <= y for x, y in zip(other, at, strict=True)) for other, _ in front):
-            front.append((at, trial))
-    return [trial for _, trial in front]
-
-
-def _resource(name: str, text: str) -> Resource:
+def _resource(name: str, text: str, columns: Sequence[str]) -> Resource:
+    if name in columns:
+        return COUNTED.get(name) or measured(name)
     if name in COUNTED:
         return COUNTED[name]
     if match := re.fullmatch(r"latency\s*\(\s*[\"']?([^)\"']*?)[\"']?\s*\)", name):
         return latency(match.group(1))
     if name == "latency":
         raise BudgetError(f"{text!r}: latency needs a runtime, as in latency(onnxruntime)<=2ms; there are {', '.join(RUNTIMES)}")
-    known = (*COUNTED, "latency(RUNTIME)")
-    raise BudgetError(f"{text!r}: {name!r} is no resource{_near(name, (*COUNTED, 'latency'))}; there are {', '.join(known)}")
+    known = (*COUNTED, "latency(RUNTIME)", *columns)
+    raise BudgetError(f"{text!r}: {name!r} is no resource{_near(name, (*COUNTED, 'latency', *columns))}; there are {', '.join(known)}")
 
 
 def _near(word: str, known: Sequence[str]) -> str:
@@ -264,5 +282,10 @@ def _plain(value: Decimal) -> str:
     return f"{value.normalize():f}"
 
 
-def _listed(metrics: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} = {value:g}" for name, value in metrics.items()) or "no metrics"
+def _metric(metrics: Mapping[str, float], name: str, limit: Constraint) -> float:
+    if name not in metrics:
+        raise ObjectiveError(f"the limit {limit} needs the metric {name!r}; a trial has {', '.join(metrics) or 'none'}")
+    value = metrics[name]
+    if not 0 <= value < math.inf:
+        raise ObjectiveError(f"the limit {limit}: {name} = {value} is no cost; a cost is a finite number, not below 0")
+    return value
