@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from conftest import PUBLISHED
 from niwaki import zoo
 from niwaki.cost.count import count_macs
-from niwaki.distribution import Distribution
+from niwaki.distribution.soft import SoftIndependent
 from niwaki.factor.expect import expected
 from niwaki.factor.factor import Limit
 from niwaki.factor.within import within
@@ -257,7 +257,7 @@ def test_the_effective_cost_and_its_gradient_by_the_logits_are_those_of_all_netw
     space, step = space_of(network), 1e-5
     assert len(counted) == 72
     logits = random_logits(space, seed).requires_grad_()
-    total = expected(count_macs(network), Distribution(space, logits).probabilities())
+    total = expected(count_macs(network), SoftIndependent(space, logits).probabilities())
     total.backward()
 
     def mean(values: np.ndarray) -> float:
@@ -274,7 +274,7 @@ def test_the_effective_cost_and_its_gradient_by_the_logits_are_those_of_all_netw
             assert logits.grad[row, option].item() == pytest.approx(difference, rel=1e-4, abs=1e-6 * largest)
 
 
-def many_draws(distribution: Distribution, count: int, *, temperature: float, seed: int) -> dict[str, torch.Tensor]:
+def many_draws(distribution: SoftIndependent, count: int, *, temperature: float, seed: int) -> dict[str, torch.Tensor]:
     """`count` draws of the weights of every decision, (O, count)."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -288,7 +288,7 @@ def many_draws(distribution: Distribution, count: int, *, temperature: float, se
 def test_twenty_thousand_hard_samples_cost_on_average_what_the_effective_cost_says(counted):
     network = of_72()
     space = space_of(network)
-    distribution = Distribution(space, random_logits(space, 0))
+    distribution = SoftIndependent(space, random_logits(space, 0))
     weights = many_draws(distribution, 20_000, temperature=1.0, seed=1)
     rows = torch.stack([weights[decision.name].argmax(0) for decision in space.decisions], 1)
     different, times = rows.unique(dim=0, return_counts=True)
@@ -448,7 +448,7 @@ def test_entropy_is_the_mean_over_decisions_of_the_share_of_the_largest_there_ca
 
     def entropy(**logits: list[float]) -> float:
         rows = [[*logits[name], *[9.0] * (4 - len(logits[name]))] for name in order]  # what is beyond the options counts for nothing
-        return Distribution(space, torch.tensor(rows, dtype=torch.float64)).entropy().item()
+        return SoftIndependent(space, torch.tensor(rows, dtype=torch.float64)).entropy().item()
 
     assert entropy(a=[0, 0, 0, 0], b=[3, 3], c=[0]) == pytest.approx(1)
     assert entropy(a=[50, 0, 0, 0], b=[0, 60], c=[0]) == pytest.approx(0, abs=1e-12)
@@ -459,7 +459,7 @@ def test_entropy_is_the_mean_over_decisions_of_the_share_of_the_largest_there_ca
 
 def test_draws_take_each_option_of_each_decision_as_often_as_its_probability_says_and_no_other():
     space = space_of(of_72())
-    distribution, count = Distribution(space, random_logits(space, 5)), 20_000
+    distribution, count = SoftIndependent(space, random_logits(space, 5)), 20_000
     weights = many_draws(distribution, count, temperature=0.5, seed=2)
     for row, decision in zip(distribution.logits.numpy(), space.decisions, strict=True):
         drawn_here, options = weights[decision.name], len(decision.options)
@@ -475,7 +475,7 @@ def test_draws_take_each_option_of_each_decision_as_often_as_its_probability_say
 def test_the_derived_network_is_the_likeliest_of_all_that_torch_counts_within_the_budget(counted, seed):
     network = of_72()
     space = space_of(network)
-    distribution = Distribution(space, 3 * random_logits(space, seed))
+    distribution = SoftIndependent(space, 3 * random_logits(space, seed))
     chances = {arch: chance(space, distribution.logits.numpy(), arch) for arch in counted}
     for budget in np.quantile(list(counted.values()), (0.02, 0.1, 0.3, 0.6, 1.0), method="lower"):
         derived = within(space, [Limit(count_macs(network), int(budget))]).mode(distribution.arrays())

@@ -6,7 +6,7 @@ from math import ceil
 
 import numpy as np
 
-from niwaki.factor.eliminate import COARSE_BINS, Binned, Feasible, Probabilities
+from niwaki.factor.eliminate import COARSE_BINS, Binned, Feasible, Weights
 from niwaki.factor.factor import index_type
 from niwaki.factor.message import padded
 from niwaki.space.choice import BudgetError
@@ -24,7 +24,7 @@ class Sampler:
     cost is over a limit are rejected: what remains is exactly distributed.
     """
 
-    def __init__(self, feasible: Feasible, probabilities: Probabilities | None = None) -> None:
+    def __init__(self, feasible: Feasible, probabilities: Weights | None = None) -> None:
         self.feasible = feasible
         given = None if probabilities is None else feasible.checked_probabilities(probabilities)
         stages, slack = feasible.stages, feasible.slack

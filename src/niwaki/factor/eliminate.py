@@ -12,18 +12,20 @@ Work is done in *slack*. With V(state) the least that can still follow, an arc s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from math import ceil, floor, inf, log
+from typing import Any
 
 import numpy as np
 
 from niwaki.factor.chain import UNREACHABLE, Chain, all_rows, through
-from niwaki.factor.factor import Cost, CostError, Limit
+from niwaki.factor.factor import Cost, CostError, Limit, aligned
 from niwaki.factor.message import Grid, Moves, meet, pull, scaled_
 from niwaki.space.choice import BudgetError, Value
+from niwaki.space.size import refs, values
 from niwaki.space.space import Space
 
 COARSE_BINS = (192, 24)  # per budget in the first pass, for one and for two budgets
@@ -37,6 +39,9 @@ LISTED = 20_000_000  # option numbers; a space with fewer is counted by listing 
 WEIGHED = 2_000_000  # option numbers; in a space with fewer probabilities are added up over the list
 
 Probabilities = Mapping[str, np.ndarray]  # decision -> float64 (options,)
+# The same, and weights of two or more decisions together, by their names: an architecture weighs the product of the entries it takes, of
+# each table whose decisions all exist in it. Where no such joint table is given, these are probabilities.
+Weights = Mapping[Any, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,12 @@ class Feasible:
 
     Two additive limits at most are in the elimination; of more, the two that fewest architectures keep, and the others are checked
     on what is drawn. Limits on a maximum only close arcs.
+
+    joint: names of decisions (two or more) for which `Weights` may hold a table together.
     """
 
-    def __init__(self, space: Space, limits: Sequence[Limit]) -> None:
-        self.space, self.limits = space, tuple(limits)
+    def __init__(self, space: Space, limits: Sequence[Limit], joint: Sequence[tuple[str, ...]] = ()) -> None:
+        self.space, self.limits, self.joint = space, tuple(limits), {tuple(scope): joint_existence(space, scope) for scope in joint}
         for limit in self.limits:
             if limit.cost.space is not space and limit.cost.space.hash != space.hash:
                 raise CostError(f"{limit.cost.name} belongs to the space {limit.cost.space.hash}, but limits the space {space.hash}")
@@ -99,7 +106,9 @@ class Feasible:
                 )
         biting = [limit for limit in self.limits if limit.cost.maximum()[0] > limit.upper]
         summed = [limit for limit in biting if limit.cost.kind == "sum"]
-        self.chain = _chain(space, tuple(dict.fromkeys(limit.cost for limit in self.limits)))
+        self.chain = _chain(
+            space, tuple(dict.fromkeys(limit.cost for limit in self.limits)), tuple(wide for wide, _ in self.joint.values())
+        )
         self._closed = [np.zeros(len(stage.source), dtype=bool) for stage in self.chain.stages]
         for limit in biting:
             if limit.cost.kind == "max":
@@ -148,25 +157,36 @@ class Feasible:
 
         Raises BudgetError where P is 0, for its logarithm has no gradient.
         """
+        found, gradient = self.log_total(probabilities, work=work)
+        return min(0.0, found), gradient
+
+    def log_total(self, weights: Weights, *, work: int = GRADIENT_WORK) -> tuple[float, dict[Any, np.ndarray]]:
+        """log of the total weight of the architectures that keep the limits, and its gradient by every entry of `weights`.
+
+        Raises BudgetError where that is 0, for its logarithm has no gradient.
+        """
         if self._list is None:
-            return self.log_probability_by_elimination(probabilities, work=work)
-        given = self.checked_probabilities(probabilities)
-        rows, exists = self._list
+            return self.log_total_by_elimination(weights, work=work)
+        given = self.checked_probabilities(weights)
         total = float(self._chances(given).sum())
         if not total:
             raise self._without_gradient()
         gradient = {}
-        for column, decision in enumerate(self.space.decisions):
-            there = exists[:, column]
-            others = self._chances(given, without=column)[there]
-            gradient[decision.name] = np.bincount(rows[there, column], weights=others, minlength=len(decision.options)) / total
-        return min(0.0, log(total)), gradient
+        for key, there, at in self._listed(given):
+            others = self._chances(given, without=key)[there]
+            gradient[key] = np.bincount(at[there], weights=others, minlength=given[key].size).reshape(given[key].shape) / total
+        return log(total), gradient
 
     def log_probability_by_elimination(
         self, probabilities: Probabilities, *, work: int = GRADIENT_WORK
     ) -> tuple[float, dict[str, np.ndarray]]:
         """`log_probability`, never by listing the space; of more than two additive limits only the two that are binned count."""
-        given = self.checked_probabilities(probabilities)
+        found, gradient = self.log_total_by_elimination(probabilities, work=work)
+        return min(0.0, found), gradient
+
+    def log_total_by_elimination(self, given: Weights, *, work: int = GRADIENT_WORK) -> tuple[float, dict[Any, np.ndarray]]:
+        """`log_total`, never by listing the space; of more than two additive limits only the two that are binned count."""
+        given = self.checked_probabilities(given)
         weights = self.weights(given)
         stages, slack, which = self.stages, self.slack, [np.arange(len(stage.source)) for stage in self.stages]
         slopes: list[np.ndarray] = [np.zeros(0)] * len(stages)
@@ -184,7 +204,7 @@ class Feasible:
         for slope, part, refined in zip(slopes, which, fine, strict=True):
             if len(slope):
                 slope[part] = refined
-        return min(0.0, total), self._by_option(given, slopes if len(slopes[0]) else fine)
+        return total, self._by_option(given, slopes if len(slopes[0]) else fine)
 
     def keeps(self, rows: np.ndarray) -> np.ndarray:
         """bool (N,): which rows of option numbers keep all limits, by their exact costs."""
@@ -204,14 +224,22 @@ class Feasible:
         kept = self.keeps(rows)
         return rows[kept], exists[kept]
 
-    def _chances(self, probabilities: Probabilities, without: int | None = None) -> np.ndarray:
-        """(kept architectures,): the product of their options' probabilities, those of the decision at `without` left out."""
+    def _listed(self, weights: Weights) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+        """For each table of `weights`: its key, whether its decisions exist, and which of its entries is taken, by kept architecture (N,)."""
         assert self._list is not None
         rows, exists = self._list
-        chances = np.ones(len(rows))
-        for column, decision in enumerate(self.space.decisions):
-            if column != without:
-                chances *= np.where(exists[:, column], probabilities[decision.name][rows[:, column]], 1.0)
+        for key, table in weights.items():
+            columns = [self.space.position(name) for name in _scope(key)]
+            there = np.asarray(exists[:, columns].all(axis=1))
+            yield key, there, np.ravel_multi_index(tuple(rows[:, columns].T), table.shape)
+
+    def _chances(self, weights: Weights, without: Any = None) -> np.ndarray:
+        """(kept architectures,): the product of the entries they take, those of the table of the key `without` left out."""
+        assert self._list is not None
+        chances = np.ones(len(self._list[0]))
+        for key, there, at in self._listed(weights):
+            if key != without:
+                chances *= np.where(there, weights[key].ravel()[at], 1.0)
         return chances
 
     def _without_gradient(self) -> BudgetError:
@@ -285,49 +313,86 @@ class Feasible:
         fine = Binned(stages, slack, bins, "nearest").bracket([w[part] for w, part in zip(weights, which, strict=True)])
         return fine.widened(dropped * seen.total, seen.power)
 
-    def checked_probabilities(self, probabilities: Probabilities | None) -> dict[str, np.ndarray]:
+    def checked_probabilities(self, probabilities: Weights | None) -> dict[Any, np.ndarray]:
         if probabilities is None:
             return even(self.space)
         checked = {}
-        for decision in self.space.decisions:
-            if decision.name not in probabilities:
-                raise CostError(f"no probabilities are given for {decision.name!r}, which has {len(decision.options)} options")
-            given = np.asarray(probabilities[decision.name], dtype=np.float64)
-            if given.shape != (len(decision.options),) or not (given >= 0).all() or not np.isfinite(given).all():
-                raise CostError(f"the probabilities of {decision.name!r} must be {len(decision.options)} numbers >= 0, not {given}")
-            checked[decision.name] = given
+        for key in dict.fromkeys((*(decision.name for decision in self.space.decisions), *probabilities)):
+            if key not in probabilities:
+                raise CostError(f"no probabilities are given for {key!r}, which has {len(self.space[key].options)} options")
+            if key not in self.joint and len(_scope(key)) > 1:
+                known = ", ".join(map(repr, self.joint)) or "none"
+                raise CostError(
+                    f"weights are given for {key!r} together, which this elimination does not hold together; it does for {known}"
+                )
+            given = np.asarray(probabilities[key], dtype=np.float64)
+            shape = tuple(len(self.space[name].options) for name in _scope(key))
+            if given.shape != shape or not (given >= 0).all() or not np.isfinite(given).all():
+                count = " x ".join(map(str, shape))
+                raise CostError(f"the probabilities of {key!r} must be {count} numbers >= 0, not {given}")
+            checked[key] = given
         return checked
 
-    def raw_weights(self, probabilities: Probabilities, number: int) -> np.ndarray:
-        """(arcs of the stage as the chain has them that are kept,): the probability of taking the arc in its state."""
-        stage, arcs = self.chain.stages[number], self.stages[number]
-        weight = np.ones(len(arcs.raw))
-        for axis, position in enumerate(range(stage.start, stage.stop)):
-            given = probabilities[self.space.decisions[position].name]
-            weight *= np.where(stage.exists[arcs.raw, axis], given[stage.options[arcs.raw, axis]], 1.0)
+    def read(self, weights: Weights, number: int, raw: np.ndarray | None = None) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+        """For each table of `weights` that is complete with the stage `number`: its key, and for the chain's arcs `raw`, (R,), by default
+        those that are kept, whether its decisions exist and which of its entries is taken."""
+        stage = self.chain.stages[number]
+        raw = self.stages[number].raw if raw is None else raw
+        for key, table in weights.items():
+            scope, wide = _scope(key), self.joint[key][0] if key in self.joint else _scope(key)
+            positions = [self.space.position(name) for name in wide]
+            if not stage.start <= max(positions) < stage.stop:
+                continue
+            columns = {name: column[raw] for name, column in zip(wide, stage.columns(positions), strict=True)}
+            there = self.joint[key][1][tuple(columns.values())] if key in self.joint else stage.exists[raw, positions[0] - stage.start]
+            yield key, there, np.ravel_multi_index(tuple(columns[name] for name in scope), table.shape)
+
+    def raw_weights(self, weights: Weights, number: int) -> np.ndarray:
+        """(arcs of the stage as the chain has them that are kept,): the weight, or probability, of taking the arc in its state."""
+        weight = np.ones(len(self.stages[number].raw))
+        for key, there, at in self.read(weights, number):
+            weight *= np.where(there, weights[key].ravel()[at], 1.0)
         return weight
 
-    def weights(self, probabilities: Probabilities) -> list[np.ndarray]:
+    def weights(self, weights: Weights) -> list[np.ndarray]:
         return [
-            np.bincount(arcs.group, weights=self.raw_weights(probabilities, number), minlength=len(arcs.source))
+            np.bincount(arcs.group, weights=self.raw_weights(weights, number), minlength=len(arcs.source))
             for number, arcs in enumerate(self.stages)
         ]
 
-    def _by_option(self, probabilities: Probabilities, slopes: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """The gradient by every probability, from the slopes by the weights of arcs."""
+    def _by_option(self, weights: Weights, slopes: Sequence[np.ndarray]) -> dict[Any, np.ndarray]:
+        """The gradient by every entry of `weights`, from the slopes by the weights of arcs."""
         gradient = {}
-        for stage, arcs, slope in zip(self.chain.stages, self.stages, slopes, strict=True):
-            names = [self.space.decisions[position].name for position in range(stage.start, stage.stop)]
-            options, exists = stage.options[arcs.raw], stage.exists[arcs.raw]
-            taken = [np.where(exists[:, a], probabilities[name][options[:, a]], 1.0) for a, name in enumerate(names)]
-            for axis, name in enumerate(names):
+        for number, (arcs, slope) in enumerate(zip(self.stages, slopes, strict=True)):
+            read = list(self.read(weights, number))
+            taken = [np.where(there, weights[key].ravel()[at], 1.0) for key, there, at in read]
+            for own, (key, there, at) in enumerate(read):
                 others = slope[arcs.group]
                 for other, factor in enumerate(taken):
-                    if other != axis:
+                    if other != own:
                         others = others * factor
-                there = exists[:, axis]
-                gradient[name] = np.bincount(options[there, axis], weights=others[there], minlength=len(probabilities[name]))
+                table = np.bincount(at[there], weights=others[there], minlength=weights[key].size)
+                gradient[key] = table.reshape(weights[key].shape)
         return gradient
+
+
+def _scope(key: Any) -> tuple[str, ...]:
+    return (key,) if isinstance(key, str) else tuple(key)
+
+
+def joint_existence(space: Space, scope: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The decisions of `scope` and those that their conditions ask about, in the order of the space, and for every combination of these
+    whether all of `scope` exist: bool, one axis each."""
+    asked = [ref.name for name in scope for ref in refs(space[name].condition)]
+    wide = tuple(sorted({*scope, *asked}, key=space.position))
+    exists = np.ones([len(space[name].options) for name in wide], dtype=bool)
+    for name in scope:
+        condition = space[name].condition
+        names = [ref.name for ref in refs(condition)]
+        table = np.array(values(condition) if names else [bool(condition)], dtype=bool)
+        table = table.reshape([len(space[other].options) for other in names])
+        exists &= aligned(table, names, wide)
+    return wide, exists
 
 
 # -------------------------------------------------------------------- arcs and bins
@@ -578,5 +643,5 @@ def _least_along(stages: Sequence[Arcs], amounts: Sequence[np.ndarray]) -> int:
 
 
 @lru_cache(maxsize=8)
-def _chain(space: Space, costs: tuple[Cost, ...]) -> Chain:
-    return Chain(space, [factor.scope for cost in costs for factor in cost.factors])
+def _chain(space: Space, costs: tuple[Cost, ...], joint: tuple[tuple[str, ...], ...]) -> Chain:
+    return Chain(space, [*(factor.scope for cost in costs for factor in cost.factors), *joint])

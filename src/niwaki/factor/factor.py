@@ -60,7 +60,7 @@ def factor_of(path: str, condition: Expr, exprs: Sequence[Expr]) -> Factor:
     total = np.ones([len(ref.options) for ref in decisions], dtype=np.int64)
     for table, scope in tables:
         own = table.astype(np.int64).reshape([len(ref.options) for ref in scope])
-        total *= _aligned(own, [ref.name for ref in scope], names)
+        total *= aligned(own, [ref.name for ref in scope], names)
     return Factor(names, total)
 
 
@@ -182,7 +182,7 @@ def merged(factors: Iterable[Factor], space: Space, combine: np.ufunc = np.add) 
     tables: dict[tuple[str, ...], np.ndarray] = {}
     for factor in factors:
         scope = tuple(sorted(factor.scope, key=space.position))
-        table = _aligned(factor.table, factor.scope, scope)
+        table = aligned(factor.table, factor.scope, scope)
         tables[scope] = combine(tables[scope], table) if scope in tables else table
     kept: dict[tuple[str, ...], np.ndarray] = {}
     for scope in sorted(tables, key=len, reverse=True):
@@ -190,7 +190,7 @@ def merged(factors: Iterable[Factor], space: Space, combine: np.ufunc = np.add) 
         if home is None:
             kept[scope] = tables[scope]
         else:
-            kept[home] = combine(kept[home], _aligned(tables[scope], scope, home))
+            kept[home] = combine(kept[home], aligned(tables[scope], scope, home))
     ordered = sorted(kept, key=lambda scope: [space.position(name) for name in scope])
     return tuple(Factor(scope, np.array(kept[scope], order="C")) for scope in ordered)
 
@@ -215,8 +215,8 @@ def multilinear(cost: Cost) -> tuple[Factor, ...]:
                 listed = ", ".join(scope)
                 raise CostError(f"the mean {cost.name} depends on {len(scope)} choices at once, {prod(shape):,} entries: {listed}")
             whole = np.array(values(condition) if asked else [bool(condition)], dtype=np.int64)
-            exists = _aligned(whole.reshape([len(space[other].options) for other in asked]), asked, scope)
-            table = np.broadcast_to(_aligned(factor.table, factor.scope, scope), shape)
+            exists = aligned(whole.reshape([len(space[other].options) for other in asked]), asked, scope)
+            table = np.broadcast_to(aligned(factor.table, factor.scope, scope), shape)
             axis = scope.index(name)
             missing = Factor((*scope[:axis], *scope[axis + 1 :]), (table * (1 - exists)).take(0, axis=axis))
             if missing.table.any():
@@ -227,7 +227,7 @@ def multilinear(cost: Cost) -> tuple[Factor, ...]:
     return merged(done, space)
 
 
-def _aligned(table: np.ndarray, scope: Sequence[str], wider: Sequence[str]) -> np.ndarray:
+def aligned(table: np.ndarray, scope: Sequence[str], wider: Sequence[str]) -> np.ndarray:
     """`table` over `scope` with its axes in the order of `wider`, of length 1 where `scope` has none."""
     table = table.transpose([scope.index(name) for name in wider if name in scope])
     lengths = iter(table.shape)

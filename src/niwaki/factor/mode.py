@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from typing import Any
 
 import numpy as np
 
-from niwaki.factor.eliminate import Arcs, Binned, Feasible, Probabilities
+from niwaki.factor.eliminate import Arcs, Binned, Feasible, Weights
 from niwaki.factor.message import pull_largest
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import BudgetError
@@ -20,7 +21,7 @@ LEAST_LOG = -1e4  # stands for log 0: an option of probability 0 is taken only w
 IMPOSSIBLE = -(1 << 62)
 
 
-def most_likely(feasible: Feasible, probabilities: Probabilities) -> Architecture:
+def most_likely(feasible: Feasible, probabilities: Weights) -> Architecture:
     """The most likely architecture that keeps all limits, up to 1e-10 in the logarithm of its probability.
 
     A* over the stages with exact slack. The bound is the most that can follow when spends are rounded down (a superset), so it never
@@ -46,12 +47,10 @@ class _Steps:
     raw: np.ndarray  # (A,) the chain's arc that has it
 
     @staticmethod
-    def of(feasible: Feasible, number: int, arcs: Arcs, logs: dict[str, np.ndarray]) -> _Steps:
-        stage = feasible.chain.stages[number]
+    def of(feasible: Feasible, number: int, arcs: Arcs, logs: dict[Any, np.ndarray]) -> _Steps:
         gain = np.zeros(len(arcs.raw), dtype=np.int64)
-        for axis, position in enumerate(range(stage.start, stage.stop)):
-            own = logs[feasible.space.decisions[position].name]
-            gain += np.where(stage.exists[arcs.raw, axis], own[stage.options[arcs.raw, axis]], 0)
+        for key, there, at in feasible.read(logs, number, arcs.raw):
+            gain += np.where(there, logs[key].ravel()[at], 0)
         order = np.lexsort((-gain, arcs.group))
         best = order[np.searchsorted(arcs.group[order], np.arange(len(arcs.source)))]
         kept = _undominated(arcs, gain[best])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from niwaki.distribution import Distribution
+from niwaki.distribution.soft import SoftIndependent
 from niwaki.factor.expect import expected
 from niwaki.factor.within import Within
 from niwaki.gradient.cost_loss import CostLoss, absolute_loss, limit_loss, log_loss, product_loss
@@ -123,7 +123,7 @@ class DMaskingSearch:
         self.task, self.spaces, self.method, self.seed, self.device = task, tuple(spaces), method, seed, torch.device(device)
         self.net = supernet(network, seed=derive_seed(seed, "supernet")).to(self.device)
         self.distributions = [
-            Distribution(within.space, taken=one) for within, one in zip(self.spaces, taken or [{}] * len(spaces), strict=True)
+            SoftIndependent(within.space, taken=one) for within, one in zip(self.spaces, taken or [{}] * len(spaces), strict=True)
         ]
         shape = self.distributions[0].logits.shape
         # (D, O) each; a parameter each, so that a step for one leaves the others and their momentum alone

@@ -1,4 +1,4 @@
-"""A distribution over architectures: independent categorical logits, one vector per decision."""
+"""Independent categorical logits as one torch tensor, for searches that learn them with the weights of a network by gradient."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from niwaki.distribution.independent import Independent
 from niwaki.space.choice import Value
 from niwaki.space.space import Space
 
 
-class Distribution:
+class SoftIndependent:
     """p(architecture) = product over its active decisions of softmax(logits)[option].
 
     logits: (D, O) with O the most options of any decision; a row's entries beyond its own options are never looked at. One tensor
@@ -47,6 +48,10 @@ class Distribution:
         if not free:
             return torch.zeros(())
         return (entropies[free] / torch.tensor([float(self.counts[row]) for row in free], device=entropies.device).log()).mean()
+
+    def hard(self) -> Independent:
+        """The same distribution as a value that samples, and is conditioned on budgets, exactly. What is taken has probability 1."""
+        return Independent.of(self.space, self.arrays())
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The probabilities as float64 arrays, as the cost algebra takes them."""

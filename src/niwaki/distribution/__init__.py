@@ -1,0 +1,1 @@
+"""Distributions over the architectures of a space."""
