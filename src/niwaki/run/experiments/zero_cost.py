@@ -142,7 +142,7 @@ def section_of(results: dict[str, Any]) -> Section:
 def scores_of(results: dict[str, Any]) -> dict[str, np.ndarray]:
     """name -> (N,) of every proxy, the vote and the baselines; -inf where a network has no score."""
     found = {name: np.array([_mean(one[name]) for one in results["scores"]]) for name in PROXIES}
-    found["vote"] = vote([found[name] for name in VOTERS])
+    found["vote"] = vote([found[name].tolist() for name in VOTERS])
     return found | {name: np.array(results[name], dtype=float) for name in BASELINES} | {"12 epochs": np.array(results["signal"])}
 
 
@@ -161,7 +161,9 @@ def _spread(results: dict[str, Any], name: str) -> str:
 
 
 def _correlation(scores: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Spearman, and its 95 % interval over resamples of the networks."""
+    """Spearman, and its 95 % interval over resamples of the networks; 0 where there are too few to tell."""
+    if len(truth) < 3:
+        return 0.0, 0.0, 0.0
     picked = rng.integers(len(truth), size=(RESAMPLES // 10, len(truth)))
     values = np.sort([spearman(scores[take], truth[take]) or 0.0 for take in picked])
     low, high = np.quantile(values, (0.025, 0.975))
