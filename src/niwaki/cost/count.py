@@ -6,6 +6,7 @@ A size stays a function of the few decisions it depends on, so that a count is a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, singledispatch
@@ -22,6 +23,7 @@ from niwaki.net.layer import (
     ChannelShuffle,
     Conv,
     Dropout,
+    Embed,
     Flatten,
     GlobalPool,
     Identity,
@@ -29,6 +31,7 @@ from niwaki.net.layer import (
     Layer,
     Linear,
     Opaque,
+    Pick,
     Pool,
     SqueezeExcite,
     Subsample,
@@ -37,7 +40,7 @@ from niwaki.net.layer import (
 )
 from niwaki.net.place import INPUT, Placed, Placement, Shape, fix, place, space_of
 from niwaki.space.choice import Value
-from niwaki.space.size import Expr, Symbol, both, canonical, either, equal, op, opposite, refs
+from niwaki.space.size import Expr, Symbol, both, canonical, either, equal, minimum, op, opposite, refs
 
 RULES = ("all", "fbnet")
 FLOAT_BYTES = 4
@@ -61,12 +64,13 @@ class Parts:
     """What there is to count in one primitive.
 
     maps: convolutions and linear layers in it. normalised: channels with a learned scale and shift, and a running mean and variance.
-    averaged: elements that enter an average pool. macs, params: stated by the owner of an opaque layer.
+    averaged: elements that enter an average pool. looked_up: numbers in tables. macs, params: stated by the owner of an opaque layer.
     """
 
     maps: tuple[Map, ...] = ()
     normalised: Expr = 0
     averaged: Product = (0,)
+    looked_up: Expr = 0
     macs: int = 0
     params: int = 0
 
@@ -120,6 +124,14 @@ def _(layer: Opaque, item: Placed) -> Parts:
     return Parts(macs=layer.macs, params=layer.params)
 
 
+@parts.register
+def _(layer: Embed, item: Placed) -> Parts:
+    numbers: Expr = 0
+    for rows, count in Counter(layer.rows).items():
+        numbers = numbers + rows * count * minimum(layer.width, max(1, rows - 1))
+    return Parts(looked_up=canonical(numbers))
+
+
 @parts.register(Activation)
 @parts.register(Cat)
 @parts.register(ChannelShuffle)
@@ -127,6 +139,7 @@ def _(layer: Opaque, item: Placed) -> Parts:
 @parts.register(Flatten)
 @parts.register(Identity)
 @parts.register(Interleave)
+@parts.register(Pick)
 @parts.register(Subsample)
 @parts.register(Sum)
 @parts.register(Zero)
@@ -149,6 +162,7 @@ def params_of(part: Parts, rule: str = "all") -> Iterator[Product]:
     if rule != "fbnet":
         yield from ((each.outputs,) for each in part.maps if each.bias)
         yield (2, part.normalised)
+        yield (part.looked_up,)
 
 
 def size_bytes_of(part: Parts) -> Iterator[Product]:

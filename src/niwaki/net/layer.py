@@ -78,6 +78,52 @@ class Linear(Layer):
 
 
 @dataclass(frozen=True)
+class Pick(Layer):
+    """`count` features of a flat vector, from number `first` on, unchanged."""
+
+    first: int
+    count: int
+
+    def __post_init__(self) -> None:
+        _require_whole(self, "first", least=0)
+        _require_whole(self, "count")
+
+
+@dataclass(frozen=True)
+class Embed(Layer):
+    """Learned features of columns that hold codes: of a flat vector, the columns from number `first` on, one for each of `rows`.
+
+    Column c holds a code from 0 to rows[c] - 1, and becomes min(width, rows[c] - 1) features, at least one: as many as rows of that many
+    numbers can be apart, beside a constant that the next layer has anyway. Each feature is a table of rows[c] numbers of its own, in
+    which its column is looked up. between: codes lie between rows, too, and what is looked up is interpolated: a piecewise linear
+    function of the column (Gorishniy et al. 2022, "On embeddings for numerical features", the variant PLE-L). Codes beyond the ends are
+    taken for the ends.
+
+    Features stand in the order of their number within the column, then of the columns, so that a smaller width is a prefix.
+    """
+
+    rows: tuple[int, ...]
+    width: Expr
+    first: int = 0
+    between: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(self.rows) if isinstance(self.rows, (tuple, list)) else self.rows)
+        right = isinstance(self.rows, tuple) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in self.rows)
+        _require(self, "rows", right and len(self.rows) > 0, "a whole number of at least 1 for each column")
+        _require_whole(self, "first", least=0)
+
+    @property
+    def most(self) -> tuple[int, ...]:
+        """The most features of each column."""
+        return tuple(max(1, rows - 1) for rows in self.rows)
+
+    def features(self, width: int) -> tuple[int, ...]:
+        """The column, counted from 0, of every feature, in their order."""
+        return tuple(column for number in range(width) for column, most in enumerate(self.most) if most > number)
+
+
+@dataclass(frozen=True)
 class BatchNorm(Layer):
     """Batch normalisation per channel, with learned scale and shift."""
 

@@ -21,6 +21,7 @@ from niwaki.net.layer import (
     ChannelShuffle,
     Conv,
     Dropout,
+    Embed,
     Flatten,
     GlobalPool,
     Identity,
@@ -28,6 +29,7 @@ from niwaki.net.layer import (
     Layer,
     Linear,
     Opaque,
+    Pick,
     Pool,
     SqueezeExcite,
     Subsample,
@@ -62,6 +64,17 @@ def _(layer: Conv, item: Placed) -> tuple[str, str]:
 @describe.register
 def _(layer: Linear, item: Placed) -> tuple[str, str]:
     return "Linear", "linear"
+
+
+@describe.register
+def _(layer: Pick, item: Placed) -> tuple[str, str]:
+    return f"Columns {layer.first}-{layer.first + layer.count - 1}" if layer.count > 1 else f"Column {layer.first}", "other"
+
+
+@describe.register
+def _(layer: Embed, item: Placed) -> tuple[str, str]:
+    columns = f"{len(layer.rows)} column{'s' * (len(layer.rows) > 1)}"
+    return f"{'Curves' if layer.between else 'Embedding'} of {columns}, up to {sizes(layer.width)} each", "linear"
 
 
 @describe.register

@@ -5,6 +5,7 @@ Control flow, names, conditions and shapes are worked out here and nowhere else;
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import singledispatchmethod
@@ -20,6 +21,7 @@ from niwaki.net.layer import (
     ChannelShuffle,
     Conv,
     Dropout,
+    Embed,
     Flatten,
     GlobalPool,
     Identity,
@@ -27,6 +29,7 @@ from niwaki.net.layer import (
     Layer,
     Linear,
     Opaque,
+    Pick,
     Pool,
     SqueezeExcite,
     Subsample,
@@ -46,6 +49,7 @@ from niwaki.space.size import (
     equal,
     largest,
     leaves,
+    minimum,
     narrow,
     op,
     opposite,
@@ -383,6 +387,27 @@ class _Placer:
             raise ShapeError(f"{where.path}: Linear needs a flat vector; it is given {shape}; put Flatten() before it")
         out = self.count(layer.out_features, where, "out_features", shape.width)
         return self.put(replace(layer, out_features=out), (x,), where, Shape((out,)))
+
+    def columns(self, layer: Pick | Embed, x: int, count: int, where: Where) -> None:
+        """Refuses what has no flat vector of fixed length, or a shorter one than `layer` reads."""
+        shape = self.seen(x, where)
+        if shape.spatial or isinstance(shape.width, Symbol) or shape.width < layer.first + count:
+            raise ShapeError(
+                f"{where.path}: {type(layer).__name__} reads the features {layer.first} to {layer.first + count - 1} of a flat vector of "
+                f"fixed length; it is given {shape}"
+            )
+
+    @walk.register
+    def _(self, layer: Pick, x: int, where: Where) -> int:
+        self.columns(layer, x, layer.count, where)
+        return self.put(layer, (x,), where, Shape((layer.count,)))
+
+    @walk.register
+    def _(self, layer: Embed, x: int, where: Where) -> int:
+        self.columns(layer, x, len(layer.rows), where)
+        width = self.count(layer.width, where, "width", self.seen(x, where).width)
+        made = _sum(tuple(count * minimum(width, most) for most, count in Counter(layer.most).items()))
+        return self.put(replace(layer, width=width), (x,), where, Shape((_canonical(made, where.path, "its features"),)))
 
     @walk.register(BatchNorm)
     @walk.register(Dropout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from functools import singledispatch
+from functools import lru_cache, singledispatch
 from typing import Any
 
 import torch
@@ -18,12 +18,14 @@ from niwaki.net.layer import (
     ChannelShuffle,
     Conv,
     Dropout,
+    Embed,
     Flatten,
     GlobalPool,
     Interleave,
     Layer,
     Linear,
     Opaque,
+    Pick,
     Pool,
     SqueezeExcite,
     Subsample,
@@ -84,6 +86,13 @@ def scattered_rows(size: int, to: int) -> torch.Tensor:
     return rows
 
 
+@lru_cache(maxsize=64)
+def look_up_vectors(rows: tuple[int, ...], features: tuple[int, ...], first: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How `Embed` looks up its features: for each the column to read, its first row in the table of all, and the largest code; (F,) each."""
+    sizes = torch.tensor([rows[column] for column in features])
+    return torch.tensor(features) + first, sizes.cumsum(0) - sizes, (sizes - 1).float()
+
+
 @singledispatch
 def module_of(layer: Layer, item: Placed) -> nn.Module:
     """The freshly initialised torch.nn module of a primitive whose sizes are numbers (for primitives that are one module)."""
@@ -118,6 +127,18 @@ def _(layer: Linear, item: Placed) -> nn.Module:
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
     return linear
+
+
+@module_of.register
+def _(layer: Embed, item: Placed) -> nn.Module:
+    """The tables of all features, one below the other."""
+    sizes = [layer.rows[column] for column in layer.features(layer.width)]
+    table = nn.Embedding(sum(sizes), 1)
+    if layer.between:  # a rising line, and a little of everything else
+        rising = [torch.linspace(-1.5, 1.5, size) if size > 1 else torch.zeros(1) for size in sizes]
+        with torch.no_grad():
+            table.weight.mul_(0.3).add_(torch.cat(rising)[:, None])
+    return table
 
 
 @module_of.register
@@ -196,6 +217,9 @@ class Wires:
     def call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         return self.graph.create_node("call_function", function, args, name=self.name)  # a forward that reads like the network
 
+    def long(self, x: fx.Node) -> fx.Node:
+        return self.graph.call_method("long", (x,))
+
     def index(self, rows: torch.Tensor, suffix: str) -> fx.Node:
         name = f"{self.name}_{suffix}"
         self.root.register_buffer(name, rows)
@@ -206,6 +230,30 @@ class Wires:
 def connect(layer: Layer, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx.Node:
     """The node that computes `item`; one module, unless a rule below says otherwise."""
     return wires.module(module_of(layer, item), inputs[0])
+
+
+@connect.register
+def _(layer: Pick, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx.Node:
+    return wires.call(operator.getitem, inputs[0], (slice(None), slice(layer.first, layer.first + layer.count)))
+
+
+@connect.register
+def _(layer: Embed, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx.Node:
+    columns, starts, last = look_up_vectors(layer.rows, layer.features(layer.width), layer.first)
+    table = module_of(layer, item)
+    codes = wires.call(torch.index_select, inputs[0], 1, wires.index(columns, "columns"))
+    codes = wires.call(torch.minimum, wires.call(torch.clamp, codes, 0), wires.index(last, "last"))
+    start = wires.index(starts, "starts")
+    if not layer.between:
+        rows = wires.call(operator.add, wires.long(codes), start)
+        return wires.call(torch.flatten, wires.module(table, rows), 1)
+    below = wires.call(torch.floor, codes)
+    low = wires.module(table, wires.call(operator.add, wires.long(below), start))
+    rows = wires.call(operator.add, wires.long(wires.call(torch.ceil, codes)), start)
+    high = wires.graph.call_module(wires.name, (rows,))
+    ends = [wires.call(torch.flatten, end, 1) for end in (low, high)]
+    share = wires.call(operator.sub, codes, below)
+    return wires.call(torch.lerp, *ends, share)
 
 
 @connect.register

@@ -26,12 +26,14 @@ from niwaki.net.layer import (
     ChannelShuffle,
     Conv,
     Dropout,
+    Embed,
     Flatten,
     GlobalPool,
     Interleave,
     Layer,
     Linear,
     Opaque,
+    Pick,
     Pool,
     SqueezeExcite,
     Subsample,
@@ -39,7 +41,7 @@ from niwaki.net.layer import (
     Zero,
 )
 from niwaki.net.place import INPUT, Placed, Placement, fix
-from niwaki.nn.build import module_name, nearest_rows, scattered_rows
+from niwaki.nn.build import look_up_vectors, module_name, nearest_rows, scattered_rows
 from niwaki.nn.expect import Answers, Expectations
 from niwaki.space.choice import SpaceError
 from niwaki.space.size import Expr, Symbol, largest, narrow, refs, values
@@ -208,7 +210,7 @@ class Plan:
         kernel = hidden = kinds = sizes = mask = None
         pairs: tuple[tuple[int, int, int], ...] = ()
         ask = self.expectations
-        if isinstance(layer, (Conv, Linear, BatchNorm)):  # the others hand on the mask of what they read
+        if isinstance(layer, (Conv, Linear, Embed, BatchNorm)):  # the others hand on the mask of what they read
             mask = ask.mask(now_out, condition)
         if isinstance(layer, Conv):
             depthwise = layer.groups == item.input_shapes[0].width == layer.out_channels
@@ -288,6 +290,24 @@ def _(layer: Linear, step: Step, known: Answers, layers: nn.ModuleDict, inputs: 
         weight = weight * first(mask, 0, x.shape[1])
     bias = None if module.bias is None else take(module.bias, 0, step.output_index)  # type: ignore[arg-type]
     return Feature(F.linear(x, weight, bias), _of(step.mask, known))
+
+
+@run_layer.register
+def _(layer: Pick, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+    return Feature(inputs[0].whole()[:, layer.first : layer.first + layer.count])
+
+
+@run_layer.register
+def _(layer: Embed, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+    x, table = inputs[0].whole(), layers[module_name(step.item.path)].weight
+    vectors = look_up_vectors(layer.rows, layer.features(largest(layer.width)), layer.first)
+    columns, starts, last = (vector.to(x.device) for vector in vectors)
+    codes = torch.minimum(x.index_select(1, columns).clamp(0), last)
+    if not layer.between:
+        return Feature(F.embedding(codes.long() + starts, table).flatten(1), _of(step.mask, known))
+    below = codes.floor()
+    low, high = (F.embedding(end.long() + starts, table).flatten(1) for end in (below, codes.ceil()))
+    return Feature(torch.lerp(low, high, codes - below), _of(step.mask, known))
 
 
 @run_layer.register

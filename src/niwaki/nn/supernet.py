@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from niwaki.net.control import Network
-from niwaki.net.layer import BatchNorm, Conv, Linear, Opaque, SqueezeExcite
+from niwaki.net.layer import BatchNorm, Conv, Embed, Linear, Opaque, SqueezeExcite
 from niwaki.net.place import Placed, Placement, Shape, place
 from niwaki.nn.build import build, module_name, module_of
 from niwaki.nn.forward import Plan, kernel_crop, take
 from niwaki.space.choice import SpaceError
 from niwaki.space.size import Symbol, largest
 
-WITH_WEIGHTS = (Conv, Linear, BatchNorm, SqueezeExcite, Opaque)
+WITH_WEIGHTS = (Conv, Linear, Embed, BatchNorm, SqueezeExcite, Opaque)
 PLANS = 256  # plans kept: one for each set of hard decisions seen lately
 
 
@@ -92,6 +92,9 @@ def inherit_(module: nn.Module, net: Supernet, arch: Mapping[str, Any]) -> None:
         target = module.get_submodule(name)
         if isinstance(item.layer, Opaque):
             target.load_state_dict(source.state_dict())
+            continue
+        if isinstance(item.layer, Embed):  # a smaller width is a prefix, of features as of rows
+            target.weight.copy_(source.weight[: len(target.weight)])  # type: ignore[index, operator, arg-type]
             continue
         own = dict(target.named_parameters()) | dict(target.named_buffers())
         for key, value in (dict(source.named_parameters()) | dict(source.named_buffers())).items():

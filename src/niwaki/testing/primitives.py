@@ -13,6 +13,7 @@ from niwaki.net.layer import (
     ChannelShuffle,
     Conv,
     Dropout,
+    Embed,
     Flatten,
     GlobalPool,
     Identity,
@@ -20,6 +21,7 @@ from niwaki.net.layer import (
     Layer,
     Linear,
     Opaque,
+    Pick,
     Pool,
     SqueezeExcite,
     Subsample,
@@ -63,6 +65,22 @@ PRIMITIVES: Mapping[type[Layer], Network] = {
     ),
     Linear: Network(
         Chain(Linear(Choice((6, 12))), Activation("sigmoid"), Linear(Choice((4, 8))), BatchNorm(), Activation(), Linear(5)), (7,)
+    ),
+    Pick: Network(Chain(Concat(Pick(0, 3), Pick(4, 1), Linear(Choice((2, 4)))), Linear(Choice((4, 8))), Activation(), Linear(5)), (6,)),
+    Embed: Network(
+        Chain(
+            Concat(
+                Pick(0, 2),
+                Embed((3, 5, 2), Choice((1, 2, 4), "width"), first=2),
+                Embed((6, 9), Choice((1, 3), "curves"), first=5, between=True),
+                name="columns",
+            ),
+            Linear(Choice((4, 8))),
+            BatchNorm(),
+            Activation(),
+            Linear(5),
+        ),
+        (7,),
     ),
     BatchNorm: _network(
         BatchNorm(), Activation(), Conv(Choice((4, 8))), BatchNorm(), BatchNorm(), Activation("sigmoid"), Conv(6), BatchNorm(eps=0.1)
