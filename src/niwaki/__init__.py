@@ -20,10 +20,10 @@ _HOMES = {
     "niwaki.space.size": ("in_channels", "maximum", "minimum", "round8"),
     "niwaki.net.control": ("Add", "Chain", "Concat", "Graph", "Match", "Network", "Node", "OneOf", "Repeat", "Residual"),
     "niwaki.net.layer": (
-        "Activation", "BatchNorm", "ChannelShuffle", "Conv", "Dropout", "Flatten", "GlobalPool", "Identity", "Interleave", "Linear", "Opaque",
-        "Pool", "SqueezeExcite", "Subsample", "Zero",
+        "Activation", "BatchNorm", "ChannelShuffle", "Conv", "Dropout", "Embed", "Flatten", "GlobalPool", "Identity", "Interleave", "Linear", "Opaque",
+        "Pick", "Pool", "SqueezeExcite", "Subsample", "Zero",
     ),
-    "niwaki.net.block": ("classifier", "conv_bn_act", "depthwise", "maybe", "mbconv"),
+    "niwaki.net.block": ("Columns", "classifier", "conv_bn_act", "depthwise", "encoder", "maybe", "mbconv"),
     "niwaki.net.place": ("ShapeError", "fix", "place", "space_of"),
     "niwaki.net.edit": ("decode", "edit", "encode", "expose", "restrict"),
     "niwaki.net.text": ("diff", "from_json", "to_json"),
@@ -44,6 +44,7 @@ _HOMES = {
     "niwaki.task.folder": ("image_folder",),
     "niwaki.task.images": ("arrays", "npz"),
     "niwaki.train.recipe": ("Recipe",),
+    "niwaki.zoo.mlp": ("mlp",),
     "niwaki.zoo.mobile": ("mobile",),
     "niwaki.deploy.predict": ("predict",),
 }  # fmt: skip

@@ -3,24 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from niwaki.net.control import Chain, OneOf, Residual
+from niwaki.net.control import Chain, Concat, OneOf, Residual
 from niwaki.net.layer import (
     Activation,
     BatchNorm,
     ChannelShuffle,
     Conv,
     Dropout,
+    Embed,
     Flatten,
     GlobalPool,
     Identity,
     Layer,
     Linear,
+    Pick,
     SqueezeExcite,
 )
 from niwaki.net.tree import called
 from niwaki.space.choice import Choice
 from niwaki.space.size import Expr, Symbol, in_channels, op, round8
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a row of a table is to a network, a flat vector: first `numbers` features as they are, then a code for each of `curves`, then a
+    code for each of `categories`: how many rows its table has (see `Embed`). Curves are columns of numbers, whose codes lie between rows."""
+
+    numbers: int = 0
+    curves: tuple[int, ...] = ()
+    categories: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return self.numbers + len(self.curves) + len(self.categories)
+
+
+def encoder(columns: Columns, *, curves: Expr, categories: Expr, name: str | None = "columns") -> list[Layer]:
+    """The layer, if one is needed, that turns a row into features. curves, categories: how many of each such column, at most."""
+    parts: list[Layer] = []
+    if columns.numbers:
+        parts.append(Pick(0, columns.numbers, name="numbers"))
+    if columns.curves:
+        parts.append(Embed(columns.curves, curves, columns.numbers, between=True, name="curves"))
+    if columns.categories:
+        parts.append(Embed(columns.categories, categories, columns.numbers + len(columns.curves), name="categories"))
+    if len(parts) == 1:
+        return [] if columns.numbers else parts
+    return [Concat(*parts, name=name)]
 
 
 def conv_bn_act(

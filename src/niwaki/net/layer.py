@@ -71,10 +71,18 @@ class Conv(Layer):
 
 @dataclass(frozen=True)
 class Linear(Layer):
-    """Linear map of a flat vector of features."""
+    """Linear map of a flat vector of features.
+
+    init: of the weights, normal: "small" has a standard deviation of 0.01, as the last layer of published image networks; "he" one of
+    sqrt(2 / features that enter), for what a ReLU follows without a BatchNorm between (He et al. 2015).
+    """
 
     out_features: Expr
     bias: bool = True
+    init: str = "small"
+
+    def __post_init__(self) -> None:
+        _require(self, "init", self.init in ("small", "he"), "'small' or 'he'")
 
 
 @dataclass(frozen=True)

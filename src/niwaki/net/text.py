@@ -92,7 +92,9 @@ def _written(value: Any, shared: Mapping[int, int]) -> Any:
 
 
 def _kept(field: Any, value: Layer) -> bool:
-    return field.name != "make" and not (field.name == "name" and value.name is None)
+    if field.name in ("name", "init"):  # `init` is younger than the format: what does not use it reads as it always did
+        return getattr(value, field.name) != field.default
+    return field.name != "make"
 
 
 def _read(data: Any, where: str, factories: Mapping[str, Callable[..., Any]], shared: dict[int, Choice]) -> Any:

@@ -123,7 +123,7 @@ def _(layer: Conv, item: Placed) -> nn.Module:
 @module_of.register
 def _(layer: Linear, item: Placed) -> nn.Module:
     linear = nn.Linear(item.input_shapes[0].width, layer.out_features, bias=layer.bias)
-    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.normal_(linear.weight, std=0.01 if layer.init == "small" else (2 / linear.in_features) ** 0.5)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
     return linear

@@ -299,7 +299,8 @@ def _(layer: Pick, step: Step, known: Answers, layers: nn.ModuleDict, inputs: li
 
 @run_layer.register
 def _(layer: Embed, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
-    x, table = inputs[0].whole(), layers[module_name(step.item.path)].weight
+    x = inputs[0].whole()
+    table: Any = layers[module_name(step.item.path)].weight
     vectors = look_up_vectors(layer.rows, layer.features(largest(layer.width)), layer.first)
     columns, starts, last = (vector.to(x.device) for vector in vectors)
     codes = torch.minimum(x.index_select(1, columns).clamp(0), last)

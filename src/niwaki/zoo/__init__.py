@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
 
+from niwaki.net.block import Columns
 from niwaki.net.control import Network
 from niwaki.space.choice import SpaceError
 from niwaki.zoo import fbnet as _fbnet
 from niwaki.zoo import fbnetv2 as _fbnetv2
 from niwaki.zoo import nasbench as _nasbench
 from niwaki.zoo import tunas as _tunas
+from niwaki.zoo.mlp import TABNAS_FEATURES, mlp, tabnas_criteo
 from niwaki.zoo.mobile import LARGEST, SMALLEST, mobile
 
 SPACES: Mapping[str, Callable[..., Network]] = {
@@ -33,20 +35,29 @@ MODELS: Mapping[str, Callable[..., Network]] = {
     **{name: partial(_tunas.tunas_model, name) for name in _tunas.MODELS},
 }
 _NAMED = {**SPACES, **MODELS}
+TABLES: Mapping[str, Callable[..., Network]] = {"mlp": mlp, "tabnas-criteo": tabnas_criteo}
 PUBLISHED_TOP1 = {**_fbnet.PUBLISHED_TOP1, **_fbnetv2.PUBLISHED_TOP1}
 PUBLISHED_COUNTS = {**_fbnet.PUBLISHED_COUNTS, **_fbnetv2.PUBLISHED_COUNTS}
 
 
 def names() -> tuple[str, ...]:
     """What `network` knows; `mobile-<size>`, or `mobile(<size>)`, stands for every size from 8 to 224."""
-    return (*_NAMED, "mobile-8", "mobile-28", "mobile-32", "mobile-64", "mobile-224")
+    return (*_NAMED, *TABLES, "mobile-8", "mobile-28", "mobile-32", "mobile-64", "mobile-224")
 
 
-def network(name: str, input_shape: tuple[int, ...] | None = None, classes: int | None = None) -> Network:
+def network(name: str, input_shape: tuple[int, ...] | None = None, classes: int | None = None, columns: Columns | None = None) -> Network:
     """The network or space called `name`, at its own input shape and number of classes unless others are given.
 
-    `mobile-32` is the family for 32 x 32 images; `mobile` alone takes the size from `input_shape`.
+    `mobile-32` is the family for 32 x 32 images; `mobile` alone takes the size from `input_shape`. classes: how many numbers the network
+    gives. columns: what the rows of a table are, for the networks that read those; left out, plain numbers.
     """
+    if name in TABLES:
+        if input_shape is not None and len(input_shape) != 1:
+            raise SpaceError(
+                f"{name!r} reads the rows of a table, (features,), not {input_shape}; for images there are {', '.join(_NAMED)}"
+            )
+        row = columns or Columns(input_shape[0] if input_shape is not None else TABNAS_FEATURES)
+        return TABLES[name](row, **({} if classes is None else {"outputs": classes}))
     if input_shape is not None and len(input_shape) != 3:
         raise SpaceError(f"the networks of the zoo read images of channels x height x width, not {input_shape}")
     given = {} if classes is None else {"classes": classes}
