@@ -1,0 +1,293 @@
+"""Policies against enumeration, updates against hand-written steps, and the contract of a strategy."""
+
+from random import Random
+
+import numpy as np
+import pytest
+
+from niwaki.factor.factor import Limit
+from niwaki.factor.within import within
+from niwaki.space.size import taken
+from niwaki.space.space import Decision, Space
+from niwaki.strategy.lstm import Lstm
+from niwaki.strategy.policy import Rejecting, softmaxes
+from niwaki.strategy.policy_gradient import Adam, Clipped, DelayedRamp, Moments, PolicyGradient, RewardError
+from niwaki.testing.strategy import check_strategy
+from niwaki.testing.toy import toy_evaluate, toy_macs, toy_space
+from niwaki.trial import Trial
+
+
+def accuracy(metrics):
+    return metrics["accuracy"]
+
+
+REINFORCE = PolicyGradient(accuracy, optimizer=Adam(0.05, betas=(0.0, 0.999)))
+PPO = PolicyGradient(accuracy, update=Clipped(), optimizer=Adam(0.03), batch_size=20, name="ppo")
+
+
+@pytest.mark.parametrize("strategy", [REINFORCE, PPO], ids=lambda strategy: strategy.name)
+def test_policies_keep_the_contract_of_a_strategy(strategy):
+    check_strategy(strategy)
+
+
+def branching():
+    """2 x 3 x 4 options, the last decision only where the first takes its second option: 3 + 12 architectures."""
+    first = Decision("a", (0, 1))
+    return Space((first, Decision("b", (0, 1, 2)), Decision("c", (0, 1, 2, 3), taken(first.ref, (1,)))))
+
+
+def rows_of(space):
+    return np.array(space.indices(space.enumerate()), dtype=np.int64)
+
+
+def drawn_parameters(policy, seed=0, scale=1.0):
+    return policy.initial() + np.random.default_rng(seed).normal(0, scale, policy.initial().shape)
+
+
+@pytest.mark.parametrize("controller", [softmaxes, Lstm(hidden=7, seed=3)], ids=["softmaxes", "lstm"])
+@pytest.mark.parametrize("space", [branching(), toy_space()], ids=["branching", "toy"])
+def test_probabilities_of_all_architectures_sum_to_one_and_draws_follow_them(controller, space):
+    policy, rows = controller(space), rows_of(space)
+    parameters = drawn_parameters(policy, scale=0.7)
+    p = np.exp(policy.log_prob(parameters, rows))
+    assert p.sum() == pytest.approx(1, abs=1e-12)
+    drawn = policy.sample(parameters, 40_000, np.random.default_rng(1))
+    number = {tuple(row): at for at, row in enumerate(rows.tolist())}
+    counts = np.bincount([number[tuple(row)] for row in drawn.tolist()], minlength=len(rows))
+    likely = p > 20 / len(drawn)
+    chi_square = ((counts - len(drawn) * p)[likely] ** 2 / (len(drawn) * p)[likely]).sum()
+    assert abs(chi_square - likely.sum()) < 4 * np.sqrt(2 * likely.sum())  # mean and variance of chi-square; cells are 40,000 in all
+
+
+@pytest.mark.parametrize("controller", [softmaxes, Lstm(hidden=5, seed=1)], ids=["softmaxes", "lstm"])
+@pytest.mark.parametrize("entropy", [0.0, 0.3])
+def test_gradients_equal_finite_differences(controller, entropy):
+    space = toy_space()
+    policy, generator = controller(space), np.random.default_rng(0)
+    parameters = drawn_parameters(policy, scale=0.4)
+    rows = policy.sample(parameters, 6, generator)
+    weights = generator.normal(size=6)
+
+    def value(at):
+        total = float(weights @ policy.log_prob(at, rows))
+        return total + entropy * mean_entropy(policy, at, rows)
+
+    gradient = policy.gradient(parameters, rows, weights, entropy, 0)
+    for direction in generator.normal(size=(3, *parameters.shape)):
+        slope = (value(parameters + 1e-5 * direction) - value(parameters - 1e-5 * direction)) / 2e-5
+        assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+def mean_entropy(policy, parameters, rows):
+    """Entropies of the decisions along each row, from log-probabilities alone: of all ways to take a decision, the earlier ones as they are."""
+    space, total = policy.space, 0.0
+    for row in rows.tolist():
+        exists = set(space.from_indices(row))
+        for position, decision in enumerate(space.decisions):
+            if decision.name not in exists:
+                continue
+            ways = [
+                space.indices([space.from_indices([*row[:position], option, *[0] * (len(row) - position - 1)])])[0]
+                for option in range(len(decision.options))
+            ]
+            # p of a prefix is the sum over what may follow; to have it exactly, over all architectures that begin so
+            everything = rows_of(space)
+            p = np.exp(policy.log_prob(parameters, everything))
+            prefix = np.array([p[(everything[:, : position + 1] == way[: position + 1]).all(axis=1)].sum() for way in ways])
+            prefix /= prefix.sum()
+            total -= float((prefix * np.log(prefix)).sum())
+    return total / len(rows)
+
+
+def test_the_mean_of_sampled_gradients_is_the_gradient_of_the_expected_reward_and_what_does_not_exist_gets_none():
+    """TuNAS, check 2: 50,000 draws within 3 standard errors per logit, on 2 x 3 x 4 options with a conditional branch."""
+    space = branching()
+    policy, rows = softmaxes(space), rows_of(branching())
+    logits = drawn_parameters(policy, 5, 0.5)
+    rewards = np.random.default_rng(2).random(len(rows))
+
+    def expected(at):
+        return float(np.exp(policy.log_prob(at, rows)) @ rewards)
+
+    exact = np.zeros_like(logits)
+    for place in np.ndindex(*logits.shape):
+        step = np.zeros_like(logits)
+        step[place] = 1e-6
+        exact[place] = (expected(logits + step) - expected(logits - step)) / 2e-6
+    number = {tuple(row): at for at, row in enumerate(rows.tolist())}
+    drawn = policy.sample(logits, 50_000, np.random.default_rng(3))
+    gained = rewards[[number[tuple(row)] for row in drawn.tolist()]] - 0.5
+    each = np.array([policy.gradient(logits, row[None], np.array([weight]), 0.0, 0) for row, weight in zip(drawn, gained, strict=True)])
+    error = each.std(axis=0) / np.sqrt(len(each))
+    assert (np.abs(each.mean(axis=0) - exact) <= 3 * error + 1e-12).all()
+    without = drawn[:, 0] == 0  # "c" does not exist there
+    assert without.any()
+    assert (each[without][:, 2] == 0).all()
+    assert (each[~without][:, 2, :4] != 0).any()
+    assert (each[:, 0, 2:] == 0).all()  # beyond a decision's own options
+
+
+@pytest.mark.parametrize("limit_share", [0.2, 0.5, 0.9])
+def test_within_budgets_a_policy_is_the_softmaxes_given_that_they_hold(limit_share):
+    space = toy_space()
+    cost = toy_macs(space)
+    inside = within(space, [Limit(cost, int(cost.minimum()[0] + limit_share * (cost.maximum()[0] - cost.minimum()[0])))])
+    policy, plain, rows = softmaxes(inside), softmaxes(space), rows_of(space)
+    logits = drawn_parameters(plain, 1)
+    kept = inside.feasible.keeps(rows)
+    p = np.where(kept, np.exp(plain.log_prob(logits, rows)), 0.0)
+    p /= p.sum()
+    assert np.exp(policy.log_prob(logits, rows[kept])) == pytest.approx(p[kept], rel=1e-10)
+    weights = np.random.default_rng(0).normal(size=kept.sum())
+    direction = np.random.default_rng(1).normal(size=logits.shape)
+    ahead, behind = (weights @ policy.log_prob(logits + sign * 1e-6 * direction, rows[kept]) for sign in (1, -1))
+    gradient = policy.gradient(logits, rows[kept], weights, 0.0, 0)
+    assert float((gradient * direction).sum()) == pytest.approx((ahead - behind) / 2e-6, rel=1e-6)
+    assert space.indices([policy.mode(logits)])[0] == rows[p.argmax()].tolist()
+    assert inside.feasible.keeps(policy.sample(logits, 500, np.random.default_rng(2))).all()
+
+
+def test_an_lstm_may_not_stand_alone_within_budgets_but_rejects():
+    space = toy_space()
+    inside = within(space, [Limit(toy_macs(space), toy_macs(space).maximum()[0] // 2)])
+    with pytest.raises(ValueError, match=r"knows no budget.*macs <= "):
+        Lstm()(inside)
+    with pytest.raises(ValueError, match="needs budgets"):
+        Rejecting()(space)
+    check_strategy(_Within(PolicyGradient(accuracy, Rejecting(samples=64, controller=Lstm(hidden=8)), optimizer=Adam(0.01))))
+
+
+class _Within:
+    """A strategy that only knows spaces within budgets, for the contract suite, which has some without."""
+
+    repeats = True
+
+    def __init__(self, strategy):
+        self.strategy, self.name = strategy, strategy.name
+        self.ask, self.tell, self.save = strategy.ask, strategy.tell, strategy.save
+
+    def bounded(self, space):
+        if not isinstance(space, Space):
+            return space
+        return (
+            within(space, [Limit(toy_macs(space), toy_macs(space).maximum()[0] * 2 // 3)]) if "depth" in {d.name for d in space} else space
+        )
+
+    def init(self, space):
+        return self.strategy.init(self.bounded(space))
+
+    def load(self, space, content, arrays):
+        return self.strategy.load(self.bounded(space), content, arrays)
+
+
+# ---------------------------------------------------------------- updates
+
+
+def test_adam_without_a_first_moment_moves_by_the_gradient_itself():
+    adam, gradient = Adam(0.1, betas=(0.0, 0.999)), np.array([1.0, -2.0, 0.5])
+    parameters, moments = np.zeros(3), Moments.of(np.zeros(3))
+    for g in (gradient, -3 * gradient):
+        parameters, moments = adam.step(parameters, moments, g)
+        assert (moments.first == g).all()
+
+
+def test_adam_takes_the_steps_of_torch():
+    torch = pytest.importorskip("torch")
+    ours, moments = np.array([0.3, -1.0]), Moments.of(np.zeros(2))
+    theirs = torch.tensor(ours, requires_grad=True)
+    optimizer = torch.optim.Adam([theirs], lr=0.02, betas=(0.5, 0.9), eps=1e-8, maximize=True)
+    for gradient in np.random.default_rng(0).normal(size=(20, 2)):
+        ours, moments = Adam(0.02, betas=(0.5, 0.9)).step(ours, moments, gradient)
+        theirs.grad = torch.tensor(gradient)
+        optimizer.step()
+    assert ours == pytest.approx(theirs.detach().numpy(), rel=1e-12)
+
+
+def test_the_learning_rate_waits_and_then_grows_tenfold():
+    """TuNAS, check 3."""
+    schedule = DelayedRamp(total=1000)
+    assert [schedule(step) for step in (0, 125, 250, 1000)] == [0, 0, 1, 10]
+    assert schedule(625) == pytest.approx(10**0.5)
+    with pytest.raises(ValueError, match="delay=1"):
+        DelayedRamp(10, delay=1.0)
+
+
+def test_the_baseline_is_a_zero_debiased_average_that_includes_the_present_reward():
+    told = []
+
+    def update(policy, parameters, moments, rows, advantages, adam):
+        told.extend(advantages.tolist())
+        return parameters, moments
+
+    space = branching()
+    strategy = PolicyGradient(accuracy, update=update, momentum=0.9)
+    arch = next(space.enumerate())
+    strategy.tell(strategy.init(space), [Trial(n, arch, {"accuracy": r}) for n, r in enumerate((1.0, 0.0, 0.5))])
+    second = 0.1 * 0.9 * 1 / (0.1 + 0.1 * 0.9)
+    third = (0.1 * 0.81 * 1 + 0.1 * 0.5) / (1 - 0.9**3)
+    assert told == pytest.approx([0.0, 0.0 - second, 0.5 - third])
+
+
+def test_the_clipped_update_is_the_gradient_of_the_clipped_surrogate():
+    """Against a step of torch's autograd on the surrogate as written, whose ratios leave the clip on the way."""
+    torch = pytest.importorskip("torch")
+    space = Space((Decision("a", (0, 1, 2)), Decision("b", (0, 1))))
+    policy, rows = softmaxes(space), rows_of(space)
+    logits, advantages = drawn_parameters(policy, 3), np.array([1.0, -1.0, 0.5, 2.0, -0.3, -2.0])
+    update, adam = Clipped(clip=0.1, passes=6, entropy=0.01), Adam(0.1)
+    ours, _ = update(policy, logits, Moments.of(logits), rows, advantages, adam)
+    theirs = torch.tensor(logits, requires_grad=True)
+    optimizer = torch.optim.Adam([theirs], lr=0.1)
+
+    def log_softmax(values):
+        return [torch.log_softmax(values[0, :3], 0), torch.log_softmax(values[1, :2], 0)]
+
+    def log_prob(values):
+        a, b = log_softmax(values)
+        return a[rows[:, 0]] + b[rows[:, 1]]
+
+    old, gained, left = log_prob(theirs).detach(), torch.tensor(advantages), 0
+    for _ in range(6):
+        ratio = (log_prob(theirs) - old).exp()
+        left += int(((ratio - 1).abs() > 0.1).sum())
+        surrogate = torch.minimum(ratio * gained, ratio.clamp(0.9, 1.1) * gained).mean()
+        entropy = -sum((part.exp() * part).sum() for part in log_softmax(theirs))
+        optimizer.zero_grad()
+        (-surrogate - 0.01 * entropy).backward()
+        optimizer.step()
+    assert left > 3
+    assert ours[0] == pytest.approx(theirs.detach().numpy()[0], rel=1e-9)
+    assert ours[1, :2] == pytest.approx(theirs.detach().numpy()[1, :2], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "strategy", [REINFORCE, PPO, PolicyGradient(accuracy, Lstm(16), Clipped(), Adam(0.01), 20)], ids=["reinforce", "ppo", "lstm"]
+)
+def test_a_policy_comes_to_propose_good_architectures(strategy):
+    space = toy_space()
+    evaluate = toy_evaluate(space)
+    best = sorted(evaluate(arch)["accuracy"] for arch in space.enumerate())
+    state, trials = strategy.init(space), []
+    while len(trials) < 1200:
+        asked = strategy.ask(state, 20, Random(f"1/{len(trials)}"), pending=())
+        batch = [Trial(len(trials) + at, arch, evaluate(arch)) for at, arch in enumerate(asked)]
+        state, trials = strategy.tell(state, batch), trials + batch
+    assert np.mean([trial.metrics["accuracy"] for trial in trials[-100:]]) > best[-len(best) // 10]  # the mean is in the best tenth
+    assert evaluate(strategy.mode(state))["accuracy"] > best[-len(best) // 20]
+
+
+def test_a_reward_that_is_not_finite_is_refused():
+    space = branching()
+    strategy = PolicyGradient(lambda metrics: metrics["accuracy"] / 0.0 if metrics["accuracy"] else float("nan"))
+    with pytest.raises(RewardError, match=r"trial 3 is nan.*accuracy"):
+        strategy.tell(strategy.init(space), [Trial(3, next(space.enumerate()), {"accuracy": 0.0})])
+
+
+def test_what_failed_is_learned_from_as_the_worst_reward():
+    space = Space((Decision("a", (0, 1)),))
+    good, bad = space.enumerate()
+    strategy = PolicyGradient(accuracy, optimizer=Adam(0.1, betas=(0.0, 0.999)))
+    state = strategy.tell(strategy.init(space), [Trial(0, good, {"accuracy": 0.9}), Trial(1, good, {"accuracy": 0.1})])
+    after = strategy.tell(state, [Trial(2, bad, {}, status="failed")])
+    assert after.parameters[0, 1] < state.parameters[0, 1]
+    assert {dict(arch)["a"] for arch in strategy.ask(after, 50, Random(0), pending=())} == {0}
