@@ -269,6 +269,11 @@ def test_a_space_within_its_budgets_moves_lists_and_draws_only_what_keeps_them()
         members = {arch for arch, keeps in zip(this.architectures, kept, strict=True) if keeps}
         assert inside.size == len(members)
         assert list(inside.enumerate()) == [arch for arch in this.architectures if arch in members]
+        kept = [arch for arch in this.architectures if arch in members]
+        for arch in (this.architectures[0], this.architectures[len(this.architectures) // 2], kept[-1]):
+            after = this.architectures[this.architectures.index(arch) + 1 :]
+            assert list(inside.enumerate(arch)) == [other for other in after if other in members]
+        assert all(inside.cross(arch, kept[0], rng) in members for arch in kept[:20])
         arch = inside.sample_uniform(rng)
         assert {inside.sample(rng), arch, inside.sample_uniform(rng)} <= members
         assert set(inside.neighbours(arch)) == set(this.space.neighbours(arch)) & members

@@ -1,6 +1,8 @@
 """What a space is: which architectures exist, how many, and how to move among them."""
 
 import json
+import pickle
+import sys
 from collections import Counter
 from itertools import product
 from random import Random
@@ -60,6 +62,56 @@ def test_enumeration_lists_every_architecture_once_in_reading_order():
         assert rows == sorted(rows)
         if len(space) <= 9:
             assert [dict(arch) for arch in listed] == brute_architectures(space)
+
+
+def test_enumeration_goes_on_after_any_architecture():
+    for space in SPACES[:10]:
+        listed = list(space.enumerate())[:300]
+        last = len(listed) - 1
+        for place in (0, last // 3, last):
+            following = space.enumerate(listed[place])
+            assert [next(following) for _ in listed[place + 1 :]] == listed[place + 1 :]
+
+
+def test_keys_are_the_option_numbers_and_lead_back_to_the_architecture():
+    many = Space((Decision("a", tuple(range(70_000))), Decision("b", (0, 1)), Decision("c", (0, 1))))
+    some = Space((Decision("a", tuple(range(300))), Decision("b", ("x", "y"))))
+    assert [space.key_bytes for space in (many, some, SPACES[0])] == [4, 2, 1]
+    for space in (*SPACES[:10], some, many):
+        archs = [space.sample_uniform(Random(seed)) for seed in range(20)]
+        for arch, row in zip(archs, space.indices(archs), strict=True):
+            width = space.key_bytes
+            key = space.key(arch)
+            assert [int.from_bytes(key[at : at + width], sys.byteorder) for at in range(0, len(key), width)] == row
+            again = space.architecture(dict(arch))
+            assert space.from_key(key) == again == arch
+            assert hash(again) == hash(arch)
+            assert pickle.loads(pickle.dumps(arch)) == arch
+            assert dict(pickle.loads(pickle.dumps(arch))) == dict(arch)
+    with pytest.raises(SpaceError, match="a key of this space has 4 bytes, not 3"):
+        some.from_key(b"abc")
+    with pytest.raises(SpaceError, match="none has the number 7"):
+        some.from_key((7).to_bytes(2, sys.byteorder) * 2)
+    with pytest.raises(SpaceError, match="belongs to the space"):
+        some.key(many.sample_uniform(Random(0)))
+
+
+def test_a_crossover_takes_each_decision_from_a_parent_at_even_odds_and_is_an_architecture():
+    for number, space in enumerate(SPACES[:12]):
+        rng = Random(number)
+        first, second = space.sample(rng), space.sample(rng)
+        children = [space.cross(first, second, rng) for _ in range(400)]
+        for child in children[:40]:
+            assert space.architecture(dict(child)) == child
+        for decision in space:
+            name = decision.name
+            having = [child[name] for child in children if name in child]
+            if name in first and name in second:
+                assert set(having) <= {first[name], second[name]}
+                if decision.condition is True and first[name] != second[name]:
+                    assert abs(having.count(first[name]) / 400 - 0.5) < 0.125  # five standard deviations
+            elif name in first or name in second:
+                assert set(having) <= {(first if name in first else second)[name]}
 
 
 def test_a_condition_at_depth_four_exists_only_where_all_above_it_hold():

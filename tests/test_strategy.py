@@ -14,6 +14,7 @@ from niwaki.space.space import Decision, Space
 from niwaki.store.engine import open_store
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.random import RandomSearch
+from niwaki.strategy.seen import Seen
 from niwaki.strategy.strategy import fingerprint
 from niwaki.testing.strategy import ContractError, check_strategy
 from niwaki.testing.toy import toy_accuracy, toy_evaluate, toy_macs, toy_space
@@ -59,7 +60,7 @@ class TooMany(RandomSearch):
 @dataclass(frozen=True)
 class LastBatchOnly(RandomSearch):
     def tell(self, state, trials):
-        return replace(state, seen=frozenset(fingerprint(trial.arch) for trial in trials))
+        return replace(state, seen=Seen(fingerprint(trial.arch) for trial in trials))
 
 
 @pytest.mark.parametrize(

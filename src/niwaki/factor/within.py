@@ -72,6 +72,12 @@ class Within:
 
     # ---------------------------------------------------------------- within the budgets
 
+    def from_key(self, key: bytes) -> Architecture:
+        return self._kept(self.space.from_key(key))
+
+    def key(self, arch: Architecture) -> bytes:
+        return self.space.key(arch)
+
     def __contains__(self, arch: object) -> bool:
         return isinstance(arch, Architecture) and arch.space == self.space.hash and bool(self.keeps([arch])[0])
 
@@ -111,8 +117,8 @@ class Within:
         sampler = self._uniform if probabilities is None else Sampler(self.feasible, probabilities)
         return sampler.draw(count, generator)
 
-    def enumerate(self) -> Iterator[Architecture]:
-        """All architectures, in the order of `Space.enumerate`."""
+    def enumerate(self, after: Architecture | None = None) -> Iterator[Architecture]:
+        """All architectures, in the order of `Space.enumerate`. after: only those that come later than it."""
         feasible = self.feasible
         bounds = [np.searchsorted(stage.source, np.arange(len(stage.states) + 1)) for stage in feasible.chain.stages]
         spends = []
@@ -120,19 +126,27 @@ class Within:
             spend = np.full((len(stage.source), arcs.spend.shape[1]), np.iinfo(np.int64).max)
             spend[arcs.raw] = arcs.spend[arcs.group]
             spends.append(spend)
+        first = None if after is None else self.space.indices([after])[0]
 
-        def follow(number: int, state: int, left: np.ndarray, taken: list[np.ndarray]) -> Iterator[Architecture]:
+        def follow(number: int, state: int, left: np.ndarray, taken: list[np.ndarray], bound: list[int] | None) -> Iterator[Architecture]:
+            """bound: `first`, as long as what was taken is its beginning."""
             if number == len(bounds):
                 row = np.concatenate(taken)
-                if not feasible.checked or feasible.keeps(row[None])[0]:
+                if bound is None and (not feasible.checked or feasible.keeps(row[None])[0]):
                     yield self.space.from_indices(row.tolist())
                 return
             stage = feasible.chain.stages[number]
             low, high = bounds[number][state], bounds[number][state + 1]
             for arc in low + np.flatnonzero((spends[number][low:high] <= left).all(axis=1)):
-                yield from follow(number + 1, stage.target[arc], left - spends[number][arc], [*taken, stage.options[arc]])
+                here = None
+                if bound is not None:
+                    options, limit = stage.options[arc].tolist(), bound[stage.start : stage.stop]
+                    if options < limit:
+                        continue
+                    here = bound if options == limit else None
+                yield from follow(number + 1, stage.target[arc], left - spends[number][arc], [*taken, stage.options[arc]], here)
 
-        yield from follow(0, 0, np.array(feasible.slack, dtype=np.int64), [])
+        yield from follow(0, 0, np.array(feasible.slack, dtype=np.int64), [], first)
 
     def neighbours(self, arch: Architecture) -> Iterator[Architecture]:
         """Those neighbours in the space that keep the limits."""
@@ -149,6 +163,13 @@ class Within:
         if not near:
             raise BudgetError(f"no change of one decision of this architecture gives one that has {self.feasible.text()}", arch)
         return near[rng.randrange(len(near))]
+
+    def cross(self, first: Architecture, second: Architecture, rng: Random) -> Architecture:
+        """A crossover, as `Space.cross` draws it, given that the limits are kept; `first`, where none of 64 keeps them."""
+        for _ in range(TRIES):
+            if (child := self.space.cross(first, second, rng)) in self:
+                return child
+        return first
 
     # ---------------------------------------------------------------- inside
 

@@ -14,57 +14,77 @@ if TYPE_CHECKING:
 class Architecture(Mapping[str, Value]):
     """A frozen mapping from the name of each active decision to the option taken, in the order of the space.
 
-    Made by `Space.architecture`, which validates. Equal by content and hashable. `space` is the hash of the space it belongs to.
+    Made by `Space.architecture`, which validates. Equal by content and hashable. `space` is the hash of the space it belongs to, `key` its
+    option numbers in one string of bytes (see `Space.key`). Those that are drawn work out their mapping only once somebody looks at it.
     """
 
-    __slots__ = ("_choices", "_hash", "space")
+    __slots__ = ("_choices", "_home", "key", "space")
     space: str
-    _choices: dict[str, Value]
-    _hash: int
+    key: bytes
+    _choices: dict[str, Value] | None
+    _home: Space | None
 
-    def __init__(self, space: str, choices: Mapping[str, Value]) -> None:
-        object.__setattr__(self, "space", space)
-        object.__setattr__(self, "_choices", dict(choices))
-        object.__setattr__(self, "_hash", hash((space, tuple(choices.items()))))
+    def __init__(self, space: str, choices: Mapping[str, Value], key: bytes | None = None) -> None:
+        _set_space(self, space)
+        _set_choices(self, dict(choices))
+        _set_key(self, repr(list(choices.items())).encode() if key is None else key)
+        _set_home(self, None)
+
+    @staticmethod
+    def of(home: Space, key: bytes) -> Architecture:
+        """The architecture of `home` with this canonical key."""
+        made = Architecture.__new__(Architecture)
+        _set_space(made, home.hash)
+        _set_choices(made, None)
+        _set_key(made, key)
+        _set_home(made, home)
+        return made
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"an Architecture is frozen; {name!r} cannot be set")
 
+    def _taken(self) -> dict[str, Value]:
+        if self._choices is None:
+            assert self._home is not None
+            _set_choices(self, self._home.choices(self.key))
+        return self._choices  # type: ignore[return-value]
+
     def __getitem__(self, name: str) -> Value:
+        taken = self._taken()
         try:
-            return self._choices[name]
+            return taken[name]
         except KeyError:
-            raise KeyError(f"{name!r} is no decision of this architecture; it has {', '.join(self._choices) or 'none'}") from None
+            raise KeyError(f"{name!r} is no decision of this architecture; it has {', '.join(taken) or 'none'}") from None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._choices)
+        return iter(self._taken())
 
     def __len__(self) -> int:
-        return len(self._choices)
+        return len(self._taken())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._choices
+        return name in self._taken()
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self._choices.get(name, default)
+        return self._taken().get(name, default)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Architecture):
             return NotImplemented
-        return self.space == other.space and self._choices == other._choices
+        return self.key == other.key and self.space == other.space
 
     def __hash__(self) -> int:
-        return self._hash
+        return hash(self.key)
 
     def __reduce__(self) -> tuple:
-        return Architecture, (self.space, self._choices)
+        return Architecture, (self.space, self._taken(), self.key)
 
     def __repr__(self) -> str:
-        return f"Architecture({self._choices!r}, space={self.space!r})"
+        return f"Architecture({self._taken()!r}, space={self.space!r})"
 
     def to_json(self) -> dict[str, Any]:
         """`{"space": hash, "choices": {name: option}}`; a tuple becomes a list, which no option can be, so nothing is lost."""
-        return {"space": self.space, "choices": {name: listed(option) for name, option in self._choices.items()}}
+        return {"space": self.space, "choices": {name: listed(option) for name, option in self._taken().items()}}
 
     @staticmethod
     def from_json(data: Mapping[str, Any], space: Space) -> Architecture:
@@ -74,6 +94,10 @@ class Architecture(Mapping[str, Value]):
         if data["space"] != space.hash:
             raise SpaceError(f"the architecture belongs to the space {data['space']}, but was read for the space {space.hash}")
         return space.architecture({name: tupled(option) for name, option in data["choices"].items()})
+
+
+# how the frozen slots are filled
+_set_space, _set_choices, _set_key, _set_home = (getattr(Architecture, name).__set__ for name in ("space", "_choices", "key", "_home"))
 
 
 def listed(value: Any) -> Any:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -20,6 +21,7 @@ from niwaki.space.architecture import Architecture, listed, tupled
 from niwaki.space.choice import SpaceError, Value
 from niwaki.space.size import FUNCTIONS, Expr, Op, Ref, Table, evaluate, refs
 
+_CODES = {2: "H", 4: "I"}  # of array, by bytes
 MOST_STATES = 1_000_000  # of the decisions that later conditions still need, at one place of the count
 
 
@@ -107,6 +109,32 @@ class Space:
             indices.append(self._option(decision, choices[decision.name]) if exists else 0)
         return self._architecture(indices)
 
+    def key(self, arch: Architecture) -> bytes:
+        """The option numbers of `arch`, one per decision and 0 where it does not exist, as unsigned numbers of `key_bytes` bytes each.
+
+        Within a space the keys of equal architectures are equal, and no others.
+        """
+        self._own(arch)
+        return arch.key
+
+    def from_key(self, key: bytes) -> Architecture:
+        """The architecture that has this key."""
+        if len(key) != len(self.decisions) * self.key_bytes:
+            raise SpaceError(f"a key of this space has {len(self.decisions) * self.key_bytes} bytes, not {len(key)}")
+        return self.from_indices(self._numbers_of(key))
+
+    def choices(self, key: bytes) -> dict[str, Value]:
+        """What the architecture with this key takes: an option for each decision that exists in it."""
+        indices = self._numbers_of(key)
+        if not self._conditional:
+            return {name: options[index] for (name, options), index in zip(self._named, indices, strict=True)}
+        absent = self._absent(indices)
+        return {
+            name: options[index]
+            for position, ((name, options), index) in enumerate(zip(self._named, indices, strict=True))
+            if position not in absent
+        }
+
     def active(self, choices: Mapping[str, Value]) -> tuple[str, ...]:
         """The names of the decisions that exist under `choices`, which must cover those that conditions ask about."""
         indices: list[int] = []
@@ -143,19 +171,20 @@ class Space:
         """An architecture drawn so that all architectures of the space are equally likely."""
         ticket, indices = rng.randrange(self.size), []
         state: tuple[int, ...] = ()
-        for position in range(len(self.decisions)):
-            for options, following in self._branches(position, state):
-                ways = self._completions[position + 1][following]
-                if ticket < len(options) * ways:
-                    indices.append(options[ticket // ways])
-                    ticket, state = ticket % ways, following
+        for position, forks in enumerate(self._forks):
+            fork = forks.get(state)
+            for first, span, ways, following in fork if fork is not None else self._fork(position, state):
+                if ticket < span:
+                    taken, ticket = divmod(ticket, ways)
+                    indices.append(first + taken)
+                    state = following
                     break
-                ticket -= len(options) * ways
+                ticket -= span
         return self._architecture(indices)
 
-    def enumerate(self) -> Iterator[Architecture]:
-        """All architectures, the last decision moving fastest; there are `size` of them."""
-        indices: list[int] | None = [0] * len(self.decisions)
+    def enumerate(self, after: Architecture | None = None) -> Iterator[Architecture]:
+        """All architectures, the last decision moving fastest; there are `size` of them. after: only those that come later than it."""
+        indices = [0] * len(self.decisions) if after is None else self._successor(self._indices(after))
         while indices is not None:
             yield self._architecture(indices)
             indices = self._successor(indices)
@@ -169,19 +198,36 @@ class Space:
     def mutate(self, arch: Architecture, rng: Random) -> Architecture:
         """A uniformly drawn change of one decision of `arch`; decisions that this brings to life are drawn, too."""
         indices = self._indices(arch)
-        moves = self._moves(indices)
-        if not moves:
+        absent = self._absent(indices) if self._conditional else ()
+        others = [0 if position in absent else more for position, more in enumerate(self._others)] if absent else self._others
+        if not (moves := sum(others)):
             raise SpaceError("this architecture has no neighbour: none of its decisions has a second option")
-        changed, option = moves[rng.randrange(len(moves))]
-        after = indices[:changed] + [option]
-        for position in range(changed + 1, len(self.decisions)):
-            if not self._exists(position, after):
-                after.append(0)
-            elif self._exists(position, indices):
-                after.append(indices[position])
-            else:
-                after.append(rng.randrange(len(self.decisions[position].options)))
+        move, changed = rng.randrange(moves), 0
+        while move >= others[changed]:
+            move -= others[changed]
+            changed += 1
+        after = indices.copy()
+        after[changed] = move + (move >= indices[changed])
+        if changed in self._asked:
+            self._revive(after, absent, rng)
         return self._architecture(after)
+
+    def cross(self, first: Architecture, second: Architecture, rng: Random) -> Architecture:
+        """Uniform crossover: each decision as the one or the other takes it, at even odds; as the one that has it, where one has; else drawn."""
+        parents = self._indices(first), self._indices(second)
+        if not self._conditional:
+            return self._architecture([pair[rng.random() < 0.5] for pair in zip(*parents, strict=True)])
+        lacking = tuple(self._absent(indices) for indices in parents)
+        child: list[int] = []
+        for position, decision in enumerate(self.decisions):
+            having = [indices[position] for indices, absent in zip(parents, lacking, strict=True) if position not in absent]
+            if not self._exists(position, child):
+                child.append(0)
+            elif len(having) == 2:
+                child.append(having[rng.random() < 0.5])
+            else:
+                child.append(having[0] if having else rng.randrange(len(decision.options)))
+        return self._architecture(child)
 
     # ---------------------------------------------------------------- size, identity, JSON
 
@@ -223,6 +269,24 @@ class Space:
     # ---------------------------------------------------------------- inside: option numbers
 
     @cached_property
+    def key_bytes(self) -> int:
+        """Bytes of one option number in a key."""
+        most = max((len(decision.options) for decision in self.decisions), default=1)
+        return 1 if most <= 2**8 else 2 if most <= 2**16 else 4
+
+    def _numbers_of(self, key: bytes) -> list[int]:
+        return list(key) if self.key_bytes == 1 else list(array(_CODES[self.key_bytes], key))
+
+    @cached_property
+    def _named(self) -> tuple[tuple[str, tuple[Value, ...]], ...]:
+        return tuple((decision.name, decision.options) for decision in self.decisions)
+
+    @cached_property
+    def _others(self) -> list[int]:
+        """For each decision how many options there are beside the one taken."""
+        return [len(decision.options) - 1 for decision in self.decisions]
+
+    @cached_property
     def _positions(self) -> dict[str, int]:
         return {decision.name: position for position, decision in enumerate(self.decisions)}
 
@@ -235,6 +299,30 @@ class Space:
     def _asked(self) -> frozenset[int]:
         """The positions of decisions on which some condition depends."""
         return frozenset(parent for _, parents, _ in self._conditions for parent in parents)
+
+    @cached_property
+    def _conditional(self) -> tuple[int, ...]:
+        """The positions of decisions that do not always exist."""
+        return tuple(position for position, (condition, _, _) in enumerate(self._conditions) if condition is not True)
+
+    def _absent(self, indices: Sequence[int]) -> set[int]:
+        """The positions of the decisions that do not exist under these canonical option numbers."""
+        absent, conditions = set(), self._conditions
+        for position in self._conditional:
+            condition, parents, answers = conditions[position]
+            asked = tuple([indices[p] for p in parents])
+            exists = answers.get(asked)
+            if not (self._answer(condition, parents, answers, asked) if exists is None else exists):
+                absent.add(position)
+        return absent
+
+    def _revive(self, indices: list[int], absent: Container[int], rng: Random) -> None:
+        """Makes `indices` canonical after a change; decisions that did not exist before it (`absent`), and do now, are drawn."""
+        for position in self._conditional:
+            if not self._exists(position, indices):
+                indices[position] = 0
+            elif position in absent:
+                indices[position] = rng.randrange(len(self.decisions[position].options))
 
     def _exists(self, position: int, indices: Sequence[int]) -> bool:
         """Whether the decision at `position` exists, given canonical option numbers of all before it."""
@@ -250,20 +338,25 @@ class Space:
 
     def _canonical(self, indices: list[int]) -> list[int]:
         """`indices` with 0 for every decision that does not exist."""
-        canonical: list[int] = []
-        for position, index in enumerate(indices):
-            canonical.append(index if self._exists(position, canonical) else 0)
+        if not self._conditional:
+            return indices
+        canonical = indices.copy()
+        for position in self._conditional:  # a condition asks about earlier decisions alone, which are canonical by then
+            if canonical[position] and not self._exists(position, canonical):
+                canonical[position] = 0
         return canonical
 
     def _architecture(self, indices: Sequence[int]) -> Architecture:
         """The architecture with these canonical option numbers."""
-        taken = zip(self.decisions, indices, strict=True)
-        return Architecture(self.hash, {d.name: d.options[i] for p, (d, i) in enumerate(taken) if self._exists(p, indices)})
+        return Architecture.of(self, bytes(indices) if self.key_bytes == 1 else array(_CODES[self.key_bytes], indices).tobytes())
 
     def _indices(self, arch: Architecture) -> list[int]:
+        self._own(arch)
+        return self._numbers_of(arch.key)
+
+    def _own(self, arch: Architecture) -> None:
         if arch.space != self.hash:
             raise SpaceError(f"the architecture belongs to the space {arch.space}, but was given to the space {self.hash}")
-        return [self._numbers[p][arch[d.name]] if d.name in arch else 0 for p, d in enumerate(self.decisions)]
 
     @cached_property
     def _numbers(self) -> tuple[dict[Value, int], ...]:
@@ -310,6 +403,18 @@ class Space:
         if position in following:
             return [(range(i, i + 1), tuple([i if p == position else known[p] for p in following])) for i in options]
         return [(options, tuple([known[p] for p in following]))]
+
+    @cached_property
+    def _forks(self) -> tuple[dict[tuple[int, ...], list[tuple[int, int, int, tuple[int, ...]]]], ...]:
+        """For each position the forks that draws have met so far; see `_fork`."""
+        return tuple({} for _ in self.decisions)
+
+    def _fork(self, position: int, state: tuple[int, ...]) -> list[tuple[int, int, int, tuple[int, ...]]]:
+        """The branches of a decision: first option, ways to go on with all of its options, with one of them, and the state that follows."""
+        ways = self._completions[position + 1]
+        fork = [(opts[0], len(opts) * ways[following], ways[following], following) for opts, following in self._branches(position, state)]
+        self._forks[position][state] = fork
+        return fork
 
     @cached_property
     def _completions(self) -> list[dict[tuple[int, ...], int]]:

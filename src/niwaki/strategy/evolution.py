@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 import numpy as np
 
 from niwaki.objective import Objective
-from niwaki.space.architecture import Architecture, tupled
+from niwaki.space.architecture import Architecture
 from niwaki.space.choice import BudgetError, SpaceError
-from niwaki.strategy.strategy import SearchSpace, fingerprint, unseen
+from niwaki.strategy.seen import Seen
+from niwaki.strategy.strategy import (
+    SearchSpace,
+    architectures_from_array,
+    architectures_to_array,
+    check_space,
+    fingerprint,
+    metrics_from_array,
+    metrics_to_array,
+    propose,
+)
 from niwaki.trial import Trial
 
 BEST_ACCURACY = Objective("accuracy")
@@ -31,7 +40,7 @@ class Member:
 class EvolutionState:
     space: SearchSpace
     population: tuple[Member, ...] = ()  # oldest first
-    seen: frozenset[str] = frozenset()  # fingerprints of all that was told
+    seen: Seen = field(default_factory=Seen)  # all that was told
 
 
 @dataclass(frozen=True)
@@ -58,25 +67,17 @@ class RegularizedEvolution:
         return EvolutionState(space)
 
     def ask(self, state: EvolutionState, count: int, rng: Random, pending: Sequence[Architecture]) -> list[Architecture]:
-        asked: list[Architecture] = []
-        seen = set(state.seen | {fingerprint(arch) for arch in pending})
-        for _ in range(count):
-            founding = len(state.population) + len(pending) + len(asked) < self.population_size or not state.population
-            if founding:
-                arch = unseen(lambda: state.space.sample_uniform(rng), state.space, seen, rng)
-            else:
-                parent = self._tournament(state.population, rng)
-                arch = unseen(partial(_mutated, state.space, parent, rng), state.space, seen, rng)
-            if arch is None:
-                break
-            asked.append(arch)
-            seen.add(fingerprint(arch))
-        return asked
+        def draw(asked: int) -> Architecture:
+            if not state.population or len(state.population) + len(pending) + asked < self.population_size:
+                return state.space.sample_uniform(rng)
+            return mutated(state.space, self._tournament(state.population, rng), rng)
+
+        return propose(count, draw, state.space, state.seen, pending, rng)
 
     def tell(self, state: EvolutionState, trials: Sequence[Trial]) -> EvolutionState:
         born = tuple(Member(trial.arch, trial.metrics) for trial in trials if trial.status == "ok")
         population = (state.population + born)[-self.population_size :]  # the oldest die (line 20)
-        return replace(state, population=population, seen=state.seen | {fingerprint(trial.arch) for trial in trials})
+        return EvolutionState(state.space, population, state.seen.with_(fingerprint(trial.arch) for trial in trials))
 
     def _tournament(self, population: Sequence[Member], rng: Random) -> Architecture:
         """The best of some drawn with replacement (lines 11-16)."""
@@ -87,21 +88,31 @@ class RegularizedEvolution:
         return winner.arch
 
     def save(self, state: EvolutionState) -> tuple[Any, dict[str, np.ndarray]]:
-        population = [{"arch": member.arch.to_json(), "metrics": dict(member.metrics)} for member in state.population]
-        return {"population": population, "seen": sorted(state.seen)}, {}
+        names, population = members_to_arrays(state.population)
+        return {"space": state.space.hash, "metrics": names}, {"seen": state.seen.to_array(), **population}
 
     def load(self, space: SearchSpace, content: Any, arrays: dict[str, np.ndarray]) -> EvolutionState:
-        population = []
-        for member in content["population"]:
-            if (of := member["arch"]["space"]) != space.hash:
-                raise SpaceError(f"the state of this search belongs to the space {of}, but is read for the space {space.hash}")
-            choices = {name: tupled(option) for name, option in member["arch"]["choices"].items()}
-            population.append(Member(Architecture(space.hash, choices), member["metrics"]))
-        return EvolutionState(space, tuple(population), frozenset(content["seen"]))
+        check_space(content, space)
+        return EvolutionState(space, members_from_arrays(content["metrics"], arrays, space), Seen.from_array(arrays["seen"]))
 
 
-def _mutated(space: SearchSpace, parent: Architecture, rng: Random) -> Architecture:
+def members_to_arrays(members: Sequence[Member], name: str = "member") -> tuple[list[str], dict[str, np.ndarray]]:
+    """The names of their metrics, and the members as arrays."""
+    names, metrics = metrics_to_array([member.metrics for member in members])
+    return names, {f"{name}_keys": architectures_to_array([member.arch for member in members]), f"{name}_metrics": metrics}
+
+
+def members_from_arrays(
+    names: Sequence[str], arrays: Mapping[str, np.ndarray], space: SearchSpace, name: str = "member"
+) -> tuple[Member, ...]:
+    """What `members_to_arrays` wrote."""
+    archs = architectures_from_array(arrays[f"{name}_keys"], space)
+    return tuple(map(Member, archs, metrics_from_array(names, arrays[f"{name}_metrics"])))
+
+
+def mutated(space: SearchSpace, parent: Architecture, rng: Random) -> Architecture:
+    """A change of one decision of `parent`, or, where it has no neighbour within the budgets, any architecture."""
     try:
         return space.mutate(parent, rng)
-    except (SpaceError, BudgetError):  # within its budgets the parent has no neighbour
+    except (SpaceError, BudgetError):
         return space.sample_uniform(rng)

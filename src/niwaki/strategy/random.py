@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 import numpy as np
 
 from niwaki.space.architecture import Architecture
-from niwaki.strategy.strategy import SearchSpace, fingerprint, unseen
+from niwaki.strategy.seen import Seen
+from niwaki.strategy.strategy import SearchSpace, check_space, fingerprint, propose
 from niwaki.trial import Trial
 
 
 @dataclass(frozen=True)
 class RandomState:
     space: SearchSpace
-    seen: frozenset[str] = frozenset()  # fingerprints
+    seen: Seen = field(default_factory=Seen)  # all that was told
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,14 @@ class RandomSearch:
         return RandomState(space)
 
     def ask(self, state: RandomState, count: int, rng: Random, pending: Sequence[Architecture]) -> list[Architecture]:
-        asked: list[Architecture] = []
-        seen = set(state.seen | {fingerprint(arch) for arch in pending})
-        for _ in range(count):
-            arch = unseen(lambda: state.space.sample_uniform(rng), state.space, seen, rng)
-            if arch is None:
-                break
-            asked.append(arch)
-            seen.add(fingerprint(arch))
-        return asked
+        return propose(count, lambda _: state.space.sample_uniform(rng), state.space, state.seen, pending, rng)
 
     def tell(self, state: RandomState, trials: Sequence[Trial]) -> RandomState:
-        return replace(state, seen=state.seen | {fingerprint(trial.arch) for trial in trials})
+        return RandomState(state.space, state.seen.with_(fingerprint(trial.arch) for trial in trials))
 
     def save(self, state: RandomState) -> tuple[Any, dict[str, np.ndarray]]:
-        return {"seen": sorted(state.seen)}, {}
+        return {"space": state.space.hash}, {"seen": state.seen.to_array()}
 
     def load(self, space: SearchSpace, content: Any, arrays: dict[str, np.ndarray]) -> RandomState:
-        return RandomState(space, frozenset(content["seen"]))
+        check_space(content, space)
+        return RandomState(space, Seen.from_array(arrays["seen"]))

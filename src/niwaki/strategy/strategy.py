@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
+import math
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from hashlib import blake2b
 from random import Random
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from niwaki.space.architecture import Architecture
+from niwaki.space.choice import SpaceError
 from niwaki.trial import Trial
 
 DRAWS = 100  # before an unseen architecture is looked for by listing
@@ -29,9 +30,11 @@ class SearchSpace(Protocol):
     def size(self) -> int: ...
     def indices(self, architectures: Iterable[Architecture]) -> list[list[int]]: ...
     def from_indices(self, row: Sequence[int]) -> Architecture: ...
-    def enumerate(self) -> Iterator[Architecture]: ...
+    def from_key(self, key: bytes) -> Architecture: ...
+    def enumerate(self, after: Architecture | None = None) -> Iterator[Architecture]: ...
     def sample_uniform(self, rng: Random) -> Architecture: ...
     def mutate(self, arch: Architecture, rng: Random) -> Architecture: ...
+    def cross(self, first: Architecture, second: Architecture, rng: Random) -> Architecture: ...
     def neighbours(self, arch: Architecture) -> Iterator[Architecture]: ...
 
 
@@ -70,25 +73,93 @@ class Strategy(Protocol[S]):
 
 def fingerprint(arch: Architecture) -> str:
     """16 hexadecimal digits that stand for the choices of `arch`: what a state remembers of the architectures it has seen."""
-    return hashlib.sha256(json.dumps(arch.to_json()["choices"], sort_keys=True).encode()).hexdigest()[:16]
+    return blake2b(arch.key, digest_size=8).hexdigest()
 
 
-def unseen(draw: Callable[[], Architecture], space: SearchSpace, seen: AbstractSet[str], rng: Random) -> Architecture | None:
-    """An architecture from `draw` whose fingerprint is not in `seen`; where draws give none, any other; None if there is none.
+def unseen(draw: Callable[[], Architecture], space: SearchSpace, seen: Container[str], rng: Random) -> Architecture | None:
+    """An architecture from `draw` whose fingerprint is not in `seen`; where 100 draws give none, any other; None only if there is none.
 
-    In a space of more than 20,000, "any other" is one in the fewest changes away from what was drawn, among 20,000 visited.
+    In a space of at most 20,000, "any other" is drawn evenly from those that are left; in a larger one it is the next after what was drawn
+    last, in the order of `enumerate`.
     """
     for _ in range(DRAWS):
         arch = draw()
         if fingerprint(arch) not in seen:
             return arch
     if space.size <= MOST_LISTED:
-        fresh = [other for other in space.enumerate() if fingerprint(other) not in seen]
-        return fresh[rng.randrange(len(fresh))] if fresh else None
-    ring, visited = [arch], {arch}
-    while ring and len(visited) < MOST_LISTED:
-        ring = list(dict.fromkeys(near for inner in ring for near in space.neighbours(inner) if near not in visited))
-        visited.update(ring)
-        if fresh := [near for near in ring if fingerprint(near) not in seen]:
-            return fresh[rng.randrange(len(fresh))]
-    return None
+        left = [other for other, print_ in _listed(space) if print_ not in seen]
+        return left[rng.randrange(len(left))] if left else None
+    # at most as many are seen in a row as were ever told or are pending, and one more is the answer
+    later = (other for other in space.enumerate(arch) if fingerprint(other) not in seen)
+    return next(later, None) or next((other for other in space.enumerate() if fingerprint(other) not in seen), None)
+
+
+def propose(
+    count: int,
+    draw: Callable[[int], Architecture],
+    space: SearchSpace,
+    seen: Container[str],
+    pending: Sequence[Architecture],
+    rng: Random,
+) -> list[Architecture]:
+    """`count` architectures from `draw`, called with the number of those drawn so far: none seen, none pending, none twice; see `unseen`.
+
+    Fewer only where no others are left.
+    """
+    asked: list[Architecture] = []
+    taken = _Both(seen, {fingerprint(arch) for arch in pending})
+    while len(asked) < count:
+        arch = unseen(lambda: draw(len(asked)), space, taken, rng)
+        if arch is None:
+            break
+        asked.append(arch)
+        taken.out.add(fingerprint(arch))
+    return asked
+
+
+class _Both:
+    """What is in either of two sets, without a copy of the large one."""
+
+    __slots__ = ("out", "seen")
+
+    def __init__(self, seen: Container[str], out: set[str]) -> None:
+        self.seen, self.out = seen, out
+
+    def __contains__(self, fingerprint: object) -> bool:
+        return fingerprint in self.out or fingerprint in self.seen
+
+
+@lru_cache(maxsize=4)
+def _listed(space: SearchSpace) -> tuple[tuple[Architecture, str], ...]:
+    """All architectures of a small space, with their fingerprints; kept, because a search that comes to its end needs them again and again."""
+    return tuple((arch, fingerprint(arch)) for arch in space.enumerate())
+
+
+def architectures_to_array(architectures: Sequence[Architecture]) -> np.ndarray:
+    """uint8 (N, bytes of a key): the keys of architectures, for `save`."""
+    width = len(architectures[0].key) if architectures else 0
+    return np.frombuffer(b"".join(arch.key for arch in architectures), dtype=np.uint8).reshape(len(architectures), width)
+
+
+def architectures_from_array(array: np.ndarray, space: SearchSpace) -> list[Architecture]:
+    """The architectures that `architectures_to_array` wrote, checked against `space`."""
+    return [space.from_key(row.tobytes()) for row in np.ascontiguousarray(array)]
+
+
+def metrics_to_array(metrics: Sequence[Mapping[str, float]]) -> tuple[list[str], np.ndarray]:
+    """The names of all metrics, and float64 (N, names): their values, NaN where one has no such metric; for `save`."""
+    names = sorted({name for one in metrics for name in one})
+    return names, np.array([[one.get(name, math.nan) for name in names] for one in metrics], dtype=np.float64).reshape(
+        len(metrics), len(names)
+    )
+
+
+def metrics_from_array(names: Sequence[str], array: np.ndarray) -> list[dict[str, float]]:
+    """What `metrics_to_array` wrote."""
+    return [{name: value for name, value in zip(names, row, strict=True) if not math.isnan(value)} for row in array.tolist()]
+
+
+def check_space(content: Mapping[str, Any], space: SearchSpace) -> None:
+    """Refuses a saved state, which names its space under "space", of another space."""
+    if (of := content["space"]) != space.hash:
+        raise SpaceError(f"the state of this search belongs to the space {of}, but is read for the space {space.hash}")
