@@ -24,6 +24,7 @@ S = TypeVar("S")  # a strategy's state: a frozen value
 class SearchSpace(Protocol):
     """What a strategy sees: a `Space`, or one within budgets."""
 
+    def __hash__(self) -> int: ...
     @property
     def hash(self) -> str: ...
     @property
