@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -62,6 +63,17 @@ def niwaki_command() -> Callable[..., Answer]:
         return Answer(stop.value.code, out.getvalue(), err.getvalue())
 
     return command
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of published tables and data sets, of $NIWAKI_SHARED or beside the repository; tests that need it are skipped where it is not."""
+    root = Path(__file__).resolve().parents[1]
+    homes = [Path(home) for home in (os.environ.get("NIWAKI_SHARED"), root / "shared", root.parent / "shared") if home]
+    for home in homes:
+        if (home / "data").is_dir():
+            return home / "data"
+    pytest.skip(f"no published tables: there is no data/ in {' or '.join(map(str, homes))}; NIWAKI_SHARED names another folder")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ task                      [net]
 train                     [space nn task]
 zoo                       [space net]
 strategy                  [space factor trial objective distribution predictor]
-evaluate                  [space net trial cost nn task train predictor]
+evaluate                  [space net trial cost nn task train predictor zoo]
 gradient                  [space factor net trial objective cost nn task train distribution]
 recipe                    [all]
 deploy explain            [space net nn task train cost device store]
@@ -37,7 +37,8 @@ run testing               [all]
 cli                       [all]
 dashboard                 [store trial objective report]
 """
-# Two additions to the design's table: deploy writes its files through store.files, and report names architectures.
+# Additions to the design's table: deploy writes its files through store.files, report names architectures, and evaluate knows of which
+# networks in the zoo the published tables are.
 
 FREE_OF_TORCH = ("space", "factor", "net", "cost", "zoo", "trial", "objective", "store", "report", "dashboard")
 KNOWS_TORCH = ("niwaki.factor.expect",)

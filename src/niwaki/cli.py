@@ -195,6 +195,55 @@ def space(
 
 
 @app.command()
+def bench(
+    tables: Annotated[list[Path], typer.Argument(metavar="TABLE.npz...", help="The table; further files add columns to its rows.")],
+    objective: Annotated[
+        list[str], typer.Option(help="Column to search for; -COLUMN for one that is to be small. Twice for two objectives at once.")
+    ],
+    strategy: Annotated[list[str] | None, typer.Option(help="NAME[,NAME...]; random, params and macs are always there.")] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(help='"pixel3<=4" on a column, or "macs<=50M" on a count of the description; may be repeated.')
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option(metavar="NETWORK", help="What the table is of: a name in the zoo, module:attr, file.py:attr, or columns.")
+    ] = None,
+    evaluations: Annotated[int, typer.Option(help="Of each search; repeats count.")] = 200,
+    seeds: Annotated[int, typer.Option(help="How many searches of each strategy.")] = 20,
+    workers: Annotated[int, typer.Option(help="Simulated workers, which evaluate at the same time.")] = 1,
+    seconds: Annotated[str | None, typer.Option(help="Column of the evaluations' durations (default: 1 for each).")] = None,
+    report: Annotated[str | None, typer.Option(help="Column in which regret is told (default: the objective).")] = None,
+    processes: Annotated[int | None, typer.Option(help="That search at the same time (default: one for each core).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the searches and the report (default: runs/bench-<table>-<hash>).")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the folder holds of an earlier run and start anew.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare search methods on a table of architectures that others have trained and measured."""
+    with _told(as_json):
+        from niwaki.run.bench import bench as compare
+        from niwaki.run.bench import cores, table_of
+
+        with _watched(quiet) as progress:
+            found = compare(
+                tables,
+                objectives=objective,
+                strategies=[name.strip() for given in strategy or ["random"] for name in given.split(",") if name.strip()],
+                limits=limit or (),
+                space=space,
+                report=report,
+                seconds=seconds,
+                workers=workers,
+                evaluations=evaluations,
+                seeds=seeds,
+                out=out,
+                fresh=fresh,
+                processes=processes or cores(),
+                progress=progress,
+            )
+        print(json.dumps(found) if as_json else table_of(found))
+
+
+@app.command()
 def reproduce(
     method: Annotated[str, typer.Argument(help="dmaskingnas, or another method with published claims; an unknown one lists them.")],
     out: Annotated[Path | None, typer.Option(help="Folder of what was trained (default: runs/reproduce-METHOD).")] = None,

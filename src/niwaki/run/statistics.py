@@ -36,6 +36,27 @@ def expected_pick(selected_by: Sequence[float], values: Sequence[float], draws: 
     return total
 
 
+def expected_picks(selected_by: ArrayLike, values: ArrayLike, most: int) -> np.ndarray:
+    """(most,): `expected_pick` for 1, 2, ... `most` draws, in floating point: the curve of random search, exact where a simulation is noisy.
+
+    >>> expected_picks([1, 2, 3], [10, 20, 60], 3).round(6).tolist()
+    [30.0, 46.666667, 60.0]
+    """
+    by, value = np.asarray(selected_by, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    count = len(value)
+    if len(by) != count or not 1 <= most <= count:
+        raise ValueError(f"{most} draws of {count} candidates, selected by {len(by)} figures: 1 to as many draws as candidates")
+    _, level = np.unique(by, return_inverse=True)
+    upto = np.concatenate([[0], np.cumsum(np.bincount(level))])  # how many candidates are at most as good as each level
+    means = np.bincount(level, weights=value) / np.diff(upto)
+    # share[i]: of the sets of n candidates, those that lie within the first upto[i]: C(upto, n) / C(count, n), one factor more for each n
+    share, found = np.ones(len(upto)), np.empty(most)
+    for n in range(most):
+        share *= np.maximum(upto - n, 0) / (count - n)
+        found[n] = np.diff(share) @ means
+    return found
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean with a 95 % interval."""
@@ -53,6 +74,20 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
     picked = np.random.default_rng(seed).integers(len(given), size=(RESAMPLES, len(given)))
     low, high = np.quantile(given[picked].mean(axis=1), (0.025, 0.975))
     return Interval(float(given.mean()), float(low), float(high))
+
+
+def bootstrap_curve(curves: ArrayLike, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % percentile interval of the mean of `curves`, (seeds, points), at every point: low and high, (points,).
+
+    Whole seeds are resampled, the same for all points: the points of a curve depend on each other.
+    """
+    given = np.asarray(curves, dtype=np.float64)
+    count = len(given)
+    picked = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+    shares = np.zeros((RESAMPLES, count))
+    np.add.at(shares, (np.arange(RESAMPLES)[:, None], picked), 1.0 / count)
+    low, high = np.quantile(shares @ given, (0.025, 0.975), axis=0)
+    return low, high
 
 
 def ranks(values: ArrayLike) -> np.ndarray:

@@ -1,0 +1,122 @@
+"""The part of a space that is listed, row by row: where a benchmark has measured a sample of a space that is too large to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from niwaki.space.architecture import Architecture
+from niwaki.space.choice import SpaceError, Value
+from niwaki.space.space import Decision, Space
+
+NEAR = 16  # of the other rows, at least, are an architecture's neighbours
+
+
+class Listed:
+    """The architectures of `space` with the option numbers `rows`, with the interface of a `Space`. Its architectures are the space's own.
+
+    rows: (N, decisions), canonical as `Space.indices` gives them, none twice. Few of a random sample differ in one decision, so the
+    neighbours of an architecture are the NEAR rows, and those as near as the last of them, that differ from it in the fewest.
+    """
+
+    def __init__(self, space: Space, rows: np.ndarray) -> None:
+        if rows.ndim != 2 or rows.shape[1] != len(space) or not len(rows):
+            raise SpaceError(f"a list of architectures is (N, {len(space)}) option numbers, N at least 1, not {rows.shape}")
+        self.space, self.rows = space, rows
+
+    # ---------------------------------------------------------------- as the space has it
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        return self.space.decisions
+
+    @property
+    def hash(self) -> str:
+        return self.space.hash
+
+    def __len__(self) -> int:
+        return len(self.space)
+
+    def __iter__(self) -> Iterator[Decision]:
+        return iter(self.space)
+
+    def __getitem__(self, name: str) -> Decision:
+        return self.space[name]
+
+    def position(self, name: str) -> int:
+        return self.space.position(name)
+
+    def active(self, choices: Mapping[str, Value]) -> tuple[str, ...]:
+        return self.space.active(choices)
+
+    def indices(self, architectures: Iterable[Architecture]) -> list[list[int]]:
+        return self.space.indices(architectures)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.space.to_json(), "listed": len(self.rows)}
+
+    # ---------------------------------------------------------------- what is listed
+
+    @property
+    def size(self) -> int:
+        return len(self.rows)
+
+    def __contains__(self, arch: object) -> bool:
+        return isinstance(arch, Architecture) and arch.space == self.hash and tuple(self.space.indices([arch])[0]) in self._places
+
+    def from_indices(self, row: Sequence[int]) -> Architecture:
+        return self._kept(self.space.from_indices(row))
+
+    def architecture(self, choices: Mapping[str, Value]) -> Architecture:
+        return self._kept(self.space.architecture(choices))
+
+    def sample(self, rng: Random) -> Architecture:
+        return self.sample_uniform(rng)
+
+    def sample_uniform(self, rng: Random) -> Architecture:
+        """An architecture drawn so that all that are listed are equally likely."""
+        return self._at(rng.randrange(len(self.rows)))
+
+    def sample_many(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """(count, decisions): option numbers of independent uniform draws."""
+        return self.rows[generator.integers(len(self.rows), size=count)]
+
+    def enumerate(self) -> Iterator[Architecture]:
+        """All that are listed, in the order of the list."""
+        return map(self._at, range(len(self.rows)))
+
+    def neighbours(self, arch: Architecture) -> Iterator[Architecture]:
+        return map(self._at, self._near(arch).tolist())
+
+    def mutate(self, arch: Architecture, rng: Random) -> Architecture:
+        """One of the neighbours, each as likely."""
+        near = self._near(arch)
+        if not len(near):
+            raise SpaceError("only one architecture is listed, so it has no neighbour")
+        return self._at(int(near[rng.randrange(len(near))]))
+
+    # ---------------------------------------------------------------- inside
+
+    @cached_property
+    def _places(self) -> dict[tuple[int, ...], int]:
+        return {tuple(row): at for at, row in enumerate(self.rows.tolist())}
+
+    def _at(self, place: int) -> Architecture:
+        return self.space.from_indices(self.rows[place].tolist())
+
+    def _near(self, arch: Architecture) -> np.ndarray:
+        """The places of the neighbours, nearest first, in the order of the list where they are as near."""
+        apart = (self.rows != np.array(self.space.indices([arch])[0])).sum(axis=1)
+        others = np.flatnonzero(apart)
+        if len(others) > NEAR:
+            others = others[apart[others] <= np.partition(apart[others], NEAR - 1)[NEAR - 1]]
+        return others[np.argsort(apart[others], kind="stable")]
+
+    def _kept(self, arch: Architecture) -> Architecture:
+        if arch not in self:
+            raise SpaceError(f"the architecture {dict(arch)} is not among the {len(self.rows):,} that are listed")
+        return arch

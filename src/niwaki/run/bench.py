@@ -1,0 +1,131 @@
+"""`niwaki bench`: search methods compared on a table, fairly. What was searched is kept, each search once; all that is told is made from that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import niwaki
+from niwaki.run.contest import BenchError, Question, contest_of
+from niwaki.run.curves import summary
+from niwaki.run.folder import Folder
+from niwaki.run.progress import Progress, Silent
+from niwaki.run.workers import Job, Workers
+from niwaki.store.files import atomic_write
+
+# what decides how a search goes: a folder of searches that other code has made is not gone on with
+DECIDES = (
+    "space", "factor", "net", "strategy", "objective", "objective.py", "trial.py", "distribution.py", "predictor.py", "predictor", "evaluate",
+    "cost", "run/contest.py", "run/simulate.py", "run/strategies.py",
+)  # fmt: skip
+
+
+def bench(
+    tables: Sequence[str | Path],
+    *,
+    objectives: Sequence[str],
+    strategies: Sequence[str] = ("random",),
+    limits: Sequence[str] = (),
+    space: str | None = None,
+    report: str | None = None,
+    seconds: str | None = None,
+    workers: int = 1,
+    evaluations: int = 200,
+    seeds: int = 20,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    processes: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """strategy -> {"regret": {"1": {"mean", "sem", "low", "high"}, ...}, ...}: one entry for each count of evaluations, in the objective's units.
+
+    tables, objectives, limits, space, report, seconds, workers, evaluations: see `Question`. strategies: names; random search, and
+    parameters and MACs alone, are always added. seeds: 0 to `seeds` - 1, the same for all. out: the folder of the searches, where finished
+    ones are found again, and of results.json and report.html. processes: that search at once; the results do not depend on it.
+    """
+    progress = progress or Silent()
+    if seeds < 1:
+        raise BenchError(f"{seeds} seeds; there is at least one")
+    if processes < 1:
+        raise BenchError(f"{processes} processes; there is at least one")
+    question = Question(tuple(map(str, tables)), tuple(objectives), tuple(limits), space, report, seconds, workers, evaluations)
+    contest = contest_of(question)
+    contestants = contest.contestants(strategies)
+    facts = contest.facts()
+    for note in facts["notes"]:
+        progress.note(note)
+    asked = {
+        **asdict(question),
+        "tables": {Path(path).name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in question.tables},
+        "code": _code(),
+    }
+    folder = Folder(
+        out or Path("runs") / f"bench-{contest.table.name}-{_short(asked)}", asked={"bench": asked}, plan=lambda: facts, fresh=fresh
+    )
+    try:
+        jobs = [Job(f"{name}/{seed}", play, (name, seed)) for seed in range(seeds) for name in contestants]
+        with Workers(processes, common=(question,)) as pool:
+            pool.run(jobs, folder, progress, f"{len(contestants)} searches with {seeds} seeds")
+        folder.store.set_fact("contest", {"contestants": contestants, "seeds": seeds})
+        return _write(folder)
+    finally:
+        folder.close()
+
+
+def play(question: Question, name: str, seed: int) -> dict[str, Any]:
+    return contest_of(question).play(name, seed)
+
+
+def write_bench(folder: str | Path) -> dict[str, Any]:
+    """results.json and report.html of a finished comparison anew, from what its folder holds: the same bytes."""
+    opened = Folder(folder)
+    try:
+        return _write(opened)
+    finally:
+        opened.close()
+
+
+def _write(folder: Folder) -> dict[str, Any]:
+    contest = folder.store.fact("contest")
+    if contest is None:
+        raise BenchError(f"{folder.path} holds no finished comparison; `niwaki bench` with the same words goes on with it")
+    records = {name: [folder.store.fact(f"result {name}/{seed}") for seed in range(contest["seeds"])] for name in contest["contestants"]}
+    results = summary(folder.plan, records)
+    atomic_write(folder.path / "results.json", json.dumps({"facts": folder.plan, "strategies": results}, indent=1) + "\n")
+    return results
+
+
+def table_of(results: Mapping[str, Any]) -> str:
+    """The results as lines of text: mean regret after some numbers of evaluations, with its standard error."""
+    last = len(next(iter(results.values()))["regret"])
+    shown = [at for at in (10, 20, 50, 100, 150, 200, 500, 1000, 2000, 5000, 10_000) if at < last] + [last]
+    lines = [f"{'evaluations':<20}" + "".join(f"{at:>18}" for at in shown)]
+    for name, found in sorted(results.items(), key=lambda item: item[1]["regret"][str(last)]["mean"]):
+        entries = [found["regret"][str(at)] for at in shown]
+        lines.append(f"{name:<20}" + "".join(f"{entry['mean']:>10.4f} ±{entry['sem']:<6.4f}" for entry in entries))
+    return "\n".join(lines)
+
+
+def _code() -> str:
+    """A hash of all files that decide how a search goes."""
+    home = Path(niwaki.__file__).parent
+    files = [file for name in DECIDES for file in ([home / name] if name.endswith(".py") else sorted((home / name).glob("*.py")))]
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            digest.update(f"{file.relative_to(home)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cores() -> int:
+    """How many processes may compute at once here."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _short(asked: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:6]

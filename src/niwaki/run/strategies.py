@@ -1,0 +1,46 @@
+"""Strategies by name, for where words arrive: the command line and configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from niwaki.objective import Objective
+from niwaki.strategy.evolution import RegularizedEvolution
+from niwaki.strategy.random import RandomSearch
+from niwaki.strategy.strategy import Strategy
+
+Objectives = tuple[Objective, ...]
+
+
+class UnknownStrategy(ValueError):
+    """A name that no strategy has, or a strategy that cannot do what it is asked for."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A strategy as a name stands for it. several: whether it searches for more than one objective at once."""
+
+    make: Callable[[Objectives], Strategy[Any]]
+    several: bool = False
+
+
+STRATEGIES: dict[str, Named] = {
+    "random": Named(lambda objectives: RandomSearch(), several=True),
+    "evolution": Named(lambda objectives: RegularizedEvolution(objectives[0])),
+}
+
+
+def strategy_named(name: str, objectives: Objectives) -> Strategy[Any]:
+    """The strategy called `name` with its defaults, to search for these objectives. "_" is as good as "-"."""
+    found = STRATEGIES.get(name.replace("_", "-"))
+    if found is None:
+        close = get_close_matches(name.replace("_", "-"), STRATEGIES, n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there are {', '.join(STRATEGIES)}"
+        raise UnknownStrategy(f"no strategy is called {name!r}; {hint}")
+    if len(objectives) > 1 and not found.several:
+        able = ", ".join(name for name, named in STRATEGIES.items() if named.several)
+        raise UnknownStrategy(f"{name} searches for one objective, not for {len(objectives)} at once; those that do are {able}")
+    return found.make(objectives)
