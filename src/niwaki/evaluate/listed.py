@@ -16,6 +16,11 @@ from niwaki.space.space import Decision, Space
 NEAR = 16  # of the other rows, at least, are an architecture's neighbours
 
 
+def places(space: Space | Listed, rows: np.ndarray) -> dict[bytes, int]:
+    """The number of each row by its architecture's key. rows: (N, decisions) option numbers, canonical."""
+    return {row.tobytes(): at for at, row in enumerate(np.ascontiguousarray(rows, dtype=f"u{space.key_bytes}"))}
+
+
 class Listed:
     """The architectures of `space` with the option numbers `rows`, with the interface of a `Space`. Its architectures are the space's own.
 
@@ -56,6 +61,13 @@ class Listed:
     def indices(self, architectures: Iterable[Architecture]) -> list[list[int]]:
         return self.space.indices(architectures)
 
+    @property
+    def key_bytes(self) -> int:
+        return self.space.key_bytes
+
+    def key(self, arch: Architecture) -> bytes:
+        return self.space.key(arch)
+
     def to_json(self) -> dict[str, Any]:
         return {**self.space.to_json(), "listed": len(self.rows)}
 
@@ -66,7 +78,10 @@ class Listed:
         return len(self.rows)
 
     def __contains__(self, arch: object) -> bool:
-        return isinstance(arch, Architecture) and arch.space == self.hash and tuple(self.space.indices([arch])[0]) in self._places
+        return isinstance(arch, Architecture) and arch.space == self.hash and arch.key in self._places
+
+    def from_key(self, key: bytes) -> Architecture:
+        return self._kept(self.space.from_key(key))
 
     def from_indices(self, row: Sequence[int]) -> Architecture:
         return self._kept(self.space.from_indices(row))
@@ -85,9 +100,9 @@ class Listed:
         """(count, decisions): option numbers of independent uniform draws."""
         return self.rows[generator.integers(len(self.rows), size=count)]
 
-    def enumerate(self) -> Iterator[Architecture]:
-        """All that are listed, in the order of the list."""
-        return map(self._at, range(len(self.rows)))
+    def enumerate(self, after: Architecture | None = None) -> Iterator[Architecture]:
+        """All that are listed, in the order of the list. after: only those that come later than it."""
+        return map(self._at, range(0 if after is None else self._places[self._kept(after).key] + 1, len(self.rows)))
 
     def neighbours(self, arch: Architecture) -> Iterator[Architecture]:
         return map(self._at, self._near(arch).tolist())
@@ -99,18 +114,32 @@ class Listed:
             raise SpaceError("only one architecture is listed, so it has no neighbour")
         return self._at(int(near[rng.randrange(len(near))]))
 
+    def cross(self, first: Architecture, second: Architecture, rng: Random) -> Architecture:
+        """What is nearest to a uniform crossover, as `Space.cross` draws it; of several as near, each as likely."""
+        return self.nearest(self.space.cross(first, second, rng), rng)
+
+    def nearest(self, arch: Architecture, rng: Random) -> Architecture:
+        """What differs from `arch`, any architecture of the whole space, in the fewest decisions; of several as near, each as likely."""
+        apart = self._apart(arch)
+        near = np.flatnonzero(apart == apart.min())
+        return self._at(int(near[rng.randrange(len(near))]))
+
     # ---------------------------------------------------------------- inside
 
     @cached_property
-    def _places(self) -> dict[tuple[int, ...], int]:
-        return {tuple(row): at for at, row in enumerate(self.rows.tolist())}
+    def _places(self) -> dict[bytes, int]:
+        return places(self.space, self.rows)
+
+    def _apart(self, arch: Architecture) -> np.ndarray:
+        """(N,): in how many decisions each row differs from `arch`."""
+        return (self.rows != np.array(self.space.indices([arch])[0])).sum(axis=1)
 
     def _at(self, place: int) -> Architecture:
         return self.space.from_indices(self.rows[place].tolist())
 
     def _near(self, arch: Architecture) -> np.ndarray:
         """The places of the neighbours, nearest first, in the order of the list where they are as near."""
-        apart = (self.rows != np.array(self.space.indices([arch])[0])).sum(axis=1)
+        apart = self._apart(arch)
         others = np.flatnonzero(apart)
         if len(others) > NEAR:
             others = others[apart[others] <= np.partition(apart[others], NEAR - 1)[NEAR - 1]]

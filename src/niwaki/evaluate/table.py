@@ -14,7 +14,7 @@ import numpy as np
 
 from niwaki import zoo
 from niwaki.cost.count import COSTS
-from niwaki.evaluate.listed import Listed
+from niwaki.evaluate.listed import Listed, places
 from niwaki.net.control import Network
 from niwaki.net.place import space_of
 from niwaki.space.architecture import Architecture
@@ -60,7 +60,7 @@ class Table:
 
     def place(self, arch: Architecture) -> int:
         """The number of the row of `arch`. TableError for what the table does not have."""
-        found = self._places.get(tuple(self.space.indices([arch])[0]))
+        found = self._places.get(self.space.key(arch))
         if found is None:
             raise TableError(f"{self.name} has no row for the architecture {dict(arch)}; it has {len(self):,} rows")
         return found
@@ -86,8 +86,8 @@ class Table:
         return self._costs[name]
 
     @cached_property
-    def _places(self) -> dict[tuple[int, ...], int]:
-        return {row: at for at, row in enumerate(map(tuple, self.rows.tolist()))}
+    def _places(self) -> dict[bytes, int]:
+        return places(self.space, self.rows)
 
 
 def load_table(paths: str | Path | Sequence[str | Path], network: Network | None = None, *, plain: bool = False) -> Table:

@@ -9,7 +9,6 @@ from functools import cached_property, lru_cache
 from random import Random
 from typing import Any
 
-import moocore
 import numpy as np
 
 from niwaki.cost.count import COSTS
@@ -18,7 +17,7 @@ from niwaki.evaluate.table import Table, load_table
 from niwaki.factor.factor import Limit
 from niwaki.factor.within import Within, within
 from niwaki.net.control import Network
-from niwaki.objective import COUNTED, MILLISECONDS, Constraint, Objective, Resource, parse_limit
+from niwaki.objective import COUNTED, Constraint, Objective, hypervolume, measured, parse_limit
 from niwaki.run.model import load_model
 from niwaki.run.simulate import Evaluated, Log, in_order, simulate
 from niwaki.run.statistics import expected_picks
@@ -29,7 +28,7 @@ from niwaki.space.space import Space
 
 COUNTS = ("params", "macs")  # contestants that know nothing but the description: the largest first, or the smallest where that is asked for
 PLAIN = "columns"  # the word of --space that takes a table's columns as they stand
-BEYOND = 0.1  # of the range: how far below the worst the reference of the hypervolume lies
+REFERENCE = (1.1, 1.1)  # of the hypervolume: a tenth of the range beyond the worst, where 0 is the best that is feasible and 1 the worst
 
 
 class BenchError(ValueError):
@@ -91,11 +90,11 @@ class Contest:
         if len({goal.column for goal in self.goals}) < len(self.goals):
             raise BenchError(f"{self.goals[0].column} is both objectives")
         self.report = self.goals[0] if question.report is None else _goal(self.table, question.report)
-        counted, measured = _limits(self.table, question.limits)
+        counted, known_after = _limits(self.table, question.limits)
         self.space, self.allowed = _within(self.table, counted)
-        self.measured = tuple(measured)
+        self.measured = tuple(known_after)
         self.feasible = self.allowed.copy()
-        for limit in measured:
+        for limit in known_after:
             self.feasible &= self.table.column(limit.metric) <= limit.upper
         if not self.feasible.any():
             raise BenchError(self._nothing())
@@ -129,16 +128,16 @@ class Contest:
 
     @cached_property
     def _scaled(self) -> np.ndarray:
-        """(N, 2): the objectives of the rows, from 0 for the worst that is feasible to 1 for the best."""
+        """(N, 2): the objectives of the rows, from 0 for the best that is feasible to 1 for the worst."""
         columns = []
         for goal in self.goals:
             low, high = goal.values[self.feasible].min(), goal.values[self.feasible].max()
-            columns.append((goal.values - low) / (high - low if high > low else 1.0))
+            columns.append((high - goal.values) / (high - low if high > low else 1.0))
         return np.stack(columns, axis=1)
 
     def _volume(self, places: np.ndarray) -> float:
-        """Hypervolume of these rows above the reference, of the scaled objectives."""
-        return float(moocore.hypervolume(self._scaled[places], ref=[-BEYOND] * 2, maximise=True)) if len(places) else 0.0
+        """Hypervolume of these rows, of the scaled objectives, within the reference."""
+        return hypervolume(self._scaled[places], REFERENCE) if len(places) else 0.0
 
     def regrets(self, places: Sequence[int]) -> list[float]:
         """The regret after each evaluation; where a search ended early, it stays where it was."""
@@ -157,8 +156,8 @@ class Contest:
         volumes, front = np.zeros(len(at)), np.zeros(0, dtype=np.int64)
         for step, place in enumerate(at.tolist()):
             point = self._scaled[place]
-            if self.feasible[place] and not (self._scaled[front] >= point).all(axis=1).any():
-                front = np.append(front[~(self._scaled[front] <= point).all(axis=1)], place)
+            if self.feasible[place] and not (self._scaled[front] <= point).all(axis=1).any():
+                front = np.append(front[~(self._scaled[front] >= point).all(axis=1)], place)
                 volumes[step] = self._volume(front)
             else:
                 volumes[step] = volumes[step - 1] if step else 0.0
@@ -236,7 +235,6 @@ class Contest:
     def _evaluate(self, arch: Architecture) -> Evaluated:
         place = self.table.place(arch)
         metrics = {goal.column: float(goal.sign * goal.values[place]) for goal in self.goals}
-        metrics |= {goal.metric: float(goal.values[place]) for goal in self.goals}
         metrics |= {limit.metric: float(self.table.column(limit.metric)[place]) for limit in self.measured}
         return Evaluated(place, metrics, float(self.seconds[place]))
 
@@ -274,7 +272,7 @@ def _goal(table: Table, word: str) -> Goal:
 def _limits(table: Table, texts: Sequence[str]) -> tuple[list[Limit], list[Constraint]]:
     """Limits on counts of the description, exact, and on what the table has measured."""
     counted: list[Limit] = []
-    measured: list[Constraint] = []
+    known_after: list[Constraint] = []
     for text in (part.strip() for given in texts for part in re.split(r",|\band\b", given)):
         name = re.split(r"<|>|=|≤|≥", text)[0].strip()
         if name in COUNTED and table.network is not None:
@@ -285,11 +283,11 @@ def _limits(table: Table, texts: Sequence[str]) -> tuple[list[Limit], list[Const
         if found is None:
             raise BudgetError(f'{text!r} is no limit on a column; one looks like "pixel3<=4", an upper limit above 0 in the column\'s unit')
         table.column(name)
-        measured.append(Constraint(Resource(name, name, MILLISECONDS, counted=False), float(found[2])))
-    names = [limit.cost.name for limit in counted] + [limit.metric for limit in measured]
+        known_after.append(Constraint(measured(name), float(found[2])))
+    names = [limit.cost.name for limit in counted] + [limit.metric for limit in known_after]
     if twice := [name for name in names if names.count(name) > 1]:
         raise BudgetError(f"{twice[0]} is limited twice")
-    return counted, measured
+    return counted, known_after
 
 
 def _within(table: Table, limits: Sequence[Limit]) -> tuple[Space | Listed | Within, np.ndarray]:
