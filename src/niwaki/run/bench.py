@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import niwaki
 from niwaki.run.contest import BenchError, Question, contest_of
 from niwaki.run.curves import summary
 from niwaki.run.folder import Folder
@@ -113,7 +112,7 @@ def table_of(results: Mapping[str, Any]) -> str:
 
 def _code() -> str:
     """A hash of all files that decide how a search goes."""
-    home = Path(niwaki.__file__).parent
+    home = Path(__file__).parents[1]
     files = [file for name in DECIDES for file in ([home / name] if name.endswith(".py") else sorted((home / name).glob("*.py")))]
     digest = hashlib.sha256()
     for file in files:
