@@ -13,6 +13,9 @@ from niwaki.space.choice import SpaceError
 from niwaki.space.space import Decision, Space
 from niwaki.store.engine import open_store
 from niwaki.strategy.evolution import RegularizedEvolution
+from niwaki.strategy.exhaustive import Exhaustive
+from niwaki.strategy.local_search import LocalSearch
+from niwaki.strategy.nsga2 import NSGA2
 from niwaki.strategy.random import RandomSearch
 from niwaki.strategy.seen import Seen
 from niwaki.strategy.strategy import fingerprint
@@ -21,7 +24,15 @@ from niwaki.testing.toy import toy_accuracy, toy_evaluate, toy_macs, toy_space
 from niwaki.trial import EvaluationFailed, Trial
 
 EVOLUTION = RegularizedEvolution(population_size=12, tournament_size=4)
-STRATEGIES = [RandomSearch(), EVOLUTION, RegularizedEvolution(Objective("accuracy", (macs <= 300,)), population_size=8, tournament_size=8)]
+STRATEGIES = [
+    RandomSearch(),
+    Exhaustive(),
+    LocalSearch(founders=4),
+    LocalSearch(founders=2, move="first"),
+    EVOLUTION,
+    RegularizedEvolution(Objective("accuracy", (macs <= 300,)), population_size=8, tournament_size=8),
+    NSGA2(population_size=10),
+]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)

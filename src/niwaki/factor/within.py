@@ -119,13 +119,7 @@ class Within:
 
     def enumerate(self, after: Architecture | None = None) -> Iterator[Architecture]:
         """All architectures, in the order of `Space.enumerate`. after: only those that come later than it."""
-        feasible = self.feasible
-        bounds = [np.searchsorted(stage.source, np.arange(len(stage.states) + 1)) for stage in feasible.chain.stages]
-        spends = []
-        for arcs, stage in zip(feasible.stages, feasible.chain.stages, strict=True):
-            spend = np.full((len(stage.source), arcs.spend.shape[1]), np.iinfo(np.int64).max)
-            spend[arcs.raw] = arcs.spend[arcs.group]
-            spends.append(spend)
+        feasible, (bounds, spends) = self.feasible, self._arcs
         first = None if after is None else self.space.indices([after])[0]
 
         def follow(number: int, state: int, left: np.ndarray, taken: list[np.ndarray], bound: list[int] | None) -> Iterator[Architecture]:
@@ -172,6 +166,18 @@ class Within:
         return first
 
     # ---------------------------------------------------------------- inside
+
+    @cached_property
+    def _arcs(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """For each stage where the arcs of a state begin, and (arcs, limits) what they spend."""
+        feasible = self.feasible
+        bounds = [np.searchsorted(stage.source, np.arange(len(stage.states) + 1)) for stage in feasible.chain.stages]
+        spends = []
+        for arcs, stage in zip(feasible.stages, feasible.chain.stages, strict=True):
+            spend = np.full((len(stage.source), arcs.spend.shape[1]), np.iinfo(np.int64).max)
+            spend[arcs.raw] = arcs.spend[arcs.group]
+            spends.append(spend)
+        return bounds, spends
 
     @cached_property
     def _uniform(self) -> Sampler:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Generic, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 class Seen:
@@ -52,3 +55,27 @@ class Seen:
     def from_array(array: np.ndarray) -> Seen:
         """The set that `to_array` wrote."""
         return Seen(f"{int(number):016x}" for number in array)
+
+
+class Log(Generic[T]):
+    """A frozen sequence that only grows, by the same means: those that grew from one another share one list."""
+
+    __slots__ = ("_items", "_length")
+
+    def __init__(self, items: Iterable[T] = ()) -> None:
+        self._items = list(items)
+        self._length = len(self._items)
+
+    def with_(self, items: Iterable[T]) -> Log[T]:
+        """This sequence and `items`."""
+        longer: Log[T] = Log.__new__(Log)
+        shared = self._items if len(self._items) == self._length else list(self)
+        shared.extend(items)
+        longer._items, longer._length = shared, len(shared)
+        return longer
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[T]:
+        return islice(self._items, self._length)
