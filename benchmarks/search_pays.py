@@ -49,8 +49,9 @@ from niwaki.run.statistics import bootstrap, spearman
 from niwaki.space.architecture import Architecture
 from niwaki.space.space import Space
 from niwaki.task.classify import ImageClassification
+from niwaki.task.cut import stratified_cut
 from niwaki.task.embedded import digits
-from niwaki.task.images import Images, arrays, npz, stratified_cut
+from niwaki.task.images import Images, arrays, npz
 from niwaki.task.task import derive_seed
 from niwaki.train.loop import evaluate, train
 from niwaki.trial import Trial

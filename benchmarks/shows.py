@@ -44,8 +44,9 @@ from niwaki.run.plan import search_of
 from niwaki.run.statistics import Interval, bootstrap
 from niwaki.store.files import atomic_write
 from niwaki.task.classify import ImageClassification
+from niwaki.task.cut import stratified_cut
 from niwaki.task.embedded import digits
-from niwaki.task.images import npz, stratified_cut
+from niwaki.task.images import npz
 from niwaki.task.task import derive_seed
 from niwaki.train.loop import evaluate, train
 

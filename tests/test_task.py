@@ -18,9 +18,10 @@ from niwaki.run.plan import search_of
 from niwaki.task import classify
 from niwaki.task.augment import Augment, augment_images
 from niwaki.task.classify import ImageClassification, classification_metrics, confusion_matrix
+from niwaki.task.cut import DataError, dealt, group_cut, stratified_cut
 from niwaki.task.embedded import digits
 from niwaki.task.folder import image_folder, read_images
-from niwaki.task.images import DataError, arrays, dealt, group_cut, guess_pixel_range, npz, stratified_cut
+from niwaki.task.images import arrays, guess_pixel_range, npz
 from niwaki.task.task import derive_seed
 
 CPU = torch.device("cpu")

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from niwaki.task.augment import Augment, augment_for, augment_images
-from niwaki.task.images import DataError, Images, dealt, describe, group_cut, stratified_cut
-from niwaki.task.task import Part, derive_seed
+from niwaki.task.images import DataError, Images, describe
+from niwaki.task.split import Parts
+from niwaki.task.task import Part
 
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
-DEALS = 20  # of groups to folds, until every class is in several
 VALUES_AT_ONCE = 2**20  # of float64, 8 MiB: a copy of all pixels would be eight times the size of the data
 
 
@@ -74,63 +74,29 @@ class ImageClassification:
     def outputs(self) -> int:
         return len(self.images.class_names)
 
+    @property
+    def source(self) -> str:
+        return self.images.source
+
+    @property
+    def sha256(self) -> str:
+        return self.images.sha256
+
+    @property
+    def nbytes(self) -> int:
+        return self.images.images.nbytes + self.images.test_images.nbytes
+
     def part(self, name: Part) -> Tensor:
-        """Index set of a part, int64, ascending. Train and validation are cut class by class, so that both have every
-        class; by whole groups, where there are groups, so that every class is in train."""
-        train, validation = self._split
-        count = len(self.images.labels)
-        parts = {
-            "train": train,
-            "validation": validation,
-            "train+validation": np.arange(count),
-            "test": np.arange(count, count + len(self.images.test_labels)),
-        }
-        if name not in parts:
-            raise DataError(f"the data have no part {name!r}; the parts are {', '.join(parts)}")
-        return torch.from_numpy(parts[name])
+        """Index set of a part, int64, ascending, see `Parts`."""
+        return self._parts.part(name)
 
     def search_split(self, architecture_share: float = 0.2) -> tuple[Tensor, Tensor]:
-        """The train part in two disjoint index sets, by groups, or else class by class: for weights, and for the architecture.
-
-        Each has 2 images at least, as BatchNorm cannot train on one; where the classes are too small for that, the cut is over all of them.
-        """
-        train, validation = self._split
-        if (count := len(train)) < 4:
-            raise DataError(
-                f"{self.images.source}: a search needs at least 4 images in its train part, 2 to learn weights on and 2 to learn the "
-                f"architecture on; it has {count}, as {len(validation)} of the {count + len(validation)} training images are for validation"
-            )
-        labels = self.images.labels[train]
-        rng = np.random.default_rng(derive_seed(self.seed, "search split"))
-        weights, architecture = self._cut(train, architecture_share, rng)
-        if len(architecture) == 0:  # of one group
-            weights, architecture = stratified_cut(labels, architecture_share, rng)
-        if len(architecture) < 2:  # there are always two for the weights: at least one of each class
-            share = min(max(architecture_share, 2 / count), 1 - 2 / count)
-            weights, architecture = stratified_cut(np.zeros_like(labels), share, rng)
-        return torch.from_numpy(train[weights]), torch.from_numpy(train[architecture])
+        """The train part in two disjoint index sets, for weights and for the architecture, see `Parts`."""
+        return self._parts.search_split(architecture_share)
 
     def folds(self, count: int) -> list[tuple[Tensor, Tensor]]:
-        """Training and validation parts cut into `count` folds, by groups, or else class by class: for each fold all others, and the fold.
-
-        Raises DataError where there are fewer images or groups than folds, or where all groups that know a class would lie in one fold.
-        """
-        labels, groups = self.images.labels, self.images.groups
-        there, what = (len(labels), "images") if groups is None else (len(np.unique(groups)), "groups")
-        if there < count:
-            raise DataError(f"{self.images.source}: {there} {what} cannot be dealt to {count} folds (search.folds)")
-        rng = np.random.default_rng(derive_seed(self.seed, "folds"))
-        for deal in range(DEALS):
-            fold = dealt(labels, groups, count, rng, largest_first=deal == 0)  # the most even folds, then others
-            whole = [label for label in np.unique(labels) if np.ptp(fold[labels == label]) == 0]
-            if groups is None or not whole:
-                break
-        else:
-            raise DataError(
-                f"{self.images.source}: of {count} folds (search.folds) of whole groups one had all images of some class in each of {DEALS} deals, such as "
-                f"{', '.join(self.images.class_names[label] for label in whole[:10])}, which what is judged on it would never have seen"
-            )
-        return [(torch.from_numpy(np.flatnonzero(fold != at)), torch.from_numpy(np.flatnonzero(fold == at))) for at in range(count)]
+        """Training and validation parts cut into `count` folds, see `Parts`."""
+        return self._parts.folds(count)
 
     def labels(self, indices: Tensor) -> Tensor:
         """Class numbers, int64 (I,), on the CPU."""
@@ -160,6 +126,10 @@ class ImageClassification:
         """Stored images to inputs of the network; goes into the exported model."""
         return Preprocess(*self.normalisation, channels_last=self.images.images.ndim == 4)
 
+    def delivered(self, module: fx.GraphModule) -> fx.GraphModule:
+        """The trained network as it is: its logits need no further step."""
+        return module
+
     def describe(self) -> dict[str, Any]:
         """What identifies the task, as JSON."""
         mean, std = self.normalisation
@@ -177,7 +147,7 @@ class ImageClassification:
     @cached_property
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over the train part, in stored units: float32, (C,) each."""
-        count = len(self._split[0]) * self.images.images[0].size // self.input_shape[0]
+        count = len(self._parts.split[0]) * self.images.images[0].size // self.input_shape[0]
         mean = sum(pixels.sum(axis=0) for pixels in self._train_pixels()) / count
         std = np.sqrt(sum(((pixels - mean) ** 2).sum(axis=0) for pixels in self._train_pixels()) / count)
         std[std == 0] = 1.0  # a channel that never changes carries nothing, and stays 0
@@ -193,17 +163,12 @@ class ImageClassification:
         return self.class_weights == "balanced" or (self.class_weights == "auto" and self.metric != "accuracy")
 
     @cached_property
-    def _split(self) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng(derive_seed(self.seed, "validation"))
-        train, validation = self._cut(np.arange(len(self.images.labels)), self.validation, rng)
-        if len(validation) == 0:
-            raise DataError(f"{self.images.source}: no group can be kept for validation, as each has all training images of some class")
-        return train, validation
-
-    def _cut(self, indices: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Positions in `indices`, in two parts."""
-        labels, groups = self.images.labels[indices], self.images.groups
-        return stratified_cut(labels, share, rng) if groups is None else group_cut(labels, groups[indices], share, rng)
+    def _parts(self) -> Parts:
+        images = self.images
+        return Parts(
+            images.labels, len(images.test_labels), images.class_names, images.groups, images.source,
+            validation=self.validation, seed=self.seed,
+        )  # fmt: skip
 
     @cached_property
     def _labels(self) -> Tensor:
@@ -213,14 +178,14 @@ class ImageClassification:
         """The pixels of the train part, float64 (P, C), some images at a time."""
         channels = self.input_shape[0]
         step = max(1, VALUES_AT_ONCE // self.images.images[0].size)
-        for start in range(0, len(self._split[0]), step):
-            images = self.images.images[self._split[0][start : start + step]]
+        for start in range(0, len(self._parts.split[0]), step):
+            images = self.images.images[self._parts.split[0][start : start + step]]
             yield images.reshape(-1, channels).astype(np.float64)  # channels are last, or there is one
 
     @cached_property
     def _background(self) -> Tensor:
         """What lies beyond the edges of the images, in stored units, (C,): the median of their rims; 0 for digits, grey for photographs."""
-        images, train = self.images.images, self._split[0]
+        images, train = self.images.images, self._parts.split[0]
         images = images.reshape(*images.shape[:3], self.input_shape[0])
         rims = [rim[train] for rim in (images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1])]  # (N, side, C) each
         return torch.from_numpy(np.median(np.concatenate(rims, axis=1), axis=(0, 1))).float()
@@ -238,7 +203,7 @@ class ImageClassification:
             images = np.concatenate([self.images.images, self.images.test_images])
             images = np.moveaxis(images.reshape(*images.shape[:3], self.input_shape[0]), -1, 1)
             mean, std = self.normalisation
-            counts = np.bincount(self.images.labels[self._split[0]], minlength=self.outputs)
+            counts = np.bincount(self.images.labels[self._parts.split[0]], minlength=self.outputs)
             weights = torch.from_numpy(counts.sum() / (self.outputs * counts)).float() if self._balanced else None
             self._devices[device] = _OnDevice(
                 images=torch.from_numpy(np.ascontiguousarray(images)).to(device),

@@ -15,16 +15,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from niwaki.task.cut import DataError, group_cut, group_numbers, stratified_cut
+
 Layout = Literal["NHW", "NHWC", "NCHW"]
 PARTS = ("train", "test")
 TEST_SHARE = 0.2  # of a set that comes without a test part
 CHANNELS = (1, 3, 4)  # what an axis of colours may measure for the layout to be inferred
 # what numpy raises for a damaged array file; a NotImplementedError, for a mangled zip header, is a RuntimeError
 DAMAGED = (OSError, EOFError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError)
-
-
-class DataError(ValueError):
-    """Data that no network can be trained on, or that leaves doubt about what it means."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +150,7 @@ def arrays(
         if y.max() >= len(y):
             raise DataError(f"{source}: label {y.max()} is out of range for {len(y)} images; labels are class numbers 0..K-1, each in use")
         class_names = tuple(str(c) for c in range(y.max() + 1))
-    kinds = None if groups is None else _group_numbers(groups, len(y), source)
+    kinds = None if groups is None else group_numbers(groups, len(y), source)
     if test_images is None or test_labels is None:
         train, test = _cut_test(y, kinds, class_names, test_seed, source)
         x, y, x_test, y_test, kinds = x[train], y[train], x[test], y[test], None if kinds is None else kinds[train]
@@ -204,72 +202,6 @@ def guess_pixel_range(images: NDArray) -> tuple[float, float] | None:
     if images.dtype == np.uint8:
         return (0.0, highest if 0 < highest < 128 else 255.0)
     return next((bounds for bounds in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)) if bounds[0] <= lowest and highest <= bounds[1]), None)
-
-
-def stratified_cut(labels: NDArray, share: float, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
-    """Positions of `labels` in two parts, each sorted; the second has `share` of every class that has two members or more.
-
-    Of such a class at least one member lies in each part; the only member of a class lies in the first.
-    """
-    cut = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        if len(members) > 1:
-            cut[members[: min(max(round(share * len(members)), 1), len(members) - 1)]] = True
-    return np.flatnonzero(~cut), np.flatnonzero(cut)
-
-
-def group_cut(labels: NDArray, groups: NDArray, share: float, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
-    """Positions of `labels` in two parts, each sorted; the second has whole groups, in random order, that come near to `share` of all.
-
-    A group without which a class would have no member left in the first part stays there. Where none can go, the second part is empty.
-    """
-    cut = np.zeros(len(labels), dtype=bool)
-    classes = len(np.unique(labels))
-    spared = []
-    for group in rng.permutation(np.unique(groups)):
-        members = groups == group
-        if len(np.unique(labels[~cut & ~members])) < classes:
-            continue
-        spared.append(members)
-        if cut.sum() + members.sum() / 2 <= share * len(labels):  # nearer with it than without
-            cut |= members
-        elif cut.any():
-            break
-    if spared and not cut.any():
-        cut = min(spared, key=np.sum)
-    return np.flatnonzero(~cut), np.flatnonzero(cut)
-
-
-def dealt(labels: NDArray, groups: NDArray | None, count: int, rng: np.random.Generator, *, largest_first: bool = True) -> NDArray:
-    """(N,): the number, from 0 to `count` - 1, of the fold that each image is dealt to; folds of nearly equal size.
-
-    Whole groups, the largest first or else in random order, each to the fold that is the smallest so far; without groups the images of one
-    class after the other in turn.
-    """
-    fold = np.zeros(len(labels), dtype=np.int64)
-    if groups is not None:
-        sizes = np.zeros(count, dtype=np.int64)
-        order = rng.permutation(np.unique(groups))
-        for group in sorted(order, key=lambda name: -np.sum(groups == name)) if largest_first else order:
-            members = groups == group
-            fold[members] = np.argmin(sizes)
-            sizes[fold[members][0]] += members.sum()
-        return fold
-    order = rng.permutation(len(labels))
-    fold[order[np.argsort(labels[order], kind="stable")]] = np.arange(len(labels)) % count
-    return fold
-
-
-def _group_numbers(groups: ArrayLike, count: int, source: str) -> NDArray:
-    """(N,) int64: equal where `groups` are."""
-    given = np.asarray(groups)
-    if given.shape != (count,) or given.dtype.kind not in "iubUS":
-        raise DataError(
-            f"{source}: groups have the shape {given.shape} and the type {given.dtype}; "
-            f"one whole number or text for each of the {count} training images is needed"
-        )
-    return np.unique(given, return_inverse=True)[1].astype(np.int64)
 
 
 def _cut_test(y: NDArray, groups: NDArray | None, class_names: tuple[str, ...], seed: int, source: str) -> tuple[NDArray, NDArray]:

@@ -6,7 +6,7 @@ import hashlib
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 Part = Literal["train", "validation", "train+validation", "test"]
 
@@ -27,6 +27,21 @@ class Task(Protocol):
     @property
     def metric(self) -> str:
         """The entry of `metrics` that the search maximizes."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where the data came from, for people."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that a training could see."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Of the data as they are stored, in memory."""
         ...
 
     def part(self, name: Part) -> Tensor:
@@ -66,6 +81,14 @@ class Task(Protocol):
 
     def preprocess(self) -> nn.Module:
         """From an example as it is stored to an input of the network: goes into the exported model, before the network."""
+        ...
+
+    def delivered(self, module: fx.GraphModule) -> fx.GraphModule:
+        """The trained network as it is handed over: with outputs in the units of the data, where it learned others."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies data and task, as JSON, with `source`, `sha256` and `metric` among it."""
         ...
 
 
