@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import cos, isfinite, pi
 from typing import Any, Literal
@@ -105,7 +105,8 @@ class DMaskingSearch:
     """A search under way. Several distributions share the weights; each has logits of its own, and the steps take turns.
 
     spaces: one for each distribution, the network's space within its budget. taken: options that are certain, for each, where there are any:
-    one budget may be searched several times, with another option each. The same seed gives the same search, also through `state_dict` and
+    one budget may be searched several times, with another option each. guidance: of the drawn option weights, by decision, a scalar that the
+    steps on the logits make large beside the objective (`recipe.irlas.Topology.expected_score`, say, times its weight). The same seed gives the same search, also through `state_dict` and
     `load` after any step, at the same number of threads.
     """
 
@@ -117,9 +118,11 @@ class DMaskingSearch:
         method: DMasking,
         *,
         taken: Sequence[Mapping[str, Value]] = (),
+        guidance: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
+        self.guidance = guidance
         self.task, self.spaces, self.method, self.seed, self.device = task, tuple(spaces), method, seed, torch.device(device)
         self.net = supernet(network, seed=derive_seed(seed, "supernet")).to(self.device)
         self.distributions = [
@@ -257,6 +260,8 @@ class DMaskingSearch:
         self.logit_optimizer.zero_grad(set_to_none=True)
         outputs = self.net(inputs, {**decisions, **self.distributions[at].taken})  # what is taken costs no pass but its own
         loss = self._cost_loss(self.task.loss(outputs, targets), self._ratio(at, decisions))
+        if self.guidance is not None:
+            loss = loss - self.guidance(decisions)
         loss.backward()
         self.logit_optimizer.step()
         for parameter in self.net.parameters():
