@@ -1,21 +1,23 @@
 """Published spaces and networks of inverted bottlenecks: sizes, parameters and multiply-adds as published, and one supernet for each space."""
 
 import random
+from dataclasses import fields
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from niwaki import zoo
-from niwaki.cost.count import count_macs, count_params
+from niwaki.cost.count import count_macs, count_params, layer_table
 from niwaki.net.block import shared_kernel
 from niwaki.net.control import Network
-from niwaki.net.place import space_of
+from niwaki.net.place import place, space_of
 from niwaki.net.program import distinct, program
 from niwaki.nn.build import build
 from niwaki.nn.supernet import extract, supernet
 from niwaki.space.choice import SpaceError
-from niwaki.zoo import tunas
+from niwaki.space.size import evaluate
+from niwaki.zoo import mnasnet, tunas
 from test_supernet import lively, one_hot
 
 TUNAS = {
@@ -180,3 +182,100 @@ def test_small_presets_read_digits_and_cifar_and_run(name, shape):
     arch = space_of(network).sample(random.Random(0))
     assert build(network, arch).eval()(torch.zeros(2, *shape)).shape == (2, 10)
     assert supernet(network).eval()(torch.zeros(2, *shape), arch).shape == (2, 10)
+
+
+# --- MnasNet ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", mnasnet.MODELS)
+def test_block_strings_survive_being_read_and_written(name):
+    for text in mnasnet.MODELS[name][1].split():
+        assert mnasnet.encode_block(mnasnet.decode_block(text)) == text
+
+
+@pytest.mark.parametrize("text", ["r1_k3_s1_e1_i32_o16", "r1_k3_s12_e1_i32_o16", "r0_k3_s11_e1_i32_o16", "k3", "r1_k3_s11_e1_i32_o16_se"])
+def test_a_string_that_is_no_block_is_an_error_that_shows_it(text):
+    with pytest.raises(SpaceError, match=text):
+        mnasnet.decode_block(text)
+
+
+@pytest.mark.parametrize("name", mnasnet.PUBLISHED_PARAMS)
+def test_mnasnet_has_the_published_parameters(name):
+    assert count_params(zoo.network(name)).minimum()[0] == mnasnet.PUBLISHED_PARAMS[name]
+
+
+@pytest.mark.parametrize("name", mnasnet.MODELS)
+def test_mnasnet_is_counted_as_torch_counts_it(name):
+    network = zoo.network(name)
+    assert (count_params(network).minimum()[0], count_macs(network).minimum()[0]) == independent_counts(network)
+
+
+def test_mnasnet_a1_costs_the_papers_multiply_adds_and_the_release_adds_less_than_one_for_each_normalised_element():
+    assert round(count_macs(zoo.network("mnasnet-a1")).minimum()[0] / 1e6) == mnasnet.PAPER_A1_MACS_M
+    for multiplier, millions in mnasnet.PUBLISHED_A1_MACS_M.items():
+        rows = layer_table(mnasnet.mnasnet_model("mnasnet-a1", multiplier=multiplier))
+        more = 1e6 * millions - sum(row.macs for row in rows)
+        assert 0 < more < sum(row.elements for row in rows if row.kind == "BatchNorm")
+
+
+def test_the_ratio_of_squeeze_excite_is_of_the_block_input_and_may_be_of_the_expanded_width():
+    """The second layer of the third block of A1 reads 40 channels and expands them to 120; MobileNetV3's rule gives another network."""
+    hidden = []
+    for rule in (mnasnet.squeeze_excite_of_input, mnasnet.squeeze_excite_of_expanded):
+        items = place(mnasnet.mnasnet_model("mnasnet-a1", squeeze_excite=rule)).items
+        hidden.append(next(item.layer.hidden for item in items if item.path == "block2_layer1.se"))
+    assert hidden == [10, 30]
+
+
+def test_mnasnet_b1_is_the_network_that_tunas_writes_as_a_genotype_of_its_own():
+    b1 = tunas.proxylessnas(widths=(32, 16, 24, 40, 80, 96, 192, 320, 1280))
+    arch = space_of(b1).architecture(tunas.proxylessnas_choices("0 0006 1116 4446 3366 4444 3"))
+    assert program(b1, arch) == program(zoo.network("mnasnet-b1"))
+
+
+def test_five_blocks_of_mnasnet_have_432_choices_each_and_layers_of_their_own_the_cube_of_that():
+    assert space_of(zoo.network("mnasnet-five")).size == 432**5
+    assert space_of(zoo.network("mnasnet-per-layer")).size == 432**15
+    # 16 x 0.75 rounds to 16, and one layer less than one is one: two widths and two depths at the ends
+    assert space_of(zoo.network("mnasnet")).size == 432**5 * (4 * 2 * 2 * 3 * 2 * 2) * (4 * 2 * 2 * 3 * 3 * 2)
+
+
+def test_all_layers_of_a_block_of_mnasnet_are_identical():
+    network, rng = zoo.network("mnasnet"), random.Random(0)
+    space, placement = space_of(network), place(network)
+    for _ in range(1000):
+        arch = space.sample(rng)
+        layers: dict[tuple[str, str], list] = {}
+        for item in placement.items:
+            block, _, rest = item.path.partition(".layer")
+            if rest and evaluate(item.condition, arch):
+                number, _, part = rest.partition(".")
+                sizes = [evaluate(getattr(item.layer, field.name), arch) for field in fields(item.layer)]
+                layers.setdefault((block, number), []).append((part, type(item.layer), sizes))
+        depths = {block: arch[f"{block}.depth"] for block, _ in layers}
+        for block, depth in depths.items():
+            equal = [found for (other, _), found in layers.items() if other == block]
+            assert len(equal) == depth - 1
+            assert all(found == equal[0] for found in equal)
+
+
+def test_an_identity_skip_of_mnasnet_is_the_program_of_none_where_the_shape_changes():
+    network = mnasnet.mnasnet((3, 8, 8), 5, blocks=(mnasnet.Searched(24, 1, 2),), stem=8, stem_stride=1, features=16)
+    space = space_of(network)
+    arch = dict(next(space.enumerate()))
+    programs = {skip: program(network, space.architecture(arch | {"block0.skip": skip, "block0.depth": 1})) for skip in mnasnet.SKIPS}
+    assert programs["identity"] == programs["none"] != programs["pool"]
+    longer = {skip: program(network, space.architecture(arch | {"block0.skip": skip, "block0.depth": 2})) for skip in mnasnet.SKIPS}
+    assert len(set(longer.values())) == 3
+    assert distinct(network) == (len({program(network, arch) for arch in space.enumerate()}), "")
+
+
+def test_every_member_of_mnasnet_is_in_one_supernet():
+    blocks = (mnasnet.Searched(24, 2, 1), mnasnet.Searched(32, 1, 2))
+    assert_one_supernet_is_all_members(mnasnet.mnasnet((3, 8, 8), 5, blocks=blocks, stem=8, stem_stride=1, features=16), members=8)
+
+
+def test_the_programs_of_mnasnet_are_counted_also_where_they_cannot_be_listed():
+    """A skip that adds nothing leaves the layer before it a joint, or the layers of a block would be looked at all at once."""
+    assert distinct(zoo.network("mnasnet-tiny")) == (58_982_400, "")
+    assert distinct(zoo.network("mnasnet"))[0] is not None

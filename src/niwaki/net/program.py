@@ -268,7 +268,8 @@ def joints(placement: Placement) -> dict[int, int]:
     may_be_zero: dict[int, bool] = {INPUT: False}  # where zeros could cross a joint, what follows could not tell by itself
     for at, item in enumerate(items):
         passes = isinstance(item.layer, (Sum, Activation, Subsample, Interleave))
-        may_be_zero[at] = isinstance(item.layer, Zero) or (passes and any(may_be_zero[source] for source in item.inputs))
+        sure = any(edge is True and not may_be_zero[source] for source, edge in zip(item.inputs, item.edges, strict=True))
+        may_be_zero[at] = isinstance(item.layer, Zero) or (passes and not sure and any(may_be_zero[source] for source in item.inputs))
     found, alive = {0: INPUT}, {INPUT}
     for at in range(len(items)):
         alive = {tensor for tensor in (*alive, at) if last.get(tensor, -2) > at}

@@ -12,6 +12,7 @@ from niwaki.net.control import Network
 from niwaki.space.choice import SpaceError
 from niwaki.zoo import fbnet as _fbnet
 from niwaki.zoo import fbnetv2 as _fbnetv2
+from niwaki.zoo import mnasnet as _mnasnet
 from niwaki.zoo import nasbench as _nasbench
 from niwaki.zoo import tunas as _tunas
 from niwaki.zoo.mlp import TABNAS_FEATURES, mlp, tabnas_criteo
@@ -22,6 +23,10 @@ SPACES: Mapping[str, Callable[..., Network]] = {
     "fbnetv2": _fbnetv2.fbnetv2,
     "nasbench201": _nasbench.nasbench201,
     "nasbench-macro": _nasbench.nasbench_macro,
+    "mnasnet": _mnasnet.mnasnet,
+    "mnasnet-five": _mnasnet.mnasnet_five,
+    "mnasnet-per-layer": _mnasnet.mnasnet_per_layer,
+    "mnasnet-tiny": _mnasnet.mnasnet_tiny,
     "proxylessnas": _tunas.proxylessnas,
     "proxylessnas-small": _tunas.proxylessnas_small,
     "proxylessnas-enlarged": _tunas.proxylessnas_enlarged,
@@ -32,6 +37,7 @@ SPACES: Mapping[str, Callable[..., Network]] = {
 MODELS: Mapping[str, Callable[..., Network]] = {
     **{name: partial(_fbnet.fbnet_model, name) for name in _fbnet.MODELS},
     **{name: partial(_fbnetv2.fbnetv2_model, name) for name in _fbnetv2.MODELS},
+    **{name: partial(_mnasnet.mnasnet_model, name) for name in _mnasnet.MODELS},
     **{name: partial(_tunas.tunas_model, name) for name in _tunas.MODELS},
 }
 _NAMED = {**SPACES, **MODELS}
