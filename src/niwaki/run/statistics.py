@@ -1,15 +1,18 @@
-"""What comparisons of search methods are made of: exact random search, bootstrap intervals, rank correlation."""
+"""What comparisons of search methods are made of: exact random search, bootstrap intervals over seeds, rank correlations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 RESAMPLES = 10_000
+NORMAL = NormalDist()
 
 
 def expected_pick(selected_by: Sequence[float], values: Sequence[float], draws: int) -> float:
@@ -90,12 +93,31 @@ def bootstrap_curve(curves: ArrayLike, *, seed: int = 0) -> tuple[np.ndarray, np
     return low, high
 
 
+def bootstrap_bca(values: Sequence[float], *, seed: int = 0) -> Interval:
+    """As `bootstrap`, bias-corrected and accelerated (Efron 1987): better where few values are skewed, as regrets are."""
+    given = np.asarray(values, dtype=np.float64)
+    if given.min(initial=np.inf) == given.max(initial=-np.inf):
+        return bootstrap(values, seed=seed)  # there is nothing to correct
+    picked = np.random.default_rng(seed).integers(len(given), size=(RESAMPLES, len(given)))
+    means, mean = np.sort(given[picked].mean(axis=1)), float(given.mean())
+    below = (np.searchsorted(means, mean, "left") + np.searchsorted(means, mean, "right")) / (2 * RESAMPLES)
+    bias = NORMAL.inv_cdf(min(max(float(below), 1 / RESAMPLES), 1 - 1 / RESAMPLES))
+    left_out = (given.sum() - given) / (len(given) - 1)
+    apart = left_out.mean() - left_out
+    acceleration = float((apart**3).sum() / (6 * (apart**2).sum() ** 1.5))
+    shares = []
+    for share in (0.025, 0.975):
+        z = bias + NORMAL.inv_cdf(share)
+        shares.append(NORMAL.cdf(bias + z / (1 - acceleration * z)))
+    low, high = np.quantile(means, shares)
+    return Interval(mean, float(low), float(high))
+
+
 def ranks(values: ArrayLike) -> np.ndarray:
     """(N,): rank of each value, 1 the largest; equal values share the mean of their ranks."""
     given = np.asarray(values, dtype=np.float64)
-    better = (given[None, :] > given[:, None]).sum(axis=1)
-    equal = (given[None, :] == given[:, None]).sum(axis=1)
-    return better + (equal + 1) / 2
+    _, level, counts = np.unique(-given, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[level]
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float | None:
@@ -104,3 +126,69 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float | None:
     if first.std() == 0 or second.std() == 0:
         return None
     return float(np.corrcoef(first, second)[0, 1])
+
+
+def kendall(a: ArrayLike, b: ArrayLike) -> float | None:
+    """Kendall's tau-b, which allows for ties; None where one of the two never changes. O(N log N) (Knight 1966)."""
+    first, second = (np.unique(np.asarray(x, dtype=np.float64), return_inverse=True)[1] for x in (a, b))
+    order = np.lexsort((second, first))
+    swaps = 0
+    seen: list[int] = []
+    for at, value in enumerate(second[order].tolist()):  # pairs in the wrong order: those before it that are larger
+        swaps += at - (place := bisect_right(seen, value))
+        seen.insert(place, value)
+    pairs = len(first) * (len(first) - 1) / 2
+    tied_a, tied_b = _tied(first), _tied(second)
+    if tied_a == pairs or tied_b == pairs:
+        return None
+    tied_both = _tied(first * (second.max() + 1) + second)
+    return float((pairs - tied_a - tied_b + tied_both - 2 * swaps) / np.sqrt((pairs - tied_a) * (pairs - tied_b)))
+
+
+def _tied(values: np.ndarray) -> float:
+    """How many pairs are equal."""
+    _, counts = np.unique(values, return_counts=True)
+    return float((counts * (counts - 1) / 2).sum())
+
+
+def kendall_sparse(scores: ArrayLike, truth: ArrayLike, *, to: float = 0.1) -> float | None:
+    """`kendall` after rounding `truth` to multiples of `to`: differences that training again would undo do not count."""
+    return kendall(scores, np.round(np.asarray(truth, dtype=np.float64) / to))
+
+
+def kendall_top(scores: ArrayLike, truth: ArrayLike, share: float) -> float | None:
+    """`kendall` among the best `share` of the candidates by `truth`, at least two: where it is decided what a search finds."""
+    best = np.argsort(-np.asarray(truth, dtype=np.float64), kind="stable")[: max(2, round(share * len(np.asarray(truth))))]
+    return kendall(np.asarray(scores)[best], np.asarray(truth)[best])
+
+
+def kendall_error(count: int) -> float:
+    """The standard error of tau over `count` candidates whose true tau is 0: sqrt(2 (2n + 5) / (9 n (n - 1)))."""
+    return float(np.sqrt(2 * (2 * count + 5) / (9 * count * (count - 1))))
+
+
+def precision_at(scores: ArrayLike, truth: ArrayLike, count: int) -> float:
+    """Share of the `count` best by `truth` among the `count` best by `scores`; of equals, those that stand first."""
+    best = [set(np.argsort(-np.asarray(x, dtype=np.float64), kind="stable")[:count].tolist()) for x in (scores, truth)]
+    return len(best[0] & best[1]) / count
+
+
+def regret_of_best(scores: ArrayLike, truth: ArrayLike) -> float:
+    """By how much the candidate with the best score falls short of the best by `truth`; of equals by score, on average."""
+    score, value = np.asarray(scores, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    return float(value.max() - value[score == score.max()].mean())
+
+
+def correlation_interval(
+    statistic: Callable[[ArrayLike, ArrayLike], float | None], a: ArrayLike, b: ArrayLike, *, resamples: int = 1000, seed: int = 0
+) -> Interval | None:
+    """A correlation with its percentile interval over resamples of the candidates; None where it is none, or in a resample is none."""
+    first, second = np.asarray(a), np.asarray(b)
+    generator = np.random.default_rng(seed)
+    picks = (generator.integers(len(first), size=len(first)) for _ in range(resamples))
+    found = [statistic(first[pick], second[pick]) for pick in picks]
+    whole = statistic(first, second)
+    if whole is None or None in found:
+        return None
+    low, high = np.quantile(np.array(found, dtype=np.float64), (0.025, 0.975))
+    return Interval(whole, float(low), float(high))
