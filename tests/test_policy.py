@@ -7,22 +7,18 @@ import pytest
 
 from niwaki.factor.factor import Limit
 from niwaki.factor.within import within
+from niwaki.objective import Lagrangian, Objective, macs
 from niwaki.space.size import taken
 from niwaki.space.space import Decision, Space
 from niwaki.strategy.lstm import Lstm
 from niwaki.strategy.policy import Rejecting, softmaxes
-from niwaki.strategy.policy_gradient import Adam, Clipped, DelayedRamp, Moments, PolicyGradient, RewardError
+from niwaki.strategy.policy_gradient import BEST_ACCURACY, Adam, Clipped, DelayedRamp, Moments, PolicyGradient
 from niwaki.testing.strategy import check_strategy
 from niwaki.testing.toy import toy_evaluate, toy_macs, toy_space
 from niwaki.trial import Trial
 
-
-def accuracy(metrics):
-    return metrics["accuracy"]
-
-
-REINFORCE = PolicyGradient(accuracy, optimizer=Adam(0.05, betas=(0.0, 0.999)))
-PPO = PolicyGradient(accuracy, update=Clipped(), optimizer=Adam(0.03), batch_size=20, name="ppo")
+REINFORCE = PolicyGradient(optimizer=Adam(0.05, betas=(0.0, 0.999)))
+PPO = PolicyGradient(update=Clipped(), optimizer=Adam(0.03), batch_size=20, name="ppo")
 
 
 @pytest.mark.parametrize("strategy", [REINFORCE, PPO], ids=lambda strategy: strategy.name)
@@ -154,7 +150,7 @@ def test_an_lstm_may_not_stand_alone_within_budgets_but_rejects():
         Lstm()(inside)
     with pytest.raises(ValueError, match="needs budgets"):
         Rejecting()(space)
-    check_strategy(_Within(PolicyGradient(accuracy, Rejecting(samples=64, controller=Lstm(hidden=8)), optimizer=Adam(0.01))))
+    check_strategy(_Within(PolicyGradient(controller=Rejecting(samples=64, controller=Lstm(hidden=8)), optimizer=Adam(0.01))))
 
 
 class _Within:
@@ -220,7 +216,7 @@ def test_the_baseline_is_a_zero_debiased_average_that_includes_the_present_rewar
         return parameters, moments
 
     space = branching()
-    strategy = PolicyGradient(accuracy, update=update, momentum=0.9)
+    strategy = PolicyGradient(update=update, momentum=0.9)
     arch = next(space.enumerate())
     strategy.tell(strategy.init(space), [Trial(n, arch, {"accuracy": r}) for n, r in enumerate((1.0, 0.0, 0.5))])
     second = 0.1 * 0.9 * 1 / (0.1 + 0.1 * 0.9)
@@ -261,7 +257,7 @@ def test_the_clipped_update_is_the_gradient_of_the_clipped_surrogate():
 
 
 @pytest.mark.parametrize(
-    "strategy", [REINFORCE, PPO, PolicyGradient(accuracy, Lstm(16), Clipped(), Adam(0.01), 20)], ids=["reinforce", "ppo", "lstm"]
+    "strategy", [REINFORCE, PPO, PolicyGradient(BEST_ACCURACY, Lstm(16), Clipped(), Adam(0.01), 20)], ids=["reinforce", "ppo", "lstm"]
 )
 def test_a_policy_comes_to_propose_good_architectures(strategy):
     space = toy_space()
@@ -276,17 +272,24 @@ def test_a_policy_comes_to_propose_good_architectures(strategy):
     assert evaluate(strategy.mode(state))["accuracy"] > best[-len(best) // 20]
 
 
-def test_a_reward_that_is_not_finite_is_refused():
-    space = branching()
-    strategy = PolicyGradient(lambda metrics: metrics["accuracy"] / 0.0 if metrics["accuracy"] else float("nan"))
-    with pytest.raises(RewardError, match=r"trial 3 is nan.*accuracy"):
-        strategy.tell(strategy.init(space), [Trial(3, next(space.enumerate()), {"accuracy": 0.0})])
+def test_a_form_with_multipliers_follows_each_batch_and_survives_a_save():
+    space = toy_space()
+    limit = macs <= 400
+    strategy = PolicyGradient(Objective("accuracy", (limit,), form=Lagrangian(rate=0.5)), optimizer=Adam(0.05), batch_size=4)
+    check_strategy(strategy)
+    evaluate = toy_evaluate(space)
+    dear = max(space.enumerate(), key=lambda arch: evaluate(arch)["macs"])
+    state = strategy.tell(strategy.init(space), [Trial(n, dear, evaluate(dear)) for n in range(4)])
+    (multiplier,) = state.shaping["multipliers"]
+    assert multiplier > 0
+    after = strategy.tell(state, [Trial(4, dear, evaluate(dear))])
+    assert after.batch[0].reward == pytest.approx(evaluate(dear)["accuracy"] - multiplier * (limit.ratio(evaluate(dear)) - 1))
 
 
 def test_what_failed_is_learned_from_as_the_worst_reward():
     space = Space((Decision("a", (0, 1)),))
     good, bad = space.enumerate()
-    strategy = PolicyGradient(accuracy, optimizer=Adam(0.1, betas=(0.0, 0.999)))
+    strategy = PolicyGradient(optimizer=Adam(0.1, betas=(0.0, 0.999)))
     state = strategy.tell(strategy.init(space), [Trial(0, good, {"accuracy": 0.9}), Trial(1, good, {"accuracy": 0.1})])
     after = strategy.tell(state, [Trial(2, bad, {}, status="failed")])
     assert after.parameters[0, 1] < state.parameters[0, 1]

@@ -215,7 +215,8 @@ class Rejecting:
     """A controller that draws from its policy until the budgets hold, and estimates P(V) from draws, as TabNAS does.
 
     controller: of the space without budgets. samples: N, the draws of an estimate; of two, N goes from the first to the second in `steps`
-    gradients, N_t = ceil(N_end + (1 - t / steps) (N_start - N_end)). seed: of these draws, which belong to the step, not to the search.
+    gradients, N_t = ceil(N_end + (1 - t / steps) (N_start - N_end)). 0 leaves the correction out, as the official notebook does in effect: its
+    gradient is that of p, not of p(y | V). seed: of these draws, which belong to the step, not to the search.
     """
 
     samples: int | tuple[int, int] = 1_024
@@ -225,8 +226,8 @@ class Rejecting:
 
     def __post_init__(self) -> None:
         given = self.samples if isinstance(self.samples, tuple) else (self.samples,)
-        if min(given) < 1:
-            raise ValueError(f"samples={self.samples}: P(feasible) is estimated from 1 draw at least")
+        if min(given) < 1 and self.samples != 0:
+            raise ValueError(f"samples={self.samples}: P(feasible) is estimated from 1 draw at least, or, with 0 alone, not at all")
         if (len(given) == 2) != (self.steps is not None):
             raise ValueError(
                 f"samples={self.samples}, steps={self.steps}: from one number to another in so many steps, or one number alone"
@@ -275,6 +276,8 @@ class Rejected:
 
     def gradient(self, parameters: np.ndarray, rows: np.ndarray, weights: np.ndarray, entropy: float, step: int) -> np.ndarray | None:
         gradient = self.policy.gradient(parameters, rows, weights, entropy, step)
+        if not self.rule.samples:
+            return gradient
         estimate = self.log_feasible(parameters, step)
         if gradient is None or estimate is None:
             return None

@@ -9,24 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import isfinite
 from random import Random
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from niwaki.objective import Objective, State
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import SpaceError
 from niwaki.strategy.policy import Controller, Policy, softmaxes
 from niwaki.strategy.strategy import SearchSpace, fingerprint, unseen
 from niwaki.trial import Trial
-
-Reward = Callable[[Mapping[str, float]], float]  # of a trial's metrics; more is better
-
-
-class RewardError(ValueError):
-    """A reward that no policy can learn from."""
-
 
 # --- how parameters move ----------------------------------------------------------------------------------------------------------
 
@@ -88,6 +81,9 @@ class Adam:
         rate = self.lr * self.schedule(moments.steps)
         moved = parameters + rate * (first / (1 - b1**steps)) / (np.sqrt(second / (1 - b2**steps)) + self.eps)
         return moved, Moments(first, second, steps)
+
+
+BEST_ACCURACY = Objective("accuracy")
 
 
 class Update(Protocol):
@@ -153,6 +149,15 @@ class Clipped:
 # --- the strategy -----------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Rewarded:
+    """An architecture that was told. metrics: None where its evaluation failed."""
+
+    arch: Architecture
+    reward: float
+    metrics: Mapping[str, float] | None
+
+
 @dataclass(frozen=True, eq=False)
 class PolicyState:
     space: SearchSpace
@@ -160,7 +165,8 @@ class PolicyState:
     parameters: np.ndarray
     moments: Moments
     average: tuple[float, float] = (0.0, 0.0)  # of rewards, decaying: numerator and denominator
-    batch: tuple[tuple[Architecture, float], ...] = ()  # rewarded, but not learned from yet
+    batch: tuple[Rewarded, ...] = ()  # not learned from yet
+    shaping: State = field(default_factory=dict)  # of the objective's form, where it has a state
     worst: float | None = None  # reward told so far: that of a failed trial
     failed: frozenset[str] = frozenset()  # fingerprints
 
@@ -169,9 +175,9 @@ class PolicyState:
 class PolicyGradient:
     """A policy that proposes what it draws and learns from each full batch of rewards.
 
-    reward: of a trial's metrics, such as `Objective.reward`. controller: the kind of policy. update: `Reinforce()` or `Clipped()`. The
-    baseline is a zero-debiased exponential average of the batches' mean rewards, the present one included. The defaults are TuNAS's: one
-    architecture a step, momentum 0.95, Adam without a first moment.
+    objective: what a trial's metrics are worth (`Objective.reward`); a form with a state, such as multipliers, follows each batch. controller:
+    the kind of policy. update: `Reinforce()` or `Clipped()`. The baseline is a zero-debiased exponential average of the batches' mean
+    rewards, the present one included. The defaults are TuNAS's: one architecture a step, momentum 0.95, Adam without a first moment.
 
     A policy draws what it has drawn before, and learns from it again: proposals repeat (`repeats`), and each counts as an evaluation. Only what
     failed is not proposed again; the policy learns of it as if it had the worst reward told so far. Trials that were cut are not learned from.
@@ -179,7 +185,7 @@ class PolicyGradient:
 
     repeats: ClassVar[bool] = True
 
-    reward: Reward
+    objective: Objective = BEST_ACCURACY
     controller: Controller = softmaxes
     update: Update = field(default_factory=Reinforce)
     optimizer: Adam = field(default_factory=lambda: Adam(4.8e-3, betas=(0.0, 0.999)))
@@ -194,7 +200,7 @@ class PolicyGradient:
     def init(self, space: SearchSpace) -> PolicyState:
         policy = self.controller(space)
         parameters = policy.initial()
-        return PolicyState(space, policy, parameters, Moments.of(parameters))
+        return PolicyState(space, policy, parameters, Moments.of(parameters), shaping=self.objective.init())
 
     def ask(self, state: PolicyState, count: int, rng: Random, pending: Sequence[Architecture]) -> list[Architecture]:
         generator = np.random.default_rng(rng.getrandbits(128))
@@ -227,32 +233,38 @@ class PolicyGradient:
             state = replace(state, failed=state.failed | {fingerprint(trial.arch)})
             if state.worst is None:
                 return state
-            reward = state.worst
+            told = Rewarded(trial.arch, state.worst, None)
         else:
-            reward = float(self.reward(trial.metrics))
-            if not isfinite(reward):
-                raise RewardError(
-                    f"the reward of trial {trial.number} is {reward}, of the metrics {dict(trial.metrics)}; it must be finite"
-                )
+            reward = self.objective.reward(trial.metrics, state.shaping)
             state = replace(state, worst=reward if state.worst is None else min(reward, state.worst))
-        state = replace(state, batch=(*state.batch, (trial.arch, reward)))
+            told = Rewarded(trial.arch, reward, trial.metrics)
+        state = replace(state, batch=(*state.batch, told))
         return self._learned(state) if len(state.batch) == self.batch_size else state
 
     def _learned(self, state: PolicyState) -> PolicyState:
-        rows = np.array(state.space.indices([arch for arch, _ in state.batch]), dtype=np.int64)
-        rewards = np.array([reward for _, reward in state.batch])
+        rows = np.array(state.space.indices([one.arch for one in state.batch]), dtype=np.int64)
+        rewards = np.array([one.reward for one in state.batch])
         m, (above, below) = self.momentum, state.average
         average = (m * above + (1 - m) * float(rewards.mean()), m * below + (1 - m))
         advantages = rewards - average[0] / average[1]
         parameters, moments = self.update(state.policy, state.parameters, state.moments, rows, advantages, self.optimizer)
-        return replace(state, parameters=parameters, moments=moments, average=average, batch=())
+        shaping = self.objective.update(state.shaping, [one.metrics for one in state.batch if one.metrics is not None])
+        return replace(state, parameters=parameters, moments=moments, average=average, batch=(), shaping=shaping)
 
     def save(self, state: PolicyState) -> tuple[Any, dict[str, np.ndarray]]:
         content = {
             "space": state.space.hash,
             "steps": state.moments.steps,
             "average": list(state.average),
-            "batch": [[state.space.indices([arch])[0], reward] for arch, reward in state.batch],
+            "batch": [
+                {
+                    "row": state.space.indices([one.arch])[0],
+                    "reward": one.reward,
+                    "metrics": None if one.metrics is None else dict(one.metrics),
+                }
+                for one in state.batch
+            ],
+            "shaping": dict(state.shaping),
             "worst": state.worst,
             "failed": sorted(state.failed),
         }
@@ -271,7 +283,8 @@ class PolicyGradient:
             parameters=arrays["parameters"],
             moments=Moments(arrays["first"], arrays["second"], content["steps"]),
             average=tuple(content["average"]),
-            batch=tuple((space.from_indices(row), reward) for row, reward in content["batch"]),
+            batch=tuple(Rewarded(space.from_indices(one["row"]), one["reward"], one["metrics"]) for one in content["batch"]),
+            shaping=content["shaping"],
             worst=content["worst"],
             failed=frozenset(content["failed"]),
         )
