@@ -88,7 +88,10 @@ def toy() -> Network:
 
 def toy_metrics(arch: Architecture) -> dict[str, float]:
     """ "quality" 1 - loss, and "params"."""
-    hidden = int(arch["hidden1"]), int(arch["hidden2"])  # type: ignore[call-overload]
+    first, second = arch["hidden1"], arch["hidden2"]
+    assert isinstance(first, int)
+    assert isinstance(second, int)
+    hidden = first, second
     return {"quality": 1 - TOY_LOSSES[hidden], "params": float(parameters_of(2, hidden, 1))}
 
 

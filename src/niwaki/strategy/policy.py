@@ -23,8 +23,8 @@ from niwaki.space.size import refs, values
 from niwaki.space.space import Space
 from niwaki.strategy.strategy import SearchSpace
 
-PROPOSALS = 4_096  # drawn in vain before architectures within the budgets are drawn by elimination, without rejection
-MOST_REJECTED = 1_000_000  # drawn in vain before a policy that only rejects gives up
+PROPOSALS = 4_096  # drawn for each that is kept before architectures within the budgets are drawn by elimination, without rejection
+MOST_REJECTED = 1_000_000  # drawn for each that is kept before a policy that only rejects gives up
 
 
 class Policy(Protocol):
@@ -265,8 +265,8 @@ class Rejected:
         kept = _first_kept(self.policy, self.feasible, parameters, count, generator, MOST_REJECTED)
         if len(kept) < count:
             raise BudgetError(
-                f"{len(kept)} of {MOST_REJECTED:,} draws of the policy have {self.feasible.text()}; rejection alone does not get further, "
-                f"the exact softmaxes within the budgets do"
+                f"fewer than one in {MOST_REJECTED:,} draws of the policy have {self.feasible.text()}; rejection alone does not get further, the "
+                f"exact softmaxes within the budgets do"
             )
         return kept
 
@@ -302,10 +302,10 @@ class Rejected:
 def _first_kept(
     policy: Policy, feasible: Feasible, parameters: np.ndarray, count: int, generator: np.random.Generator, most: int
 ) -> np.ndarray:
-    """(at most count, decisions): the first of up to about `most` draws for each that is asked for that keep the budgets."""
+    """(at most count, decisions): the first draws that keep the budgets; fewer than `count` where not one in about `most` does."""
     kept: list[np.ndarray] = []
     missing, proposed, batch = count, 0, 4 * count
-    while missing > 0 and proposed < most * count:
+    while missing > 0 and proposed < most * (count - missing + 1):
         rows = policy.sample(parameters, batch, generator)
         found = rows[feasible.keeps(rows)][:missing]
         kept.append(found)
