@@ -9,6 +9,9 @@ from typing import Any
 
 from niwaki.objective import Objective
 from niwaki.strategy.evolution import RegularizedEvolution
+from niwaki.strategy.exhaustive import Exhaustive
+from niwaki.strategy.local_search import LocalSearch
+from niwaki.strategy.nsga2 import NSGA2
 from niwaki.strategy.random import RandomSearch
 from niwaki.strategy.strategy import Strategy
 
@@ -29,7 +32,10 @@ class Named:
 
 STRATEGIES: dict[str, Named] = {
     "random": Named(lambda objectives: RandomSearch(), several=True),
+    "exhaustive": Named(lambda objectives: Exhaustive(), several=True),
     "evolution": Named(lambda objectives: RegularizedEvolution(objectives[0])),
+    "local-search": Named(lambda objectives: LocalSearch(objectives[0])),
+    "nsga2": Named(lambda objectives: NSGA2(objectives), several=True),
 }
 
 
