@@ -84,7 +84,10 @@ class Architecture(Mapping[str, Value]):
 
     def to_json(self) -> dict[str, Any]:
         """`{"space": hash, "choices": {name: option}}`; a tuple becomes a list, which no option can be, so nothing is lost."""
-        return {"space": self.space, "choices": {name: listed(option) for name, option in self._taken().items()}}
+        return {
+            "space": self.space,
+            "choices": {name: listed(option) if isinstance(option, tuple) else option for name, option in self._taken().items()},
+        }
 
     @staticmethod
     def from_json(data: Mapping[str, Any], space: Space) -> Architecture:

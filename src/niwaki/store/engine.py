@@ -13,7 +13,23 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from sqlalchemy import Connection, Engine, RowMapping, Table, create_engine, delete, event, func, insert, inspect, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Insert,
+    RowMapping,
+    Table,
+    bindparam,
+    create_engine,
+    delete,
+    event,
+    exists,
+    func,
+    insert,
+    inspect,
+    select,
+    update,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
@@ -57,6 +73,18 @@ class LogRow:
     metrics: dict[str, Any]
 
 
+def _insert_new(table: Table) -> Insert:
+    """Inserts a row unless there is one of its key. Made once: building a statement costs more than running it."""
+    row = [bindparam(column.name, type_=column.type) for column in table.columns]
+    there = exists().where(*(column == bindparam(column.name, type_=column.type) for column in table.primary_key))
+    return insert(table).from_select([column.name for column in table.columns], select(*row).where(~there))
+
+
+_INSERT_NEW = {table.name: _insert_new(table) for table in (TRIALS, PENDING)}
+_TRIED = select(TRIALS.c.number).where(TRIALS.c.run == bindparam("of_run"), TRIALS.c.number.in_(bindparam("at", expanding=True)))
+_DROP_PENDING = delete(PENDING).where(PENDING.c.run == bindparam("of_run"), PENDING.c.number == bindparam("at"))
+
+
 class Store:
     """Opened by `open_store`. Every method is one transaction: done and on the disk when it returns, or not done at all.
 
@@ -91,7 +119,7 @@ class Store:
         }
         with self._writing(f"keep trial {trial.number} of {run!r}") as connection:
             self._add(connection, TRIALS, {"run": run, "number": trial.number}, row)
-            connection.execute(delete(PENDING).where(PENDING.c.run == run, PENDING.c.number == trial.number))
+            connection.execute(_DROP_PENDING, {"of_run": run, "at": trial.number})
 
     def trials(self, run: str, space: Space) -> list[Trial]:
         """The trials of a run in the order of their numbers, their architectures checked against `space`."""
@@ -109,8 +137,7 @@ class Store:
     def add_pending(self, run: str, proposals: Mapping[int, Architecture]) -> None:
         """Keeps what a strategy proposed, number -> architecture, all or none, before any of it is evaluated."""
         with self._writing(f"keep the proposals of {run!r}") as connection:
-            tried = select(TRIALS.c.number).where(TRIALS.c.run == run, TRIALS.c.number.in_(list(proposals)))
-            if done := connection.execute(tried).scalars().all():
+            if done := connection.execute(_TRIED, {"of_run": run, "at": list(proposals)}).scalars().all():
                 raise StoreError(f"proposals {', '.join(map(str, done))} of {run!r} have trials already in the store {self.url}")
             for number, arch in proposals.items():
                 self._add(connection, PENDING, {"run": run, "number": number}, {"arch": _json(arch.to_json())})
@@ -165,10 +192,10 @@ class Store:
 
     def _add(self, connection: Connection, table: Table, key: Mapping[str, Any], row: Mapping[str, Any]) -> None:
         """Inserts a row that, once there, never changes."""
-        there = connection.execute(_at(select(table), table, key)).mappings().one_or_none()
-        if there is None:
-            connection.execute(insert(table).values(**key, **row))
-        elif differing := [name for name, value in row.items() if there[name] != value]:
+        if connection.execute(_INSERT_NEW[table.name], {**key, **row}).rowcount:
+            return
+        there = connection.execute(_at(select(table), table, key)).mappings().one()
+        if differing := [name for name, value in row.items() if there[name] != value]:
             name = differing[0]
             raise StoreError(
                 f"number {key['number']} of {key['run']!r} is already in the store {self.url} with another {name}: "
@@ -285,7 +312,8 @@ def _sqlite_engine(path: Path, mode: str) -> Engine:
     def _on_begin(connection: Connection) -> None:
         # a transaction that will write takes the lock first: one that reads, then wants it, could only fail
         writes = connection.get_execution_options().get("niwaki_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        # straight to the driver: as a statement of SQLAlchemy's it would cost as much as the write itself
+        connection.connection.cursor().execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
 
