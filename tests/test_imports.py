@@ -19,7 +19,8 @@ factor                    [space]
 net                       [space]
 trial objective           [space]
 store                     [space trial]
-distribution predictor    [space factor]
+structure                 [space factor]
+distribution predictor    [space factor structure]
 cost                      [space factor net]
 nn                        [space net distribution]
 device                    [space net nn cost]
@@ -27,7 +28,7 @@ adoption                  [space factor net nn cost]
 task                      [net]
 train                     [space nn task]
 zoo                       [space net]
-strategy                  [space factor trial objective distribution predictor]
+strategy                  [space factor trial objective structure distribution predictor]
 evaluate                  [space net trial cost nn task train predictor zoo]
 gradient                  [space factor net trial objective cost nn task train distribution]
 recipe                    [all]
@@ -37,10 +38,11 @@ run testing               [all]
 cli                       [all]
 dashboard                 [store trial objective report]
 """
-# Additions to the design's table: deploy writes its files through store.files, report names architectures, and evaluate knows of which
-# networks in the zoo the published tables are.
+# Additions to the design's table: deploy writes its files through store.files, report names architectures, evaluate knows of which networks
+# in the zoo the published tables are, and structure, which variables depend on each other (forests, max-margin trees over labels), is used
+# by distributions and strategies that learn a tree and serves multi-label prediction without either.
 
-FREE_OF_TORCH = ("space", "factor", "net", "cost", "zoo", "trial", "objective", "store", "report", "dashboard")
+FREE_OF_TORCH = ("space", "factor", "structure", "net", "cost", "zoo", "trial", "objective", "store", "report", "dashboard")
 KNOWS_TORCH = ("niwaki.factor.expect",)
 RESOLVES_LATE = ("niwaki.cli", "niwaki")  # import heavy parts where they are needed, so that `niwaki --help` is quick
 

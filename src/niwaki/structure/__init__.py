@@ -1,0 +1,1 @@
+"""Which of several variables depend on each other: forests, and predictors and surrogates that learn one."""
