@@ -1,0 +1,288 @@
+"""What an architecture computes, as a number: equal for those that differ only in how they are written. And what paths it has.
+
+A tensor's number is a hash of how it is made (hash-consing): of its layer and of the numbers of the tensors that the layer reads. Tensors
+are added by adding their numbers, and zeros have the number 0, so sums commute, sums of sums are one sum, an added zero and a sum of one
+change nothing; the identity passes the number on; what nothing reads never enters the output's. All rows are numbered at once.
+
+Two conventions, which are also those of NAS-Bench-201's own count of isomorphic cells:
+zeros stay zeros through a BatchNorm (its learned shift, a constant, counts as nothing), and two equal layers that read the same tensor count
+as equal whether or not they are one layer with one set of weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from niwaki.net.layer import (
+    Activation,
+    BatchNorm,
+    Cat,
+    ChannelShuffle,
+    Conv,
+    Dropout,
+    Flatten,
+    GlobalPool,
+    Identity,
+    Interleave,
+    Layer,
+    Linear,
+    Pool,
+    SqueezeExcite,
+    Subsample,
+    Sum,
+    Zero,
+)
+from niwaki.space.size import Expr, Symbol, equal, refs, values
+
+if TYPE_CHECKING:
+    from niwaki.net.place import Placed, Placement
+    from niwaki.space.space import Decision
+
+MOST_ROWS = 20_000  # combinations of options for which the paths through one part of a network are listed
+MOST_PATHS = 256  # different ones through one part
+INPUT = -1  # as in `place`
+ZERO = np.uint64(0)
+
+# layers without a bias: zeros in, zeros out
+_KEEPS_ZERO = (BatchNorm, Pool, GlobalPool, SqueezeExcite, Subsample, Interleave, Flatten, ChannelShuffle, Dropout, Zero, Cat)
+_STARTS_AT_ZERO = ("relu", "relu6", "leaky_relu", "hswish", "swish", "tanh", "gelu", "identity")
+
+
+@dataclass(frozen=True)
+class Canon:
+    """Canonical keys and path features of the architectures of a placed network, for matrices of option numbers at once."""
+
+    placement: Placement = field(repr=False)
+
+    def keys(self, rows: np.ndarray) -> np.ndarray:
+        """uint64 (N,): equal where architectures compute the same. rows: (N, decisions), canonical as `Space.indices` gives them."""
+        columns = _Columns(self.placement.decisions, rows)
+        numbers: dict[int, Any] = {INPUT: _number(("input", self.placement.input_shape))}
+        for at, item in enumerate(self.placement.items):
+            numbers[at] = _numbered(item, [numbers[source] for source in item.inputs], columns)
+            for gone in self._gone.get(at, ()):
+                del numbers[gone]
+        return np.broadcast_to(np.asarray(numbers[self.placement.output], dtype=np.uint64), (len(rows),)).copy()
+
+    def paths(self, rows: np.ndarray) -> np.ndarray:
+        """float32 (N, F): for each part of the network in which searched branches meet, how many ways lead through it over each sequence
+        of layers: zeros lead nowhere, and the identity is no layer. Parts that are alike are counted once."""
+        columns = _Columns(self.placement.decisions, rows)
+        found = [table[columns.code(names)] for names, table in self._path_tables]
+        return np.concatenate(found, axis=1) if found else np.zeros((len(rows), 0), dtype=np.float32)
+
+    @cached_property
+    def _gone(self) -> dict[int, list[int]]:
+        """After which item which tensors are not read any more."""
+        last = {source: at for at, item in enumerate(self.placement.items) for source in item.inputs}
+        gone: dict[int, list[int]] = {}
+        for source, at in last.items():
+            if source != self.placement.output:
+                gone.setdefault(at, []).append(source)
+        return gone
+
+    @cached_property
+    def _path_tables(self) -> list[tuple[tuple[str, ...], np.ndarray]]:
+        """For each part in which searched branches meet: the decisions in it, and (combinations of their options, F) counts of paths."""
+        options = {decision.name: len(decision.options) for decision in self.placement.decisions}
+        tables: dict[tuple, tuple[tuple[str, ...], np.ndarray]] = {}
+        seen: set[tuple] = set()
+        for start, stop, source, result in _parts(self.placement):
+            items = self.placement.items[start:stop]
+            names = tuple(dict.fromkeys(ref.name for item in items for expr in _open(item) for ref in refs(expr)))
+            if len(names) < 2 or prod(options[name] for name in names) > MOST_ROWS or not _branches_meet(items, start):
+                continue
+            like = tuple((replace(item, path="", inputs=tuple(i - start for i in item.inputs)), item.condition) for item in items)
+            if like in seen:
+                continue
+            seen.add(like)
+            table = _path_table(items, start, source, result, {name: options[name] for name in names}, self.placement.decisions)
+            if table.shape[1]:
+                tables.setdefault((names, table.tobytes()), (names, table))
+        return list(tables.values())
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------------------
+
+
+def _number(value: Any) -> np.uint64:
+    """64 bits that stand for `value`, the same in every process."""
+    return np.frombuffer(hashlib.sha256(repr(value).encode()).digest()[:8], dtype=np.uint64)[0]
+
+
+def _mixed(number: Any) -> Any:
+    """A bijection that scatters 64-bit numbers (splitmix64, Steele et al. 2014), so that sums of them are as good as random."""
+    with np.errstate(over="ignore"):
+        number = number + np.uint64(0x9E3779B97F4A7C15)
+        number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return number ^ (number >> np.uint64(31))
+
+
+class _Columns:
+    """The option numbers of many architectures, by decision, and what expressions come to in each of them."""
+
+    def __init__(self, decisions: Sequence[Decision], rows: np.ndarray) -> None:
+        self.options = {decision.name: len(decision.options) for decision in decisions}
+        self.column = {decision.name: np.ascontiguousarray(rows[:, at]) for at, decision in enumerate(decisions)}
+        self.count = len(rows)
+        self._codes: dict[tuple[str, ...], np.ndarray] = {}
+        self._found: dict[Any, np.ndarray] = {}
+
+    def code(self, names: tuple[str, ...]) -> np.ndarray:
+        """(N,): which combination of the options of `names` is taken, the last name fastest."""
+        if names not in self._codes:
+            code = np.zeros(self.count, dtype=np.int64)
+            for name in names:
+                code = code * self.options[name] + self.column[name]
+            self._codes[names] = code
+        return self._codes[names]
+
+    def each(self, expr: Expr, of: Callable[[Any], Any], kind: str) -> Any:
+        """`of` each value that `expr` takes, (N,); of a plain value a single one. kind: names `of`, for what is kept."""
+        if not isinstance(expr, Symbol):
+            return of(expr)
+        if (kind, expr) not in self._found:
+            table = np.array([of(value) for value in values(expr)])
+            self._found[kind, expr] = table[self.code(tuple(ref.name for ref in refs(expr)))]
+        return self._found[kind, expr]
+
+    def holds(self, condition: Expr) -> Any:
+        return self.each(condition, bool, "holds")
+
+
+def _numbered(item: Placed, inputs: Sequence[Any], columns: _Columns) -> Any:
+    """The number of what `item` gives, (N,) or the same for all; where it does not exist, anything."""
+    layer = item.layer
+    if isinstance(layer, Sum):
+        total: Any = ZERO
+        with np.errstate(over="ignore"):
+            for number, edge in zip(inputs, item.edges, strict=True):
+                total = total + (number if edge is True else np.where(columns.holds(edge), number, ZERO))
+        return total
+    if isinstance(layer, Zero):
+        return ZERO
+    if isinstance(layer, Identity) or (isinstance(layer, Activation) and layer.kind == "identity"):
+        return inputs[0]
+    with np.errstate(over="ignore"):
+        own: Any = _number(type(layer).__name__)
+        for f in fields(layer):
+            if f.name not in ("make", "name"):
+                own = own + columns.each(getattr(layer, f.name), lambda value, name=f.name: _number((name, value)), f.name)
+        read: Any = ZERO
+        for number, shape in zip(inputs, item.input_shapes, strict=True):
+            if isinstance(layer, Cat):  # zeros have a width, too, here
+                number = number + columns.each(shape.width, lambda value: _number(("width", value)), "width")
+            read = _mixed(read + number)
+        result = _mixed(own + read) | np.uint64(1)  # never that of zeros
+    keeps = _keeps_zero(layer)
+    if keeps is not False:
+        zero = np.logical_and.reduce([np.asarray(number) == ZERO for number in inputs]) if len(inputs) > 1 else inputs[0] == ZERO
+        if keeps is not True:
+            zero = zero & columns.each(keeps, lambda kind: kind in _STARTS_AT_ZERO, "starts at zero")
+        result = np.where(zero, ZERO, result) if np.any(zero) else result
+    same = _vanishes(item)
+    return result if same is False else np.where(columns.each(same[0], same[1], "vanishes"), inputs[0], result)
+
+
+def _keeps_zero(layer: Layer) -> Any:
+    """Whether zeros in give zeros out; an expression of the kind of activation where that is searched."""
+    if isinstance(layer, Activation):
+        return layer.kind if isinstance(layer.kind, Symbol) else layer.kind in _STARTS_AT_ZERO
+    return isinstance(layer, _KEEPS_ZERO) or (isinstance(layer, (Conv, Linear)) and not layer.bias)
+
+
+def _vanishes(item: Placed) -> Any:
+    """(expression, test of its value): where the test holds, the layer is the identity; False where it never is."""
+    if isinstance(item.layer, Activation) and isinstance(item.layer.kind, Symbol):
+        return item.layer.kind, lambda kind: kind == "identity"
+    if isinstance(item.layer, (Subsample, Interleave)):
+        same = [equal(old, new) for old, new in zip(item.input_shapes[0].spatial, item.shape.spatial, strict=True)]
+        open_ones = [one for one in same if isinstance(one, Symbol)]
+        if all(one is not False for one in same) and len({repr(one) for one in open_ones}) <= 1:
+            return (open_ones[0] if open_ones else True), bool
+    return False
+
+
+# --- paths -------------------------------------------------------------------------------------------------------------------
+
+
+def _parts(placement: Placement) -> Iterator[tuple[int, int, int, int]]:
+    """(first item, end, tensor that enters, tensor that leaves) of each stretch from one place where a single tensor is alive to the next."""
+    last = {placement.output: len(placement.items)}
+    for at, item in enumerate(placement.items):
+        for source in item.inputs:
+            last[source] = max(last.get(source, at), at)
+    alive, start, entering = {INPUT}, 0, INPUT
+    for at in range(len(placement.items)):
+        alive = {tensor for tensor in (*alive, at) if last.get(tensor, -2) > at}
+        if len(alive) == 1:
+            [leaving] = alive
+            yield start, at + 1, entering, leaving
+            start, entering = at + 1, leaving
+
+
+def _open(item: Placed) -> list[Expr]:
+    """All that is left to decisions about an item."""
+    own = [getattr(item.layer, f.name) for f in fields(item.layer) if f.name != "make"]
+    return [expr for expr in (item.condition, *item.edges, *own) if isinstance(expr, Symbol)]
+
+
+def _branches_meet(items: Sequence[Placed], start: int) -> bool:
+    """Whether two tensors that depend on decisions are joined somewhere, not as options of one choice."""
+    searched: set[int] = set()
+    for at, item in enumerate(items, start):
+        carried = [source for source, edge in zip(item.inputs, item.edges, strict=True) if edge is True and source in searched]
+        if isinstance(item.layer, (Sum, Cat)) and len(carried) > 1:
+            return True
+        if _open(item) or any(source in searched for source in item.inputs):
+            searched.add(at)
+    return False
+
+
+def _path_table(
+    items: Sequence[Placed], start: int, source: int, result: int, options: Mapping[str, int], decisions: Sequence[Decision]
+) -> np.ndarray:
+    """float32 (combinations of options, F): how many ways lead over each sequence of layers; no columns if there are too many sequences."""
+    size = prod(options.values())
+    grid = np.indices(tuple(options.values()), dtype=np.int32).reshape(len(options), size)
+    taken = dict(zip(options, grid, strict=True))
+    rows = np.stack([taken.get(decision.name, np.zeros(size, dtype=np.int32)) for decision in decisions], axis=1)
+    columns = _Columns(decisions, rows)
+    ways: dict[int, dict[tuple[int, ...], np.ndarray]] = {source: {(): np.ones(size, dtype=np.float32)}}
+    for at, item in enumerate(items, start):
+        there = columns.holds(item.condition)
+        here: dict[tuple[int, ...], np.ndarray] = {}
+        if not isinstance(item.layer, Zero):
+            for read, edge in zip(item.inputs, item.edges, strict=True):
+                open_way = there & columns.holds(edge)
+                for sequence, count in ways.get(read, {}).items():
+                    for layers, applies in _steps(item, columns):
+                        through = sequence + layers
+                        here[through] = here.get(through, np.float32(0)) + count * (open_way & applies)
+        ways[at] = {sequence: count for sequence, count in here.items() if count.any()}
+        if sum(map(len, ways.values())) > MOST_PATHS * 16 or len(ways[at]) > MOST_PATHS:
+            return np.zeros((size, 0), dtype=np.float32)
+    found = [count for _, count in sorted(ways[result].items(), key=lambda pair: len(pair[0])) if (count != count[0]).any()]
+    return np.stack(found, axis=1) if found else np.zeros((size, 0), dtype=np.float32)
+
+
+def _steps(item: Placed, columns: _Columns) -> list[tuple[tuple[int, ...], Any]]:
+    """The layers (one, or none for the identity and for joins) that `item` can be, and in which rows it is that."""
+    layer = item.layer
+    if isinstance(layer, (Sum, Cat, Identity)) or (isinstance(layer, Activation) and layer.kind == "identity"):
+        return [((), True)]
+    own: Any = _number(type(layer).__name__)
+    with np.errstate(over="ignore"):
+        for f in fields(layer):
+            if f.name not in ("make", "name"):
+                own = own + columns.each(getattr(layer, f.name), lambda value, name=f.name: _number((name, value)), f.name)
+    kinds = np.unique(own)
+    return [((int(kind),), own == kind) for kind in kinds]
