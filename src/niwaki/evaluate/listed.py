@@ -11,6 +11,7 @@ import numpy as np
 
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import SpaceError, Value
+from niwaki.space.rows import Features
 from niwaki.space.space import Decision, Space
 
 NEAR = 16  # of the other rows, at least, are an architecture's neighbours
@@ -68,6 +69,15 @@ class Listed:
     def key(self, arch: Architecture) -> bytes:
         return self.space.key(arch)
 
+    def canonical_rows(self, rows: np.ndarray) -> np.ndarray:
+        return self.space.canonical_rows(rows)
+
+    def canonical_keys(self, rows: np.ndarray) -> np.ndarray:
+        return self.space.canonical_keys(rows)
+
+    def features(self, rows: np.ndarray) -> Features:
+        return self.space.features(rows)
+
     def to_json(self) -> dict[str, Any]:
         return {**self.space.to_json(), "listed": len(self.rows)}
 
@@ -79,6 +89,10 @@ class Listed:
 
     def __contains__(self, arch: object) -> bool:
         return isinstance(arch, Architecture) and arch.space == self.hash and arch.key in self._places
+
+    def holds(self, rows: np.ndarray) -> np.ndarray:
+        """bool (N,): which canonical rows are listed."""
+        return np.array([row in self._row_places for row in map(bytes, np.ascontiguousarray(rows, dtype=np.int32))], dtype=bool)
 
     def from_key(self, key: bytes) -> Architecture:
         return self._kept(self.space.from_key(key))
@@ -133,6 +147,10 @@ class Listed:
     def _apart(self, arch: Architecture) -> np.ndarray:
         """(N,): in how many decisions each row differs from `arch`."""
         return (self.rows != np.array(self.space.indices([arch])[0])).sum(axis=1)
+
+    @cached_property
+    def _row_places(self) -> dict[bytes, int]:
+        return {bytes(row): place for place, row in enumerate(np.ascontiguousarray(self.rows, dtype=np.int32))}
 
     def _at(self, place: int) -> Architecture:
         return self.space.from_indices(self.rows[place].tolist())

@@ -15,6 +15,7 @@ from niwaki.factor.factor import Limit
 from niwaki.factor.mode import most_likely
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import BudgetError, Value
+from niwaki.space.rows import Features
 from niwaki.space.space import Decision, Space
 
 TRIES = 64  # mutations drawn before all feasible neighbours are listed instead
@@ -60,6 +61,15 @@ class Within:
     def indices(self, architectures: Iterable[Architecture]) -> list[list[int]]:
         return self.space.indices(architectures)
 
+    def canonical_rows(self, rows: np.ndarray) -> np.ndarray:
+        return self.space.canonical_rows(rows)
+
+    def canonical_keys(self, rows: np.ndarray) -> np.ndarray:
+        return self.space.canonical_keys(rows)
+
+    def features(self, rows: np.ndarray) -> Features:
+        return self.space.features(rows)
+
     def from_indices(self, row: Sequence[int]) -> Architecture:
         return self._kept(self.space.from_indices(row))
 
@@ -85,6 +95,10 @@ class Within:
         """bool (N,): which of them keep every limit, by exact cost."""
         rows = np.array(self.space.indices(architectures), dtype=np.int32).reshape(len(architectures), len(self.space))
         return self.feasible.keeps(rows)
+
+    def holds(self, rows: np.ndarray) -> np.ndarray:
+        """bool (N,): the same of canonical rows of option numbers."""
+        return self.feasible.keeps(np.asarray(rows, dtype=np.int32).reshape(len(rows), len(self.space)))
 
     @cached_property
     def count(self) -> Count:

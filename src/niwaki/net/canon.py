@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ from niwaki.net.layer import (
     Sum,
     Zero,
 )
-from niwaki.space.size import Expr, Symbol, equal, refs, values
+from niwaki.space.size import Expr, Symbol, both, equal, refs, values
 
 if TYPE_CHECKING:
     from niwaki.net.place import Placed, Placement
@@ -49,6 +49,9 @@ MOST_ROWS = 20_000  # combinations of options for which the paths through one pa
 MOST_PATHS = 256  # different ones through one part
 INPUT = -1  # as in `place`
 ZERO = np.uint64(0)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 
 # layers without a bias: zeros in, zeros out
 _KEEPS_ZERO = (BatchNorm, Pool, GlobalPool, SqueezeExcite, Subsample, Interleave, Flatten, ChannelShuffle, Dropout, Zero, Cat)
@@ -65,10 +68,11 @@ class Canon:
         """uint64 (N,): equal where architectures compute the same. rows: (N, decisions), canonical as `Space.indices` gives them."""
         columns = _Columns(self.placement.decisions, rows)
         numbers: dict[int, Any] = {INPUT: _number(("input", self.placement.input_shape))}
-        for at, item in enumerate(self.placement.items):
-            numbers[at] = _numbered(item, [numbers[source] for source in item.inputs], columns)
-            for gone in self._gone.get(at, ()):
-                del numbers[gone]
+        with np.errstate(over="ignore"):
+            for at, step in enumerate(self._steps):
+                numbers[at] = step.number([numbers[source] for source in step.inputs], columns)
+                for gone in self._gone.get(at, ()):
+                    del numbers[gone]
         return np.broadcast_to(np.asarray(numbers[self.placement.output], dtype=np.uint64), (len(rows),)).copy()
 
     def paths(self, rows: np.ndarray) -> np.ndarray:
@@ -77,6 +81,20 @@ class Canon:
         columns = _Columns(self.placement.decisions, rows)
         found = [table[columns.code(names)] for names, table in self._path_tables]
         return np.concatenate(found, axis=1) if found else np.zeros((len(rows), 0), dtype=np.float32)
+
+    @cached_property
+    def _steps(self) -> list[_Step]:
+        known: dict[Any, Any] = {}
+
+        def told(expr: Expr, function: Callable[[Any], Any]) -> Any:
+            if not isinstance(expr, Symbol):
+                return function(expr)
+            key = (expr, *(function.args if isinstance(function, partial) else (function,)))
+            if key not in known:
+                known[key] = _Told.of(expr, function)
+            return known[key]
+
+        return [_Step.of(item, told) for item in self.placement.items]
 
     @cached_property
     def _gone(self) -> dict[int, list[int]]:
@@ -119,11 +137,22 @@ def _number(value: Any) -> np.uint64:
 
 def _mixed(number: Any) -> Any:
     """A bijection that scatters 64-bit numbers (splitmix64, Steele et al. 2014), so that sums of them are as good as random."""
-    with np.errstate(over="ignore"):
-        number = number + np.uint64(0x9E3779B97F4A7C15)
-        number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return number ^ (number >> np.uint64(31))
+    number = number + _GOLDEN
+    number = (number ^ (number >> _SHIFTS[0])) * _FACTORS[0]
+    number = (number ^ (number >> _SHIFTS[1])) * _FACTORS[1]
+    return number ^ (number >> _SHIFTS[2])
+
+
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """A function of decisions, written out: its value for each combination of options, the last of `names` fastest."""
+
+    names: tuple[str, ...]
+    table: np.ndarray
+
+    @staticmethod
+    def of(expr: Expr, function: Callable[[Any], Any]) -> _Told:
+        return _Told(tuple(ref.name for ref in refs(expr)), np.array([function(value) for value in values(expr)]))
 
 
 class _Columns:
@@ -134,7 +163,7 @@ class _Columns:
         self.column = {decision.name: np.ascontiguousarray(rows[:, at]) for at, decision in enumerate(decisions)}
         self.count = len(rows)
         self._codes: dict[tuple[str, ...], np.ndarray] = {}
-        self._found: dict[Any, np.ndarray] = {}
+        self._found: dict[int, np.ndarray] = {}  # by the identity of a _Told that the caller keeps
 
     def code(self, names: tuple[str, ...]) -> np.ndarray:
         """(N,): which combination of the options of `names` is taken, the last name fastest."""
@@ -145,70 +174,115 @@ class _Columns:
             self._codes[names] = code
         return self._codes[names]
 
-    def each(self, expr: Expr, of: Callable[[Any], Any], kind: str) -> Any:
-        """`of` each value that `expr` takes, (N,); of a plain value a single one. kind: names `of`, for what is kept."""
+    def each(self, expr: Expr, of: Callable[[Any], Any]) -> Any:
+        """`of` each value that `expr` takes, (N,); of a plain value a single one."""
         if not isinstance(expr, Symbol):
             return of(expr)
-        if (kind, expr) not in self._found:
-            table = np.array([of(value) for value in values(expr)])
-            self._found[kind, expr] = table[self.code(tuple(ref.name for ref in refs(expr)))]
-        return self._found[kind, expr]
+        told = _Told.of(expr, of)
+        return told.table[self.code(told.names)]
+
+    def of(self, told: _Told) -> np.ndarray:
+        """(N,): what `told` says of each row."""
+        if id(told) not in self._found:
+            self._found[id(told)] = told.table[self.code(told.names)]
+        return self._found[id(told)]
 
     def holds(self, condition: Expr) -> Any:
-        return self.each(condition, bool, "holds")
+        return self.each(condition, bool)
 
 
-def _numbered(item: Placed, inputs: Sequence[Any], columns: _Columns) -> Any:
-    """The number of what `item` gives, (N,) or the same for all; where it does not exist, anything."""
-    layer = item.layer
-    if isinstance(layer, Sum):
-        total: Any = ZERO
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """How the number of what one item gives is made, worked out once.
+
+    own: of its layer, as far as that is not left to decisions; more: the rest, to be added. edges: which inputs take part, None where all
+    do. widths: of what a Cat reads. keeps_zero: whether zeros in give zeros out. vanishes: where the layer is the identity.
+    """
+
+    kind: type[Layer]
+    inputs: tuple[int, ...]
+    edges: tuple[_Told | None, ...]
+    own: np.uint64
+    more: tuple[_Told, ...]
+    widths: tuple[np.uint64 | _Told, ...]
+    keeps_zero: bool | _Told
+    vanishes: bool | _Told
+
+    @staticmethod
+    def of(item: Placed, told: Callable[[Expr, Callable[[Any], Any]], Any]) -> _Step:
+        """told: an expression and a function of its value -> the function's value, or a _Told."""
+        layer, own, more = item.layer, _number(type(item.layer).__name__), []
         with np.errstate(over="ignore"):
-            for number, edge in zip(inputs, item.edges, strict=True):
-                total = total + (number if edge is True else np.where(columns.holds(edge), number, ZERO))
-        return total
-    if isinstance(layer, Zero):
-        return ZERO
-    if isinstance(layer, Identity) or (isinstance(layer, Activation) and layer.kind == "identity"):
-        return inputs[0]
-    with np.errstate(over="ignore"):
-        own: Any = _number(type(layer).__name__)
-        for f in fields(layer):
-            if f.name not in ("make", "name"):
-                own = own + columns.each(getattr(layer, f.name), lambda value, name=f.name: _number((name, value)), f.name)
+            for f in fields(layer):
+                if f.name not in ("make", "name"):
+                    number = told(getattr(layer, f.name), partial(_field_number, f.name))
+                    more += [number] if isinstance(number, _Told) else []
+                    own = own if isinstance(number, _Told) else own + number
+        edges = tuple(None if edge is True else told(edge, bool) for edge in item.edges)
+        widths = tuple(told(shape.width, _width_number) for shape in item.input_shapes) if isinstance(layer, Cat) else ()
+        keeps, vanishes = _keeps_zero(layer), _vanishes(item)
+        return _Step(type(layer), item.inputs, edges, own, tuple(more), widths, told(*keeps), told(*vanishes))
+
+    def number(self, inputs: Sequence[Any], columns: _Columns) -> Any:
+        """The number, (N,) or the same for all; where the item does not exist, anything. Wraps around: call it where overflow is ignored."""
+        if self.kind is Sum:
+            total: Any = ZERO
+            for tensor, edge in zip(inputs, self.edges, strict=True):
+                total = total + (tensor if edge is None else np.where(columns.of(edge), tensor, ZERO))
+            return total
+        if self.kind is Zero:
+            return ZERO
+        if self.vanishes is True:
+            return inputs[0]
+        own: Any = self.own
+        for more in self.more:
+            own = own + columns.of(more)
         read: Any = ZERO
-        for number, shape in zip(inputs, item.input_shapes, strict=True):
-            if isinstance(layer, Cat):  # zeros have a width, too, here
-                number = number + columns.each(shape.width, lambda value: _number(("width", value)), "width")
-            read = _mixed(read + number)
+        for at, tensor in enumerate(inputs):
+            if self.widths:  # zeros have a width, too, here
+                width = self.widths[at]
+                tensor = tensor + (columns.of(width) if isinstance(width, _Told) else width)
+            read = _mixed(read + tensor)
         result = _mixed(own + read) | np.uint64(1)  # never that of zeros
-    keeps = _keeps_zero(layer)
-    if keeps is not False:
-        zero = np.logical_and.reduce([np.asarray(number) == ZERO for number in inputs]) if len(inputs) > 1 else inputs[0] == ZERO
-        if keeps is not True:
-            zero = zero & columns.each(keeps, lambda kind: kind in _STARTS_AT_ZERO, "starts at zero")
-        result = np.where(zero, ZERO, result) if np.any(zero) else result
-    same = _vanishes(item)
-    return result if same is False else np.where(columns.each(same[0], same[1], "vanishes"), inputs[0], result)
+        if self.keeps_zero is not False:
+            zero = inputs[0] == ZERO
+            for tensor in inputs[1:]:
+                zero = zero & (tensor == ZERO)
+            if np.any(zero):
+                result = np.where(zero if self.keeps_zero is True else zero & columns.of(self.keeps_zero), ZERO, result)
+        return result if self.vanishes is False else np.where(columns.of(self.vanishes), inputs[0], result)
 
 
-def _keeps_zero(layer: Layer) -> Any:
-    """Whether zeros in give zeros out; an expression of the kind of activation where that is searched."""
+def _field_number(name: str, value: Any) -> np.uint64:
+    return _number((name, value))
+
+
+def _width_number(width: int) -> np.uint64:
+    return _number(("width", width))
+
+
+def _starts_at_zero(kind: str) -> bool:
+    return kind in _STARTS_AT_ZERO
+
+
+def _is_identity(kind: str) -> bool:
+    return kind == "identity"
+
+
+def _keeps_zero(layer: Layer) -> tuple[Expr, Callable[[Any], bool]]:
+    """Whether zeros in give zeros out: an expression, and a test of its value."""
     if isinstance(layer, Activation):
-        return layer.kind if isinstance(layer.kind, Symbol) else layer.kind in _STARTS_AT_ZERO
-    return isinstance(layer, _KEEPS_ZERO) or (isinstance(layer, (Conv, Linear)) and not layer.bias)
+        return layer.kind, _starts_at_zero
+    return isinstance(layer, _KEEPS_ZERO) or (isinstance(layer, (Conv, Linear)) and not layer.bias), bool
 
 
-def _vanishes(item: Placed) -> Any:
-    """(expression, test of its value): where the test holds, the layer is the identity; False where it never is."""
-    if isinstance(item.layer, Activation) and isinstance(item.layer.kind, Symbol):
-        return item.layer.kind, lambda kind: kind == "identity"
+def _vanishes(item: Placed) -> tuple[Expr, Callable[[Any], bool]]:
+    """Whether the layer is the identity: an expression, and a test of its value."""
+    if isinstance(item.layer, Activation):
+        return item.layer.kind, _is_identity
     if isinstance(item.layer, (Subsample, Interleave)):
-        same = [equal(old, new) for old, new in zip(item.input_shapes[0].spatial, item.shape.spatial, strict=True)]
-        open_ones = [one for one in same if isinstance(one, Symbol)]
-        if all(one is not False for one in same) and len({repr(one) for one in open_ones}) <= 1:
-            return (open_ones[0] if open_ones else True), bool
-    return False
+        return both(*(equal(old, new) for old, new in zip(item.input_shapes[0].spatial, item.shape.spatial, strict=True))), bool
+    return isinstance(item.layer, Identity), bool
 
 
 # --- paths -------------------------------------------------------------------------------------------------------------------
@@ -264,7 +338,7 @@ def _path_table(
             for read, edge in zip(item.inputs, item.edges, strict=True):
                 open_way = there & columns.holds(edge)
                 for sequence, count in ways.get(read, {}).items():
-                    for layers, applies in _steps(item, columns):
+                    for layers, applies in _layers(item, columns):
                         through = sequence + layers
                         here[through] = here.get(through, np.float32(0)) + count * (open_way & applies)
         ways[at] = {sequence: count for sequence, count in here.items() if count.any()}
@@ -274,7 +348,7 @@ def _path_table(
     return np.stack(found, axis=1) if found else np.zeros((size, 0), dtype=np.float32)
 
 
-def _steps(item: Placed, columns: _Columns) -> list[tuple[tuple[int, ...], Any]]:
+def _layers(item: Placed, columns: _Columns) -> list[tuple[tuple[int, ...], Any]]:
     """The layers (one, or none for the identity and for joins) that `item` can be, and in which rows it is that."""
     layer = item.layer
     if isinstance(layer, (Sum, Cat, Identity)) or (isinstance(layer, Activation) and layer.kind == "identity"):
@@ -283,6 +357,6 @@ def _steps(item: Placed, columns: _Columns) -> list[tuple[tuple[int, ...], Any]]
     with np.errstate(over="ignore"):
         for f in fields(layer):
             if f.name not in ("make", "name"):
-                own = own + columns.each(getattr(layer, f.name), lambda value, name=f.name: _number((name, value)), f.name)
+                own = own + columns.each(getattr(layer, f.name), partial(_field_number, f.name))
     kinds = np.unique(own)
     return [((int(kind),), own == kind) for kind in kinds]

@@ -12,6 +12,7 @@ from functools import singledispatchmethod
 from math import prod
 from typing import Any, TypeVar
 
+from niwaki.net.canon import Canon
 from niwaki.net.control import Add, Chain, Concat, Graph, Match, Network, OneOf, Repeat, Residual, Several
 from niwaki.net.layer import (
     ACTIVATIONS,
@@ -129,7 +130,12 @@ def place(network: Network) -> Placement:
 
 def space_of(network: Network) -> Space:
     """The decisions of `network`, in reading order."""
-    return kept(network, "_space", lambda network: Space(place(network).decisions))
+    return kept(network, "_space", _space_of)
+
+
+def _space_of(network: Network) -> Space:
+    placement = place(network)
+    return Space(placement.decisions, Canon(placement))
 
 
 def _place(network: Network) -> Placement:

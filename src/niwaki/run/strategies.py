@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from niwaki.objective import Objective
+from niwaki.strategy.default import Default
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.exhaustive import Exhaustive
 from niwaki.strategy.local_search import LocalSearch
@@ -31,6 +32,7 @@ class Named:
 
 
 STRATEGIES: dict[str, Named] = {
+    "default": Named(lambda objectives: Default(objectives), several=True),
     "random": Named(lambda objectives: RandomSearch(), several=True),
     "exhaustive": Named(lambda objectives: Exhaustive(), several=True),
     "evolution": Named(lambda objectives: RegularizedEvolution(objectives[0])),

@@ -10,15 +10,18 @@ import hashlib
 import json
 from array import array
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from math import prod
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from niwaki.space.architecture import Architecture, listed, tupled
 from niwaki.space.choice import SpaceError, Value
+from niwaki.space.rows import Description, Features, canonical_rows, choice_features, draw_rows, genotype_keys, option_counts
 from niwaki.space.size import FUNCTIONS, Expr, Op, Ref, Table, evaluate, refs
 
 _CODES = {2: "H", 4: "I"}  # of array, by bytes
@@ -54,9 +57,13 @@ class Decision:
 
 @dataclass(frozen=True)
 class Space:
-    """The architectures that `decisions` allow. `len` and iteration are over the decisions, `enumerate` and `size` over architectures."""
+    """The architectures that `decisions` allow. `len` and iteration are over the decisions, `enumerate` and `size` over architectures.
+
+    described: what is known of its architectures beyond their choices, where the space is that of a network.
+    """
 
     decisions: tuple[Decision, ...]
+    described: Description | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decisions", tuple(self.decisions))
@@ -228,6 +235,46 @@ class Space:
             else:
                 child.append(having[0] if having else rng.randrange(len(decision.options)))
         return self._architecture(child)
+
+    # ---------------------------------------------------------------- many architectures at once, as rows of option numbers
+
+    def canonical_rows(self, rows: np.ndarray) -> np.ndarray:
+        """int32 (N, decisions): `rows` with 0 for every decision that does not exist."""
+        return canonical_rows(self, rows)[0]
+
+    def holds(self, rows: np.ndarray) -> np.ndarray:
+        """bool (N,): which canonical rows are architectures of this space: all of them, for it has no budget."""
+        return np.ones(len(rows), dtype=bool)
+
+    def sample_many(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """int32 (count, decisions): independent draws, every architecture as likely."""
+        return draw_rows(self, count, generator)
+
+    def canonical_keys(self, rows: np.ndarray) -> np.ndarray:
+        """uint64 (N,): equal for architectures that compute the same, as far as the space knows; else for equal rows only."""
+        rows = self.canonical_rows(rows)
+        return genotype_keys(rows) if self.described is None else self.described.keys(rows)
+
+    def features(self, rows: np.ndarray) -> Features:
+        """Architectures as points: the options taken, and what they make together: paths through the network, and how many layers are what."""
+        rows = self.canonical_rows(rows)
+        counts = option_counts(self, rows)
+        paths = np.zeros((len(rows), 0), dtype=np.float32) if self.described is None else self.described.paths(rows)
+        return Features(choice_features(self, rows), paths if paths.shape[1] else counts)
+
+    def depends_on(self, position: int) -> tuple[int, ...]:
+        """The positions of the decisions that say whether the one at `position` exists."""
+        return self._conditions[position][1]
+
+    def exists_given(self, position: int, options: tuple[int, ...]) -> bool:
+        """Whether the decision at `position` exists where those that it depends on take these option numbers."""
+        condition, parents, answers = self._conditions[position]
+        return self._answer(condition, parents, answers, options) if parents else bool(condition)
+
+    def branches(self, position: int, state: tuple[int, ...]) -> list[tuple[range, int, tuple[int, ...]]]:
+        """At `position`, in a `state` of what conditions still ask about, () at the first: options that lead on alike, how many ways there
+        are after each, and the state to which they lead."""
+        return [(options, self._completions[position + 1][after], after) for options, after in self._branches(position, state)]
 
     # ---------------------------------------------------------------- size, identity, JSON
 

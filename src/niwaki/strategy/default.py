@@ -1,0 +1,308 @@
+"""Our default: Bayesian optimisation over what architectures are made of. For when evaluations are few, and nothing should need tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from niwaki.objective import Objective
+from niwaki.space.architecture import Architecture
+from niwaki.space.choice import SpaceError
+from niwaki.strategy.ground import Ground, generator_of
+from niwaki.strategy.strategy import SearchSpace, fingerprint, unseen
+from niwaki.strategy.surrogate import (
+    NOISES,
+    Belief,
+    Setting,
+    expected_hypervolume_improvement,
+    expected_improvement,
+    normal_cdf,
+    normal_scores,
+    settings_of,
+    standard_scores,
+)
+from niwaki.trial import Trial
+
+BEST_ACCURACY = Objective("accuracy")
+STARTS = 10  # architectures at random before anything is modelled
+MOST_TOLD = 320  # trials that a model is conditioned on
+MOST_FITTED = 160  # trials from which the settings of the kernel are found
+CELLS = 1 << 21  # of the kernel between told trials and candidates: how many settings are averaged follows from it
+MOST_SETTINGS = 4
+CLIMBS = 2  # times that the neighbours of the most promising join a pool
+CLIMBED = 4  # most promising
+
+
+@dataclass(frozen=True)
+class DefaultState:
+    """What was told. rows: int32 (n, decisions); values: float64 (n, objectives + limits), qualities and spent / limit, NaN where failed;
+    status: int8 (n,), 1 ok, 0 failed, -1 cut. settings: for each column of values, of the kernel."""
+
+    space: SearchSpace
+    rows: np.ndarray
+    values: np.ndarray
+    status: np.ndarray
+    settings: tuple[tuple[Setting, ...], ...]
+    ground: Ground = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Default:
+    """The candidate of greatest expected improvement under a Gaussian process; one after the other, what is out being taken as its mean.
+
+    Features are of the description (see `Space.features`): options taken, and paths or counts that they make; targets are the ranks of the
+    qualities as normal quantiles, so that neither units nor outliers matter; failed trials rank below all others. Of architectures that
+    compute the same only one is proposed, as long as the model knows no difference. Limits on metrics that are told are modelled, too:
+    improvement counts by the probability that all are kept. objective: one, or a tuple of several, whose hypervolume is improved then;
+    limits are those of the first.
+    """
+
+    objective: Objective | tuple[Objective, ...] = BEST_ACCURACY
+    name: str = "default"
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        return self.objective if isinstance(self.objective, tuple) else (self.objective,)
+
+    def init(self, space: SearchSpace) -> DefaultState:
+        columns = len(self.objectives) + len(self.objectives[0].subject_to)
+        rows = np.zeros((0, len(space.decisions)), dtype=np.int32)
+        return DefaultState(space, rows, np.zeros((0, columns)), np.zeros(0, dtype=np.int8), ((),) * columns, Ground(space))
+
+    def tell(self, state: DefaultState, trials: Sequence[Trial]) -> DefaultState:
+        if not trials:
+            return state
+        rows = np.array(state.space.indices([trial.arch for trial in trials]), dtype=np.int32).reshape(len(trials), -1)
+        values = np.array([self._values(trial) for trial in trials])
+        status = np.array([{"ok": 1, "failed": 0, "cut": -1}[trial.status] for trial in trials], dtype=np.int8)
+        told = replace(
+            state,
+            rows=np.concatenate([state.rows, rows]),
+            values=np.concatenate([state.values, values]),
+            status=np.concatenate([state.status, status]),
+        )
+        # the settings follow from how many were told, not from how they were told
+        due = _latest_due(len(told.rows))
+        return replace(told, settings=self._settings(told, due)) if due > len(state.rows) else told
+
+    def ask(self, state: DefaultState, count: int, rng: Random, pending: Sequence[Architecture]) -> list[Architecture]:
+        space, generator = state.space, generator_of(rng)
+        out = np.array(space.indices(pending), dtype=np.int32).reshape(len(pending), len(space.decisions))
+        asked: list[Architecture] = []
+        view = None
+        while len(asked) < count:
+            if len(state.rows) + len(out) < STARTS or not self._modelled(state):
+                row = self._start(state, out, generator)
+            else:
+                view = view or _View(self, state, out, generator)
+                row = view.best_()
+            if row is None:  # nothing new came up
+                known = {fingerprint(space.from_indices(told.tolist())) for told in np.concatenate([state.rows, out])}
+                arch = unseen(lambda: space.sample_uniform(rng), space, known, rng)
+                if arch is None:
+                    break
+                row, view = np.array(space.indices([arch])[0], dtype=np.int32), None
+            else:
+                arch = space.from_indices(row.tolist())
+            asked.append(arch)
+            out = np.concatenate([out, row[None]])
+        return asked
+
+    def save(self, state: DefaultState) -> tuple[Any, dict[str, np.ndarray]]:
+        settings = [[[s.mixture, s.length, s.noise, s.weight] for s in column] for column in state.settings]
+        content = {"space": state.space.hash, "settings": settings}
+        return content, {"rows": state.rows, "values": state.values, "status": state.status}
+
+    def load(self, space: SearchSpace, content: Any, arrays: dict[str, np.ndarray]) -> DefaultState:
+        if (of := content["space"]) != space.hash:
+            raise SpaceError(f"the state of this search belongs to the space {of}, but is read for the space {space.hash}")
+        settings = tuple(tuple(Setting(*numbers) for numbers in column) for column in content["settings"])
+        return DefaultState(space, arrays["rows"], arrays["values"], arrays["status"], settings, Ground(space))
+
+    # ---------------------------------------------------------------- inside
+
+    def _values(self, trial: Trial) -> list[float]:
+        limits = self.objectives[0].subject_to
+        if trial.status != "ok":
+            return [np.nan] * (len(self.objectives) + len(limits))
+        return [objective.quality(trial.metrics) for objective in self.objectives] + [limit.ratio(trial.metrics) for limit in limits]
+
+    def _modelled(self, state: DefaultState) -> bool:
+        """Whether there is anything to tell trials apart by."""
+        return bool((state.status == 1).any()) and bool(state.settings[0])
+
+    def _start(self, state: DefaultState, out: np.ndarray, generator: np.random.Generator) -> np.ndarray | None:
+        """An architecture at random, and one that computes what no other does, if there is one."""
+        known = np.concatenate([state.rows, out])
+        ground = state.ground
+        if ground.rows is not None:
+            places = ground.places_of(known)
+            free = np.ones(len(ground.rows), dtype=bool)
+            free[places] = False
+            if not free.any():
+                return None
+            other = free & ~np.isin(ground.keys, ground.keys[places])
+            choice = np.flatnonzero(other if other.any() else free)
+            return ground.rows[choice[generator.integers(len(choice))]]
+        drawn = ground.draw(32, generator)
+        keys = state.space.canonical_keys(np.concatenate([known, drawn]))
+        fresh = ~_in(drawn, known) & ~np.isin(keys[len(known) :], keys[: len(known)])
+        return drawn[np.argmax(fresh)] if fresh.any() else None
+
+    def targets(self, values: np.ndarray, status: np.ndarray, column: int) -> np.ndarray:
+        """(n,): what is modelled of a column of values: of a single objective the ranks, of several standard scores, of limits logarithms."""
+        ok = status == 1
+        if column < len(self.objectives):
+            kept = values[:, column].copy()
+            low, high = (kept[ok].min(), kept[ok].max()) if ok.any() else (0.0, 0.0)
+            kept[~ok] = low - (high - low) - 1e-9  # worse than all others
+            return normal_scores(kept) if len(self.objectives) == 1 else standard_scores(kept)
+        return np.log(np.maximum(values[:, column], 1e-6))
+
+    def learned_from(self, values: np.ndarray, status: np.ndarray, column: int) -> np.ndarray:
+        """(n,) bool: from which trials a column is learned: of the limits nothing is known where a trial failed."""
+        return status >= 0 if column < len(self.objectives) else status == 1
+
+    def _settings(self, state: DefaultState, due: int) -> tuple[tuple[Setting, ...], ...]:
+        rows, values, status = state.rows[:due], state.values[:due], state.status[:due]
+        points = None
+        found: list[tuple[Setting, ...]] = []
+        for column in range(values.shape[1]):
+            use = np.flatnonzero(self.learned_from(values, status, column))
+            use = use[_some(self.targets(values[use], status[use], column), MOST_FITTED)]
+            targets = self.targets(values[use], status[use], column)
+            if len(use) < 3 or np.ptp(targets) == 0:  # nothing to tell settings apart by
+                found.append((Setting(0.5 if state.ground.has_structure else 1.0, 1.0, NOISES[1]),) if len(use) else ())
+                continue
+            points = points or state.ground.points(rows)
+            found.append(settings_of(points.at(use), targets, MOST_SETTINGS))
+        return tuple(found)
+
+
+class _View:
+    """Candidates for one batch, and what is believed of them."""
+
+    def __init__(self, strategy: Default, state: DefaultState, out: np.ndarray, generator: np.random.Generator) -> None:
+        self.strategy, self.state, self.generator = strategy, state, generator
+        ground, count = state.ground, len(strategy.objectives)
+        self.known = np.concatenate([state.rows, out])
+        self.scores = [strategy.targets(state.values, state.status, column) for column in range(count)]
+        ok = state.status == 1
+        self.kept = ok & (state.values[:, count:] <= 1).all(axis=1)
+        # limits that nothing exceeded so far have nothing to be learned from
+        self.limits = [c for c in range(count, state.values.shape[1]) if state.settings[c] and (state.values[ok, c] > 1).any()]
+        if ground.rows is None:
+            order = np.lexsort((-self.scores[0], ~self.kept, ~ok))
+            self._look(ground.pool(state.rows[order], generator), out)
+            for _ in range(CLIMBS):
+                promising = np.argsort(-self.value())[:CLIMBED]
+                near = ground.near(self.rows[promising])
+                self._look(np.unique(np.concatenate([self.rows, near]), axis=0), out)
+        else:
+            self._look(ground.rows, out)
+
+    def _look(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Takes `rows` as the candidates."""
+        strategy, state, ground = self.strategy, self.state, self.state.ground
+        self.rows = rows
+        self.free = ~_in(rows, self.known)
+        points = ground.listed_points if rows is ground.rows else ground.points(rows)
+        points = points.and_(ground.points(out)) if len(out) else points
+        self.beliefs: dict[int, list[Belief]] = {}
+        settings = max(1, min(MOST_SETTINGS, CELLS // (len(rows) * min(len(state.rows), MOST_TOLD))))
+        for column in [*range(len(strategy.objectives)), *self.limits]:
+            use = np.flatnonzero(strategy.learned_from(state.values, state.status, column))
+            targets = strategy.targets(state.values[use], state.status[use], column)
+            some = _some(targets, MOST_TOLD)
+            told = ground.points(state.rows[use[some]])
+            taken = state.settings[column][: settings if column == 0 else 1]  # of limits, and of several objectives, the best
+            self.beliefs[column] = [Belief(setting, told, targets[some], points) for setting in taken]
+        for place in range(len(rows), len(points)):
+            self._assume_(place)
+        self._merge()
+
+    def _merge(self) -> None:
+        """Leaves out what computes the same as a known architecture, where the model tells architectures apart by what they compute."""
+        ground = self.state.ground
+        first = self.beliefs[0][0].setting if self.beliefs[0] else None
+        if first is None or first.mixture > MERGED or ground.rows is None:
+            return
+        other = self.free & ~np.isin(ground.keys, ground.keys[ground.places_of(self.known)])
+        self.free = other if other.any() else self.free
+
+    def value(self) -> np.ndarray:
+        """(N,): how promising each candidate is; -inf for those that are known."""
+        size = len(self.rows)
+        value = self._improvement()[:size]
+        for column in self.limits:
+            [belief] = self.beliefs[column]
+            value = value * normal_cdf(-belief.mean / belief.deviation)[:size]
+        return np.where(self.free, value, -np.inf)
+
+    def _improvement(self) -> np.ndarray:
+        count = len(self.strategy.objectives)
+        if self.limits and not self.kept.any():
+            return np.ones(len(self.beliefs[0][0].mean))  # first of all, something that keeps them
+        if count == 2:
+            first, second = (self.beliefs[c][0] for c in (0, 1))
+            told = np.stack([self.scores[0][self.kept], self.scores[1][self.kept]], axis=1)
+            return expected_hypervolume_improvement((first.mean, second.mean), (first.deviation, second.deviation), told)
+        best = self.scores[0][self.kept].max()
+        total = sum(b.setting.weight for b in self.beliefs[0])
+        return np.sum([b.setting.weight / total * expected_improvement(b.mean, b.deviation, best) for b in self.beliefs[0]], axis=0)
+
+    def best_(self) -> np.ndarray | None:
+        """The most promising candidate, from then on taken as known; None if all are."""
+        if not self.free.any():
+            return None
+        value = self.value()
+        if value.max() <= 0:  # no improvement is expected any more, in single precision: what is known least
+            first, size = self.beliefs[0][0], len(self.rows)
+            value = np.where(self.free, (first.mean + 3 * first.deviation)[:size], -np.inf)
+        ties = np.flatnonzero(value == value.max())
+        place = int(ties[self.generator.integers(len(ties))])
+        self._assume_(place)
+        row = self.rows[place]
+        self.free[place] = False
+        self.known = np.concatenate([self.known, row[None]])
+        self._merge()
+        return row
+
+    def _assume_(self, place: int) -> None:
+        for beliefs in self.beliefs.values():
+            for belief in beliefs:
+                belief.assume_(place)
+
+
+MERGED = 0.0  # largest mixture at which architectures that compute the same are merged
+
+
+def _in(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(N,) bool: which of `rows` are among `known`."""
+    if not len(known) or not rows.shape[1]:
+        return np.full(len(rows), bool(len(known)))
+    kind = np.dtype((np.void, rows.shape[1] * 4))
+    return np.isin(np.ascontiguousarray(rows, np.int32).view(kind).ravel(), np.ascontiguousarray(known, np.int32).view(kind).ravel())
+
+
+def _some(targets: np.ndarray, most: int) -> np.ndarray:
+    """Places of at most `most` trials: the best half, the latest quarter, and the rest evenly from all."""
+    count = len(targets)
+    if count <= most:
+        return np.arange(count)
+    taken = set(np.argsort(-targets, kind="stable")[: most // 2].tolist()) | set(range(count - most // 4, count))
+    rest = [place for place in range(count) if place not in taken]
+    more = most - len(taken)
+    return np.array(sorted(taken | {rest[at * len(rest) // more] for at in range(more)}))
+
+
+def _latest_due(count: int) -> int:
+    """The largest number of trials up to `count` at which settings are found anew: each of the first 24, then every twelfth more."""
+    due = min(count, 24)
+    while (following := due + max(1, due // 12)) <= count:
+        due = following
+    return due

@@ -1,0 +1,205 @@
+"""A Gaussian process over architectures as points, and how much better than the best so far each candidate may be expected to be.
+
+The kernel is a Matern kernel of a distance that is mixed from two: in the options taken, and in what they make together (see `Features`). The
+mixture, the length and the noise are taken from a small grid: those that explain the trials best by marginal likelihood, averaged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from niwaki.space.rows import Features
+
+MIXTURES = (0.0, 0.25, 0.5, 0.75, 1.0)  # part of the squared distance that is of the options taken; the rest is of the structure
+LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # in units of the root mean square distance between two random architectures
+NOISES = (1e-3, 1e-2, 1e-1)  # variance of what the kernel cannot explain, as a part of the variance that it explains
+JITTER = 1e-6
+LEAST_VARIANCE = 1e-6  # in single precision
+SQRT3 = math.sqrt(3.0)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Architectures in two blocks of features, scaled so that in each the mean squared distance between two of the space is 1."""
+
+    choices: np.ndarray  # float32 (N, F)
+    structure: np.ndarray  # float32 (N, G)
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    def at(self, places: np.ndarray) -> Points:
+        return Points(self.choices[places], self.structure[places])
+
+    def and_(self, others: Points) -> Points:
+        return Points(np.concatenate([self.choices, others.choices]), np.concatenate([self.structure, others.structure]))
+
+    def squared_distances(self, others: Points) -> tuple[np.ndarray, np.ndarray]:
+        """(N, M) in the choices, and in the structure."""
+        return squared_distances(self.choices, others.choices), squared_distances(self.structure, others.structure)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where the features of a space lie, from a sample of it."""
+
+    centres: tuple[np.ndarray, np.ndarray]
+    spreads: tuple[np.ndarray, np.ndarray]
+
+    @staticmethod
+    def of(features: Features) -> Scale:
+        centres = tuple(block.mean(axis=0) for block in features)
+        spreads = []
+        for block, centre in zip(features, centres, strict=True):
+            spread = math.sqrt(2 * float(((block - centre) ** 2).sum(axis=1).mean())) if block.size else 0.0
+            spreads.append(np.float32(1 / spread if spread > 0 else 0.0))
+        return Scale(centres, tuple(spreads))  # type: ignore[arg-type]
+
+    def __call__(self, features: Features) -> Points:
+        return Points(*((block - c) * s for block, c, s in zip(features, self.centres, self.spreads, strict=True)))
+
+
+def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, M) between the rows of (N, F) and (M, F)."""
+    found = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * (a @ b.T)
+    return np.maximum(found, 0, out=found)
+
+
+def matern32(squared: np.ndarray, length: float) -> np.ndarray:
+    """(1 + x) exp(-x) with x = sqrt(3) distance / length (Rasmussen & Williams 2006, Eq. 4.17)."""
+    x = np.sqrt(squared)
+    x *= SQRT3 / length
+    return (1 + x) * np.exp(-x)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of the kernel: matern32 of mixture * distance^2 of the choices + (1 - mixture) * that of the structure, over `length`, plus
+    `noise` on the diagonal. weight: of this one among those that are averaged."""
+
+    mixture: float
+    length: float
+    noise: float
+    weight: float = 1.0
+
+    def kernel(self, squared: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        choices, structure = squared
+        if self.mixture == 1:
+            return matern32(choices, self.length)
+        return matern32(self.mixture * choices + (1 - self.mixture) * structure, self.length)
+
+
+def settings_of(points: Points, targets: np.ndarray, most: int) -> tuple[Setting, ...]:
+    """The `most` settings of the grid under which the targets (n,) are likeliest, weighed by their likelihood.
+
+    Mean and amplitude are at their maximum for each: mean = 1'K^-1 y / 1'K^-1 1, amplitude = r'K^-1 r / n. One eigendecomposition serves
+    all noises.
+    """
+    count = len(targets)
+    exact = Points(points.choices.astype(np.float64), points.structure.astype(np.float64))
+    squared = exact.squared_distances(exact)
+    right = np.stack([targets, np.ones(count)], axis=1)
+    found = []
+    for mixture in MIXTURES if points.structure.shape[1] else (1.0,):
+        for length in LENGTHS:
+            values, vectors = np.linalg.eigh(Setting(mixture, length, 0.0).kernel(squared))
+            y, one = (vectors.T @ right).T
+            for noise in NOISES:
+                spectrum = np.maximum(values, 0) + noise
+                mean = (one / spectrum @ y) / (one / spectrum @ one)
+                amplitude = ((y - mean * one) ** 2 / spectrum).sum() / count
+                found.append((-0.5 * (np.log(spectrum).sum() + count * math.log(amplitude + 1e-12)), mixture, length, noise))
+    found.sort(reverse=True)
+    best = found[:most]
+    weights = np.exp(np.array([likelihood for likelihood, *_ in best]) - best[0][0])
+    weights /= weights.sum()
+    return tuple(Setting(m, length, noise, float(weight)) for (_, m, length, noise), weight in zip(best, weights, strict=True))
+
+
+class Belief:
+    """What one setting says of `points`, conditioned on what was told: mean and variance (N,) of their targets, without noise."""
+
+    def __init__(self, setting: Setting, told: Points, targets: np.ndarray, points: Points) -> None:
+        self.setting, self.points = setting, points
+        count = len(targets)
+        exact = Points(told.choices.astype(np.float64), told.structure.astype(np.float64))
+        kernel = setting.kernel(exact.squared_distances(exact)) + (setting.noise + JITTER) * np.eye(count)
+        inverse = np.linalg.inv(np.linalg.cholesky(kernel))
+        y, one = inverse @ targets, inverse @ np.ones(count)
+        mean = float(one @ y / (one @ one))
+        residual = y - mean * one
+        self.amplitude = float(residual @ residual / count) + 1e-12
+        single = points.choices.dtype
+        self.half = inverse.astype(single) @ setting.kernel(told.squared_distances(points))  # (n, N): its square is what was learned
+        self.mean = mean + residual.astype(single) @ self.half
+        self.left = np.maximum(1 - np.einsum("ij,ij->j", self.half, self.half), LEAST_VARIANCE)  # of the variance, as a part
+
+    @property
+    def deviation(self) -> np.ndarray:
+        return np.sqrt(self.amplitude * self.left)
+
+    def assume_(self, place: int) -> None:
+        """Takes the target at point number `place` to come out at its mean: what is out should not be asked for again, nor its like."""
+        own = self.half[:, place]
+        covariance = self.setting.kernel(self.points.at(np.array([place])).squared_distances(self.points))[0] - own @ self.half
+        spread = math.sqrt(max(1 + self.setting.noise - float(own @ own), LEAST_VARIANCE))
+        learned = (covariance / spread).astype(self.half.dtype)
+        self.half = np.concatenate([self.half, learned[None]])
+        self.left = np.maximum(self.left - learned**2, LEAST_VARIANCE)
+
+
+def normal_scores(values: np.ndarray) -> np.ndarray:
+    """(n,): the ranks of `values` as quantiles of the normal distribution; equal values have the mean of their ranks."""
+    _, place, times = np.unique(values, return_inverse=True, return_counts=True)
+    rank = np.cumsum(times) - (times + 1) / 2  # from 0
+    quantile = NormalDist().inv_cdf
+    scores = np.array([quantile((r + 0.5) / len(values)) for r in rank])
+    return scores[place]
+
+
+def normal_cdf(x: np.ndarray) -> np.ndarray:
+    """P(Z <= x), within 7.5e-8 (Abramowitz & Stegun 1964, 26.2.17)."""
+    t = 1 / (1 + 0.2316419 * np.abs(x))
+    tail = t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
+    tail = tail * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    return np.where(x >= 0, 1 - tail, tail)
+
+
+def expected_improvement(mean: np.ndarray, deviation: np.ndarray, best: float) -> np.ndarray:
+    """E[max(0, Y - best)] of a normal Y (Jones et al. 1998, Eq. 15)."""
+    z = (mean - best) / deviation
+    return deviation * (z * normal_cdf(z) + np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi))
+
+
+def standard_scores(values: np.ndarray) -> np.ndarray:
+    """(n,): `values` with the mean 0 and the deviation 1 of the better half of them; what is far below is drawn in to 3 below its median."""
+    middle = float(np.median(values))
+    better = values[values >= middle]
+    spread = float(np.sqrt(((better - middle) ** 2).mean())) or 1.0
+    return np.maximum((values - middle) / spread, -3.0)
+
+
+def expected_hypervolume_improvement(
+    means: tuple[np.ndarray, np.ndarray], deviations: tuple[np.ndarray, np.ndarray], told: np.ndarray
+) -> np.ndarray:
+    """(N,): by how much independent normal Y1, Y2, both to be large, may be expected to enlarge what `told` (n, 2) dominates.
+
+    Above a reference 10 % of the told range below the least of the front. Negated, both are to be small; with h(z) the least second value of
+    the front at a first value up to z, it is the integral of P(Y1 <= z) E[(h(z) - Y2)+] over z: a sum over the steps of the front, as
+    E[(z - Y1)+] is the integral of P(Y1 <= z) (Emmerich et al. 2011 have the closed form).
+    """
+    small = -told[np.argsort(-told[:, 0], kind="stable")]
+    front = small[small[:, 1] < np.minimum.accumulate(np.concatenate([[np.inf], small[:-1, 1]]))]
+    reference = small.max(axis=0) + 0.1 * np.ptp(small, axis=0)
+    edges = np.concatenate([front[:, 0], [reference[0]]])
+    heights = np.concatenate([[reference[1]], front[:, 1]])
+    total, before = np.zeros(len(means[0])), np.zeros(len(means[0]))
+    for edge, height in zip(edges, heights, strict=True):
+        up_to = expected_improvement(means[0], deviations[0], -edge)  # E[(edge - (-Y1))+]
+        total = total + (up_to - before) * expected_improvement(means[1], deviations[1], -height)
+        before = up_to
+    return total
