@@ -22,7 +22,8 @@ def nasbench201(
 ) -> Network:
     """NAS-Bench-201 (Dong & Yang, ICLR 2020; NATS-Bench's topology space): one cell of six edges with five operations each, everywhere the same.
 
-    Of 5^6 = 15,625 cells 6,466 are different (the benchmark's count; `niwaki.net.canon` finds as many). channels, cells, stages: of the
+    Of 5^6 = 15,625 cells 6,466 have different texts by the benchmark's own rule; of these 4,930 compute different things (`niwaki.net.canon`:
+    the text leaves zeros in sums, and does not sort sums of sums). channels, cells, stages: of the
     published skeleton, width of the first stage, cells in each, and stages, between which a residual block halves the map.
     """
     edges = tuple(Choice(OPERATIONS_201, f"/edge{a}{b}") for a, b in EDGES_201)

@@ -1,0 +1,285 @@
+"""Our default strategy: its mathematics against scikit-learn and sampling, its promises on spaces with known answers."""
+
+import json
+from random import Random
+
+import numpy as np
+import pytest
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+from niwaki import zoo
+from niwaki.cost.count import count_macs
+from niwaki.factor.factor import Limit
+from niwaki.factor.within import within
+from niwaki.net.place import space_of
+from niwaki.objective import Objective, macs, measured
+from niwaki.space.choice import SpaceError
+from niwaki.space.rows import Features
+from niwaki.space.space import Decision, Space
+from niwaki.strategy.default import Default, DefaultState, _View
+from niwaki.strategy.surrogate import (
+    NOISES,
+    Belief,
+    Points,
+    Scale,
+    Setting,
+    expected_hypervolume_improvement,
+    expected_improvement,
+    normal_cdf,
+    normal_scores,
+    settings_of,
+)
+from niwaki.testing.strategy import check_strategy
+from niwaki.testing.toy import toy_evaluate, toy_macs, toy_space
+from niwaki.trial import Trial
+
+ACCURATE_AND_SMALL = Default((Objective("accuracy"), Objective("-macs")))
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [Default(), Default(Objective("accuracy", (macs <= 300,))), ACCURATE_AND_SMALL],
+    ids=["one objective", "a limit to be learned", "two objectives"],
+)
+def test_it_keeps_the_contract(strategy):
+    check_strategy(strategy, evaluations=40)
+
+
+# --- the surrogate ---------------------------------------------------------------------------------------------------------------
+
+
+def points_of(rng: np.random.Generator, count: int) -> Points:
+    return Points(rng.standard_normal((count, 4)).astype(np.float32), rng.standard_normal((count, 3)).astype(np.float32))
+
+
+def flat(points: Points, mixture: float) -> np.ndarray:
+    """Points whose squared distances are the mixture of those of the two blocks."""
+    return np.concatenate([np.sqrt(mixture) * points.choices, np.sqrt(1 - mixture) * points.structure], axis=1).astype(np.float64)
+
+
+def regressor(setting: Setting, amplitude: float) -> GaussianProcessRegressor:
+    kernel = ConstantKernel(amplitude) * Matern(setting.length, nu=1.5) + WhiteKernel(amplitude * setting.noise)
+    return GaussianProcessRegressor(kernel, optimizer=None, alpha=1e-12)
+
+
+@pytest.mark.parametrize("mixture", [0.0, 0.25, 1.0])
+def test_the_posterior_is_that_of_scikit_learn(mixture):
+    rng = np.random.default_rng(0)
+    told, others, targets = points_of(rng, 12), points_of(rng, 30), rng.standard_normal(12)
+    setting = Setting(mixture, 1.5, 0.05)
+    belief = Belief(setting, told, targets, others)
+    x, z = flat(told, mixture), flat(others, mixture)
+    gram = regressor(setting, 1.0).kernel(x)
+    inverse = np.linalg.inv(gram)
+    mean = (inverse @ targets).sum() / inverse.sum()  # generalised least squares
+    amplitude = (targets - mean) @ inverse @ (targets - mean) / 12
+    model = regressor(setting, amplitude).fit(x, targets - mean)
+    expected, deviation = model.predict(z, return_std=True)
+    noiseless = np.sqrt(deviation**2 - amplitude * setting.noise)
+    assert np.allclose(belief.mean, expected + mean, atol=1e-4)
+    assert np.allclose(belief.deviation, noiseless, rtol=1e-3)
+
+
+def test_settings_are_those_of_greatest_marginal_likelihood():
+    rng = np.random.default_rng(3)
+    told = points_of(rng, 25)
+    truth = Setting(0.75, 1.0, 1e-2)
+    targets = np.linalg.cholesky(regressor(truth, 1.0).kernel(flat(told, 0.75))) @ rng.standard_normal(25)
+    found = settings_of(told, targets, 4)
+    assert sum(setting.weight for setting in found) == pytest.approx(1)
+    likelihoods = []
+    for setting in (*found, Setting(0.0, 4.0, NOISES[0]), Setting(1.0, 0.25, NOISES[-1]), Setting(0.5, 2.0, NOISES[1])):
+        gram = regressor(setting, 1.0).kernel(flat(told, setting.mixture))
+        inverse = np.linalg.inv(gram)
+        mean = (inverse @ targets).sum() / inverse.sum()
+        amplitude = (targets - mean) @ inverse @ (targets - mean) / 25
+        model = regressor(setting, amplitude).fit(flat(told, setting.mixture), targets - mean)
+        likelihoods.append(model.log_marginal_likelihood_value_)
+    ours, others = np.array(likelihoods[:4]), np.array(likelihoods[4:])
+    assert (np.diff(ours) <= 1e-6).all()
+    assert (others <= ours[3] + 1e-6).all()
+    weights = np.exp(ours - ours.max())
+    assert np.allclose([setting.weight for setting in found], weights / weights.sum(), atol=1e-3)
+
+
+def test_assuming_a_point_is_conditioning_on_its_mean():
+    rng = np.random.default_rng(1)
+    told, others, targets = points_of(rng, 10), points_of(rng, 20), rng.standard_normal(10)
+    setting = Setting(0.5, 1.0, 0.01)
+    belief = Belief(setting, told, targets, others)
+    for place in (3, 11):
+        belief.assume_(place)
+    joined = told.and_(others.at(np.array([3, 11])))
+    anew = Belief(setting, joined, np.concatenate([targets, belief.mean[[3, 11]]]), others)
+    assert np.allclose(belief.mean, anew.mean, atol=2e-3)
+    assert np.allclose(belief.left, anew.left, atol=1e-4)
+
+
+def test_expected_improvement_is_the_mean_over_samples():
+    rng = np.random.default_rng(0)
+    mean, deviation = np.array([0.0, 0.5, -2.0, 1.5]), np.array([1.0, 0.2, 1.5, 0.7])
+    samples = rng.standard_normal((400_000, 4)) * deviation + mean
+    sampled = np.maximum(samples - 0.6, 0)
+    error = 4 * sampled.std(axis=0) / np.sqrt(len(samples))
+    assert (np.abs(expected_improvement(mean, deviation, 0.6) - sampled.mean(axis=0)) < error).all()
+
+
+def test_expected_hypervolume_improvement_is_the_mean_over_samples():
+    moocore = pytest.importorskip("moocore")
+    rng = np.random.default_rng(0)
+    told = np.array([[0.0, 2.0], [1.0, 1.0], [2.0, 0.5], [0.5, 0.2], [1.0, 0.9], [-1.0, -1.0]])
+    reference = -(told.min(axis=0) - 0.1 * np.ptp(told, axis=0))
+    means, deviations = (np.array([1.5, 0.2, -0.5]), np.array([1.2, 1.9, 0.0])), (np.array([0.5, 0.3, 1.0]), np.array([0.4, 0.6, 0.5]))
+    found = expected_hypervolume_improvement(means, deviations, told)
+    before = moocore.hypervolume(-told, reference)
+    for at in range(3):
+        sampled = [
+            moocore.hypervolume(-np.concatenate([told, draw[None]]), reference) - before
+            for draw in rng.standard_normal((4000, 2)) * [deviations[0][at], deviations[1][at]] + [means[0][at], means[1][at]]
+        ]
+        assert abs(found[at] - np.mean(sampled)) < 4 * np.std(sampled) / np.sqrt(4000) + 1e-9
+
+
+def test_the_normal_distribution_function_is_that_of_scipy():
+    norm = pytest.importorskip("scipy.stats").norm
+    x = np.linspace(-8, 8, 1001)
+    assert np.abs(normal_cdf(x) - norm.cdf(x)).max() < 8e-8
+
+
+def test_scores_depend_on_the_order_alone_and_ties_share_theirs():
+    values = np.array([10.0, -5.0, 3.0, 3.0, 1e9])
+    assert np.array_equal(normal_scores(values), normal_scores(np.exp(np.minimum(values, 20))))
+    assert normal_scores(values)[2] == normal_scores(values)[3]
+    assert normal_scores(np.arange(9.0)) == pytest.approx(-normal_scores(-np.arange(9.0)))
+
+
+def test_features_are_scaled_to_a_mean_squared_distance_of_one():
+    rng = np.random.default_rng(0)
+    block = Features(rng.integers(0, 2, (400, 5)).astype(np.float32), 7 * rng.standard_normal((400, 2)).astype(np.float32))
+    points = Scale.of(block)(block)
+    for squared in points.squared_distances(points):
+        assert squared.mean() == pytest.approx(1, rel=1e-3)
+
+
+# --- searches --------------------------------------------------------------------------------------------------------------------
+
+
+def searched(strategy: Default, space, evaluate, evaluations: int, *, seed=0, batch=1) -> tuple[list[Trial], DefaultState]:
+    state, trials = strategy.init(space), []
+    while len(trials) < evaluations:
+        asked = strategy.ask(state, min(batch, evaluations - len(trials)), Random(f"{seed}/{len(trials)}"), ())
+        if not asked:
+            break
+        told = [Trial(len(trials) + at, arch, evaluate(arch)) for at, arch in enumerate(asked)]
+        state, trials = strategy.tell(state, told), trials + told
+    return trials, state
+
+
+def test_a_search_may_be_saved_and_loaded_at_any_trial():
+    space = toy_space()
+    evaluate = toy_evaluate(space)
+    alone, _ = searched(Default(), space, evaluate, 24)
+    for stop in (5, 12, 19):
+        strategy = Default()
+        content, arrays = strategy.save(strategy.tell(strategy.init(space), alone[:stop]))
+        state = strategy.load(space, json.loads(json.dumps(content)), arrays)
+        for number in range(stop, 24):
+            [arch] = strategy.ask(state, 1, Random(f"0/{number}"), ())
+            assert arch == alone[number].arch
+            state = strategy.tell(state, [alone[number]])
+
+
+def test_a_state_of_another_space_is_refused():
+    strategy, other = Default(), Space((Decision("a", (1, 2)),))
+    content, arrays = strategy.save(strategy.init(other))
+    with pytest.raises(SpaceError, match=other.hash):
+        strategy.load(toy_space(), content, arrays)
+
+
+def test_it_finds_the_best_of_the_toy_space_long_before_chance_does():
+    space = toy_space()
+    evaluate = toy_evaluate(space)
+    best = max(evaluate(arch)["accuracy"] for arch in space.enumerate())
+    found = []
+    for seed in range(6):
+        trials, _ = searched(Default(), space, evaluate, 60, seed=seed, batch=2)
+        found.append(next((trial.number for trial in trials if trial.metrics["accuracy"] == best), 60))
+    assert np.mean(found) < 292 / 6  # chance needs half of 292, on average
+
+
+def test_cells_that_compute_the_same_are_proposed_once_where_only_the_function_counts():
+    space = space_of(zoo.network("nasbench201"))
+    rows = np.array(space.indices(space.enumerate()))
+    key = dict(zip(map(tuple, rows.tolist()), space.canonical_keys(rows).tolist(), strict=True))
+    paths = space.features(rows).structure
+    value = dict(zip(map(tuple, rows.tolist()), paths @ np.random.default_rng(0).standard_normal(paths.shape[1]), strict=True))
+    trials, state = searched(Default(), space, lambda arch: {"accuracy": float(value[tuple(space.indices([arch])[0])])}, 40)
+    keys = [key[tuple(space.indices([trial.arch])[0])] for trial in trials]
+    assert all(setting.mixture == 0 for setting in state.settings[0][:1]), "the model has found that paths say everything"
+    assert len(set(keys)) == 40
+
+
+def test_a_budget_is_kept_in_a_space_of_10_to_45_and_the_search_improves():
+    network = zoo.network("fbnetv2")
+    space, cost = space_of(network), count_macs(network)
+    limited = within(space, [Limit(cost, 60_000_000)])
+    weights = np.random.default_rng(0).standard_normal(len(space))
+    trials, _ = searched(Default(), limited, lambda arch: {"accuracy": float(weights @ space.indices([arch])[0])}, 30, batch=3)
+    assert all(cost(trial.arch) <= 60_000_000 for trial in trials)
+    assert len({trial.arch for trial in trials}) == 30
+    quality = [trial.metrics["accuracy"] for trial in trials]
+    assert max(quality[10:]) > max(quality[:10])
+    assert np.mean(quality[20:]) > np.mean(quality[:10])
+
+
+def test_a_limit_on_a_measured_metric_is_learned():
+    space = toy_space()
+    evaluate, strategy = toy_evaluate(space), Default(Objective("accuracy", (measured("time") <= 300,)))
+    cost = toy_macs(space)
+    share = np.mean([cost(arch) <= 300 for arch in space.enumerate()])
+    best = max(evaluate(arch)["accuracy"] for arch in space.enumerate() if cost(arch) <= 300)
+    trials, _ = searched(strategy, space, lambda arch: {**evaluate(arch), "time": float(cost(arch))}, 50)
+    kept = [trial for trial in trials if trial.metrics["time"] <= 300]
+    assert len([trial for trial in kept if trial.number >= 10]) / 40 > share + (1 - share) / 2
+    assert max(trial.metrics["accuracy"] for trial in kept) == best
+
+
+def test_failures_are_learned_from():
+    space = toy_space()
+    evaluate, strategy = toy_evaluate(space), Default()
+    state, failed, trials = strategy.init(space), [], 0
+    while trials < 60:
+        [arch] = strategy.ask(state, 1, Random(trials), ())
+        fails = arch["block0.width"] == 16  # half of all
+        failed.append(fails)
+        state = strategy.tell(state, [Trial(trials, arch, {} if fails else evaluate(arch), status="failed" if fails else "ok")])
+        trials += 1
+    assert np.mean(failed[20:]) < 0.25
+
+
+def test_what_was_cut_is_not_held_against_an_architecture_and_not_asked_for_again():
+    space = toy_space()
+    _, state = searched(Default(), space, toy_evaluate(space), 14)
+    cut = Trial(14, Default().ask(state, 1, Random(0), ())[0], status="cut")
+    after = Default().tell(state, [cut])
+    assert cut.arch not in Default().ask(after, 20, Random(0), ())
+    # what is believed of the others follows from the trials that came to an end
+    beliefs = [_View(Default(), of, np.zeros((0, len(space)), dtype=np.int32), np.random.default_rng(0)) for of in (state, after)]
+    assert np.allclose(beliefs[0].beliefs[0][0].mean, beliefs[1].beliefs[0][0].mean)
+
+
+def test_two_objectives_reach_most_of_the_front():
+    moocore = pytest.importorskip("moocore")
+    space = toy_space()
+    evaluate = toy_evaluate(space)
+
+    def volume(trials) -> float:
+        points = np.array([[-m["accuracy"], m["macs"]] for m in trials])
+        return moocore.hypervolume(points, [0.0, toy_macs(space).maximum()[0] + 1])
+
+    everything = volume([evaluate(arch) for arch in space.enumerate()])
+    trials, _ = searched(ACCURATE_AND_SMALL, space, evaluate, 50)
+    random = Default().ask(Default().init(space), 9, Random(0), ())
+    assert volume([trial.metrics for trial in trials]) > 0.98 * everything
+    assert volume([evaluate(arch) for arch in random]) < 0.98 * everything
