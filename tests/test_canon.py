@@ -8,7 +8,7 @@ import pytest
 
 from niwaki import zoo
 from niwaki.net.canon import Canon
-from niwaki.net.control import Add, Chain, Concat, Graph, Network, Node, OneOf, Repeat
+from niwaki.net.control import Add, Chain, Concat, Network, OneOf, Repeat
 from niwaki.net.layer import Activation, BatchNorm, Conv, Identity, Pool, Subsample, Zero
 from niwaki.net.place import place, space_of
 from niwaki.net.program import program
