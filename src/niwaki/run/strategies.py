@@ -8,11 +8,14 @@ from difflib import get_close_matches
 from typing import Any
 
 from niwaki.objective import Objective
+from niwaki.recipe import mnasnet, tabnas, tunas
 from niwaki.strategy.default import Default
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.exhaustive import Exhaustive
 from niwaki.strategy.local_search import LocalSearch
 from niwaki.strategy.nsga2 import NSGA2
+from niwaki.strategy.policy import softmaxes
+from niwaki.strategy.policy_gradient import Adam, PolicyGradient
 from niwaki.strategy.random import RandomSearch
 from niwaki.strategy.strategy import Strategy
 
@@ -38,6 +41,9 @@ STRATEGIES: dict[str, Named] = {
     "evolution": Named(lambda objectives: RegularizedEvolution(objectives[0])),
     "local-search": Named(lambda objectives: LocalSearch(objectives[0])),
     "nsga2": Named(lambda objectives: NSGA2(objectives), several=True),
+    "reinforce": Named(lambda objectives: PolicyGradient(objectives[0], optimizer=Adam(tunas.TABLE_LR, betas=(0.0, 0.999)))),
+    "ppo": Named(lambda objectives: mnasnet.controller(objectives[0], lr=mnasnet.TABLE_LR, kind=softmaxes, name="ppo")),
+    "tabnas": Named(lambda objectives: tabnas.exact(objectives[0], lr=tabnas.TABLE_LR)),
 }
 
 
