@@ -147,7 +147,8 @@ def _ask(
 
     done = ask_and_tell(asking, evaluate, out_of_time=out_of_time, on_trial=on_trial)
     if (finished := sum(trial.status != "cut" for trial in done)) < method.evaluations:
-        folder.note(f"The search for {search.budgets[at].text} ended after {finished} of {method.evaluations} evaluations.")
+        why = f": {asking.note}" if asking.note else ""
+        folder.note(f"The search for {search.budgets[at].text} ended after {finished} of {method.evaluations} evaluations{why}.")
     return finished
 
 

@@ -113,6 +113,42 @@ class Workers:
                 raise
 
 
+class Pool:
+    """`count` processes for calls of `function(*common, *arguments)`, which give what can be pickled. What is submitted while all are busy waits.
+
+    function, common: as of `Job` and `Workers`; the processes are of the same kind.
+    """
+
+    def __init__(self, count: int, function: Callable[..., Any], common: tuple[Any, ...] = ()) -> None:
+        if count < 1:
+            raise ValueError(f"{count} workers were asked for; there is at least one")
+        self._function, self._idle = function, queue.SimpleQueue[_Worker]()
+        packed = pickle.dumps(common)
+        self._started = [_Worker(packed) for _ in range(count)]
+        for worker in self._started:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(count)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._started:
+            worker.end()
+        self._threads.shutdown(cancel_futures=True)
+
+    def submit(self, *arguments: Any) -> Future[Any]:
+        """The result to be; JobFailed, where the function raises or its process dies."""
+        return self._threads.submit(self._call, arguments)
+
+    def _call(self, arguments: tuple[Any, ...]) -> Any:
+        worker = self._idle.get()
+        try:
+            return worker.ask(Job(f"{self._function.__name__} of {arguments!r:.200}", self._function, arguments))
+        finally:
+            self._idle.put(worker)
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Within, torch computes on one thread, as a worker does: the same bits."""
