@@ -112,10 +112,25 @@ def predict(
 
 
 @app.command()
-def report(folder: Path, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Write report.html of a run anew, finished or not."""
+def report(
+    folder: Path,
+    checklist: Annotated[
+        bool, typer.Option("--checklist", help="Print what a comparison of methods should keep, item by item, with where it can be seen.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write report.html of a run anew, finished or not; or of a comparison."""
     with _told(as_json):
         from niwaki.run.api import write_report
+        from niwaki.run.bench import is_comparison, write_comparison
+
+        if is_comparison(folder):
+            items = write_comparison(folder)["checklist"]
+            print(json.dumps({"report": str(folder / "report.html"), "checklist": items}) if as_json else folder / "report.html")
+            for item in items if checklist and not as_json else ():
+                print(f"{item['status']:<5} {item['item']}\n      {item['evidence']}")
+            return
 
         path = write_report(folder)
         print(json.dumps({"report": str(path)}) if as_json else path)
@@ -239,6 +254,7 @@ def bench(
                 fresh=fresh,
                 processes=processes or cores(),
                 progress=progress,
+                command=_command(),
             )
         print(json.dumps(found) if as_json else table_of(found))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from html import escape
 from typing import Any
 
@@ -22,21 +21,14 @@ from niwaki.report.charts import (
     scatter_chart,
     worst_confusions,
 )
+from niwaki.report.parts import LOGO, Section, card, document, fact_list, folded, listing
 from niwaki.report.record import Budget, Candidate, Data, Decision, Example, File, Record, SpaceFacts
-from niwaki.report.style import STYLE
 
-# A page made from a record that somebody else wrote cannot run or load anything, whatever stands in it.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 UNITS = {"macs": "MACs", "params": "parameters", "size": "bytes", "peak_activation": "peak activations"}
 MOST_NAMES = 40  # classes that are listed
 SETTLED = 0.9  # probability of an option above which its choice counts as settled
 RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 SOURCES = {"finalist": "finalist, trained on its own", "regular": "regular network, trained on its own", "final": "delivered network"}
-LOGO = (
-    '<svg viewBox="0 0 24 24" aria-hidden="true" fill="currentColor"><ellipse cx="9" cy="5.2" rx="5.6" ry="2.9"/>'
-    '<ellipse cx="17" cy="10.4" rx="5" ry="2.5"/><ellipse cx="6.4" cy="14.2" rx="4.8" ry="2.4"/>'
-    '<path d="M10.4 22.5c1.6-3.6-1.9-5.7 1.2-9 1.5-1.6-.8-4-1.6-6.5l1.4-.3c.8 2.2 3.2 4.4 1.6 7.2-1.8 3 1.2 4.8.2 8.6z"/></svg>'
-)
 STATES = {"finished": "finished", "running": "still running", "stopped": "stopped before its end"}
 NO_NETWORK = {
     "finished": "No network",
@@ -44,24 +36,12 @@ NO_NETWORK = {
     "stopped": "The run stopped before a network was chosen",
 }
 
-Section = tuple[str, str, str]  # anchor, title, body
-
 
 def render(record: Record) -> str:
     """The page of `record`, as the text of one HTML file."""
     parts = (_search, _choices, _network, _training, _errors, _run)
     sections = [section for part in parts if (section := part(record))]
-    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
-    body = "".join(
-        f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>{text}</section>' for name, title, text in sections
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="generator" content="niwaki">'
-        f"<title>{escape(record.title)} · niwaki</title><style>{STYLE}</style></head><body>{_head(record)}"
-        f"{f'<nav aria-label=Sections>{links}</nav>' if links else ''}<main>{body}</main>{_foot(record)}</body></html>\n"
-    )
+    return document(record.title, _head(record), sections, _foot(record))
 
 
 # --- the answer ------------------------------------------------------------------------------------------------------
@@ -96,7 +76,7 @@ def _headline(record: Record) -> str:
 def _quality_card(record: Record) -> str:
     quality = record.quality
     if quality is None or (quality.test is None and quality.validation is None):
-        return _card("How good", '<div class="big">–</div><p class="soft">not measured yet</p>')
+        return card("How good", '<div class="big">–</div><p class="soft">not measured yet</p>')
     rows = []
     if quality.test is not None:
         rows.append(f'<div class="big">{percent(quality.test)} <small>test {escape(_words(record.metric))}</small></div>')
@@ -109,11 +89,11 @@ def _quality_card(record: Record) -> str:
         how = "on validation" if quality.folds == 1 else f"in {quality.folds}-fold cross-validation"
         rows.append(f"<p>{percent(quality.validation)} <span class=soft>{how}, when the network was chosen</span></p>")
     rows += [f"<p>{percent(value)} <span class=soft>test {escape(_words(name))}</span></p>" for name, value in quality.others.items()]
-    return _card("How good", "".join(rows))
+    return card("How good", "".join(rows))
 
 
 def _budget_card(record: Record) -> str:
-    return _card("Budget", "".join(map(_budget, record.budgets))) if record.budgets else ""
+    return card("Budget", "".join(map(_budget, record.budgets))) if record.budgets else ""
 
 
 def _budget(budget: Budget) -> str:
@@ -140,14 +120,14 @@ def _size_card(record: Record) -> str:
         "input": " × ".join(map(str, record.data.stored_shape)) if record.data else "",
         "classes": f"{len(record.data.classes):,}" if record.data else "",
     }
-    return _card("The network", _facts(facts))
+    return card("The network", fact_list(facts))
 
 
 def _use_card(record: Record) -> str:
     use = f"<pre>niwaki predict {escape(record.folder or '.')} image.png</pre>" if record.files else ""
     place = f'<p class="soft">Files are in <code>{escape(record.folder)}</code></p>' if record.folder else ""
     names = ", ".join(f"<code>{escape(file.name)}</code>" for file in record.files[:5])
-    return _card("Use it", f"{use}{place}<p>{names}</p>") if use or place else ""
+    return card("Use it", f"{use}{place}<p>{names}</p>") if use or place else ""
 
 
 # --- search ----------------------------------------------------------------------------------------------------------
@@ -191,7 +171,7 @@ def _front_table(record: Record, dots: Sequence[Dot]) -> str:
         return ""
     rows = [(f"{dot.x:,.6g}", percent(dot.y, 2), escape(dot.title.split(":")[0])) for dot in front]
     head = (f">{UNITS.get(record.cost, record.cost)}", f">{_words(record.metric)}", "trial")
-    return _folded(f"The front as a table ({len(front)} networks)", _table(head, rows))
+    return folded(f"The front as a table ({len(front)} networks)", listing(head, rows))
 
 
 def _space(space: SpaceFacts) -> str:
@@ -205,7 +185,7 @@ def _space(space: SpaceFacts) -> str:
         "multiply-adds": f"{amount(space.macs[0])} to {amount(space.macs[1])}" if space.macs else "",
     }
     note = f'<p class="note">{escape(space.note)}</p>' if space.note else ""
-    return _card("The space", _facts(facts) + note)
+    return card("The space", fact_list(facts) + note)
 
 
 def _chosen(record: Record) -> str:
@@ -221,7 +201,7 @@ def _chosen(record: Record) -> str:
         strong |= {at} if chosen.delivered else set()
     metric = _words(record.metric)
     head = ("budget", ">MACs", ">parameters", f">validation {metric}", f">test {metric}", "folder")
-    return _card("One network for each budget", _table(head, rows, strong=strong), "below")
+    return card("One network for each budget", listing(head, rows, strong=strong), "below")
 
 
 def _choices(record: Record) -> Section | None:
@@ -236,7 +216,7 @@ def _choices(record: Record) -> Section | None:
         strips = "".join(map(decision_strip, shown))
         return "choices", "Choices", f'<p class="sub">{text}</p><div class="card"><div class="decisions">{strips}</div></div>'
     if record.architecture:
-        return "choices", "Choices", _card("", _facts({name: str(option) for name, option in record.architecture.items()}))
+        return "choices", "Choices", card("", fact_list({name: str(option) for name, option in record.architecture.items()}))
     return None
 
 
@@ -258,8 +238,8 @@ def _network(record: Record) -> Section | None:
             for layer in record.layers
         ]
         rows.append(("all", "", "", f"{sum(layer.macs for layer in record.layers):,}", f"{sum(layer.params for layer in record.layers):,}"))
-        table = _table(("layer", "type", "output", ">MACs", ">parameters"), rows, strong={len(rows) - 1})
-        parts += [layer_bars(record.layers), _folded(f"All {len(record.layers)} layers as a table", table)]
+        table = listing(("layer", "type", "output", ">MACs", ">parameters"), rows, strong={len(rows) - 1})
+        parts += [layer_bars(record.layers), folded(f"All {len(record.layers)} layers as a table", table)]
     return ("network", "Network", "".join(parts)) if parts else None
 
 
@@ -279,7 +259,7 @@ def _data(data: Data) -> str:
     facts |= {part: f"{count:,} images" for part, count in data.counts.items()}
     facts |= {"classes": f"{len(data.classes):,}: {names}"}
     images = "".join(_image(example, example.label) for example in data.examples)
-    return _card("The data", _facts(facts) + (f'<div class="strip">{images}</div>' if images else ""))
+    return card("The data", fact_list(facts) + (f'<div class="strip">{images}</div>' if images else ""))
 
 
 def _errors(record: Record) -> Section | None:
@@ -289,11 +269,11 @@ def _errors(record: Record) -> Section | None:
         worst = "; ".join(f"{predicted} for {true}: {n}" for true, predicted, n in worst_confusions(quality.confusion, classes))
         note = f"Most frequent, predicted for true: {worst}." if worst else "No mistakes."
         matrix = f'<div class="scroll">{confusion_matrix(quality.confusion, classes)}</div><p class="note">{escape(note)}</p>'
-        parts.append(_card("True classes down, predicted classes across", matrix))
+        parts.append(card("True classes down, predicted classes across", matrix))
         wrong = sum(n for i, row in enumerate(quality.confusion) for j, n in enumerate(row) if i != j)
         told = f'<p class="sub">{wrong:,} of {sum(map(sum, quality.confusion)):,} test images are taken for another class.</p>'
     if quality and quality.mistakes:
-        parts.append(_card("Worst mistakes, the surest first", f'<div class="images">{"".join(map(_mistake, quality.mistakes))}</div>'))
+        parts.append(card("Worst mistakes, the surest first", f'<div class="images">{"".join(map(_mistake, quality.mistakes))}</div>'))
     return ("errors", "Errors", f'{told}<div class="grid two">{"".join(parts)}</div>') if parts else None
 
 
@@ -317,15 +297,15 @@ def _run(record: Record) -> Section | None:
     cards = []
     if record.files:
         rows = [(f"<code>{escape(file.name)}</code>", _bytes(file.size_bytes), _about(file)) for file in record.files]
-        cards.append(_card("Files", _table(("file", ">size", ""), rows)))
+        cards.append(card("Files", listing(("file", ">size", ""), rows)))
     if any(file.name == "model.onnx" for file in record.files):
-        cards.append(_card("Predict without niwaki", f"<pre>{escape(_snippet(record.data))}</pre>"))
+        cards.append(card("Predict without niwaki", f"<pre>{escape(_snippet(record.data))}</pre>"))
     if record.command or record.versions or record.machine:
         command = f"<pre>{escape(record.command)}</pre>" if record.command else ""
-        cards.append(_card("Do it again", command + _facts({**record.versions, **record.machine})))
+        cards.append(card("Do it again", command + fact_list({**record.versions, **record.machine})))
     if record.seconds:
-        cards.append(_card("Time", _phases(record.seconds)))
-    config = _folded("The whole configuration", _facts(_flat(record.config))) if record.config else ""
+        cards.append(card("Time", _phases(record.seconds)))
+    config = folded("The whole configuration", fact_list(_flat(record.config))) if record.config else ""
     return ("run", "Files and run", f'<div class="grid two">{"".join(cards)}</div>{config}') if cards or config else None
 
 
@@ -349,7 +329,7 @@ def _phases(seconds: Mapping[str, float]) -> str:
         color = f"c{at % COLORS}"
         bar.append(f'<i class="{color}" style="flex:{value / total:.4f}" title="{escape(name)}: {_duration(value)}"></i>')
         rows.append((f'<span class="key"><i class="{color}"></i>{escape(name)}</span>', _duration(value), percent(value / total, 0)))
-    return f'<div class="phases" aria-hidden="true">{"".join(bar)}</div>{_table(("phase", ">time", ">share"), rows)}'
+    return f'<div class="phases" aria-hidden="true">{"".join(bar)}</div>{listing(("phase", ">time", ">share"), rows)}'
 
 
 def _foot(record: Record) -> str:
@@ -358,35 +338,6 @@ def _foot(record: Record) -> str:
         f"<footer>Written by {escape(writer)}. MACs are multiply-adds of convolutions and linear layers. "
         "Pointing at a part of a picture tells its numbers.</footer>"
     )
-
-
-# --- parts of a page -------------------------------------------------------------------------------------------------
-
-
-def _card(title: str, body: str, kind: str = "") -> str:
-    heading = f"<h3>{escape(title)}</h3>" if title else ""
-    return f'<div class="{f"card {kind}".strip()}">{heading}{body}</div>'
-
-
-def _folded(title: str, body: str) -> str:
-    return f'<details><summary>{escape(title)}</summary><div class="scroll">{body}</div></details>'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, strong: AbstractSet[int] = frozenset()) -> str:
-    """Rows of HTML cells below `head`, whose numeric columns start with ">". strong: the rows that stand out."""
-    kinds = [" class=n" if name.startswith(">") else "" for name in head]
-    top = "".join(f"<th scope=col{kind}>{escape(name.removeprefix('>'))}</th>" for name, kind in zip(head, kinds, strict=True))
-    body = "".join(
-        f"<tr{' class=strong' * (at in strong)}>{''.join(f'<td{kind}>{cell}</td>' for cell, kind in zip(row, kinds, strict=True))}</tr>"
-        for at, row in enumerate(rows)
-    )
-    return f'<div class="scroll"><table class="list"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    """A list of names and values; those without a value are left out."""
-    pairs = (f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items() if value)
-    return f'<dl class="facts">{"".join(pairs)}</dl>'
 
 
 # --- small texts -----------------------------------------------------------------------------------------------------

@@ -7,13 +7,18 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from niwaki.deploy.card import versions
+from niwaki.report.comparison import regret_svg, render_comparison
+from niwaki.run.checklist import checklist
 from niwaki.run.contest import BenchError, Question, contest_of
 from niwaki.run.curves import summary
 from niwaki.run.folder import Folder
 from niwaki.run.progress import Progress, Silent
+from niwaki.run.reproduce import machine
 from niwaki.run.workers import Job, Workers
 from niwaki.store.files import atomic_write
 
@@ -40,12 +45,15 @@ def bench(
     fresh: bool = False,
     processes: int = 1,
     progress: Progress | None = None,
+    command: str = "",
 ) -> dict[str, Any]:
     """strategy -> {"regret": {"1": {"mean", "sem", "low", "high"}, ...}, ...}: one entry for each count of evaluations, in the objective's units.
 
+    Each method's other figures stand beside its "regret"; those of all together are in results.json.
+
     tables, objectives, limits, space, report, seconds, workers, evaluations: see `Question`. strategies: names; random search, and
     parameters and MACs alone, are always added. seeds: 0 to `seeds` - 1, the same for all. out: the folder of the searches, where finished
-    ones are found again, and of results.json and report.html. processes: that search at once; the results do not depend on it.
+    ones are found again, and of results.json, report.html and regret.svg. processes: that search at once; the results do not depend on it.
     """
     progress = progress or Silent()
     if seeds < 1:
@@ -70,8 +78,11 @@ def bench(
         jobs = [Job(f"{name}/{seed}", play, (name, seed)) for seed in range(seeds) for name in contestants]
         with Workers(processes, common=(question,)) as pool:
             pool.run(jobs, folder, progress, f"{len(contestants)} searches with {seeds} seeds")
-        folder.store.set_fact("contest", {"contestants": contestants, "seeds": seeds})
-        return _write(folder)
+        run = {"command": command, "seeds": f"0 to {seeds - 1}", "finished": _now(), "code": asked["code"], **_machine()}
+        known = folder.store.fact("contest")
+        if known is None or (known["contestants"], known["seeds"]) != (contestants, seeds):
+            folder.store.set_fact("contest", {"contestants": contestants, "seeds": seeds, "run": run})
+        return _write(folder)["strategies"]
     finally:
         folder.close()
 
@@ -80,8 +91,8 @@ def play(question: Question, name: str, seed: int) -> dict[str, Any]:
     return contest_of(question).play(name, seed)
 
 
-def write_bench(folder: str | Path) -> dict[str, Any]:
-    """results.json and report.html of a finished comparison anew, from what its folder holds: the same bytes."""
+def write_comparison(folder: str | Path) -> dict[str, Any]:
+    """results.json, report.html and regret.svg of a finished comparison anew, from what its folder holds: the same bytes. Returns the first."""
     opened = Folder(folder)
     try:
         return _write(opened)
@@ -94,9 +105,21 @@ def _write(folder: Folder) -> dict[str, Any]:
     if contest is None:
         raise BenchError(f"{folder.path} holds no finished comparison; `niwaki bench` with the same words goes on with it")
     records = {name: [folder.store.fact(f"result {name}/{seed}") for seed in range(contest["seeds"])] for name in contest["contestants"]}
-    results = summary(folder.plan, records)
-    atomic_write(folder.path / "results.json", json.dumps({"facts": folder.plan, "strategies": results}, indent=1) + "\n")
+    results = {**summary(folder.plan, records), "run": contest["run"]}
+    results["checklist"] = [asdict(item) for item in checklist(results)]
+    atomic_write(folder.path / "results.json", json.dumps(results, indent=1) + "\n")
+    atomic_write(folder.path / "report.html", render_comparison(results))
+    atomic_write(folder.path / "regret.svg", regret_svg(results))
     return results
+
+
+def is_comparison(folder: str | Path) -> bool:
+    """Whether the folder is one of `niwaki bench`."""
+    file = Path(folder) / "config.json"
+    try:
+        return file.is_file() and "bench" in json.loads(file.read_text("utf-8"))["asked"]
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def table_of(results: Mapping[str, Any]) -> str:
@@ -119,6 +142,19 @@ def _code() -> str:
         if file.is_file():
             digest.update(f"{file.relative_to(home)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _machine() -> dict[str, Any]:
+    known = machine()
+    return {
+        "processor": known["processor"],
+        "cores": known["cores"],
+        "versions": {key: versions()[key] for key in ("niwaki", "python", "numpy")},
+    }
 
 
 def cores() -> int:

@@ -28,6 +28,7 @@ from niwaki.space.space import Space
 
 COUNTS = ("params", "macs")  # contestants that know nothing but the description: the largest first, or the smallest where that is asked for
 PLAIN = "columns"  # the word of --space that takes a table's columns as they stand
+SMALLEST = 1e-4  # of the largest hypervolume: as good as none, where regrets are drawn on a logarithmic axis
 REFERENCE = (1.1, 1.1)  # of the hypervolume: a tenth of the range beyond the worst, where 0 is the best that is feasible and 1 the worst
 
 
@@ -190,7 +191,7 @@ class Contest:
             "best": self.best * (self.report.sign if len(self.goals) == 1 else 1),
             "worst_regret": self.best - self.worst,
             "std": float(regrets.std()) if len(regrets) else None,
-            "floor": float(regrets[regrets > 0].min()) if (regrets > 0).any() else None,
+            "floor": float(regrets[regrets > 0].min(initial=np.inf)) if (regrets > 0).any() else SMALLEST * self.best or SMALLEST,
             "levels": _levels(regrets) if len(regrets) else [],
             "random_exact": exact,
             "evaluations": self.evaluations,

@@ -1,0 +1,77 @@
+"""What a comparison of search methods should keep, item by item, with the place where it can be seen (after Lindauer & Hutter, JMLR 21(243), 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Status = Literal["pass", "fail", "n.a."]
+LEAST_SEEDS = 10  # on tables and other spaces that can be enumerated
+
+
+@dataclass(frozen=True)
+class Item:
+    """evidence: where it can be seen, in the folder, or why not."""
+
+    item: str
+    status: Status
+    evidence: str
+
+
+def checklist(results: Mapping[str, Any]) -> list[Item]:
+    """The items for a comparison on a table. results: results.json of `niwaki bench`."""
+    return list(_items(results))
+
+
+def _items(results: Mapping[str, Any]) -> Iterator[Item]:
+    facts, found, run = results["facts"], results["strategies"], results["run"]
+    seeds = min(one["seeds"] for one in found.values())
+    least = min(one["evaluations"] for one in found.values())
+    yield Item("code of the training pipelines", "n.a.", "nothing is trained: evaluations are looked up in a table that others have made")
+    yield Item(
+        "code of the search methods", "pass", f"niwaki {run['versions']['niwaki']}; the hash of the code is config.json: asked.bench.code"
+    )
+    yield Item("released as it is, early", "n.a.", "for whoever publishes the comparison; this folder holds all of it")
+    yield Item("the same data, space, training and hyper-parameters for all", "pass", "one table for all: config.json: asked.bench.tables")
+    yield Item("ablations of the methods' parts", "n.a.", "every method runs as a whole; none was asked for in parts")
+    same = all(one["seeds"] == seeds for one in found.values()) and least == facts["evaluations"]
+    ended = f"; some searches ended after {least:,}" if least < facts["evaluations"] else ""
+    yield Item(
+        "the same evaluation protocol for all",
+        "pass" if same else "fail",
+        f"results.json: facts.evaluations = {facts['evaluations']:,}, strategies.*.seeds = {seeds}{ended}",
+    )
+    yield Item(
+        "performance over compute, not at one point", "pass", "report.html#curves; results.json: strategies.*.regret, at every evaluation"
+    )
+    drawn = "; random sampling is its regret at 1 evaluation" if facts["random_exact"] else ""
+    yield Item(
+        "random search and random sampling included",
+        "pass" if "random" in found else "fail",
+        f"results.json: strategies.random{', and facts.random_exact in closed form' if facts['random_exact'] else ''}{drawn}",
+    )
+    yield Item(
+        "repeated with several seeds",
+        "pass" if seeds >= LEAST_SEEDS else "fail",
+        f"results.json: strategies.*.seeds = {seeds}; on a table at least {LEAST_SEEDS}",
+    )
+    yield Item("tables for depth, real runs for breadth", "n.a.", "this is the table; `niwaki search` and `niwaki reproduce` train")
+    yield Item(
+        "confounders controlled: machine, versions, parallel work",
+        "pass",
+        f"results.json: run; simulated workers {facts['workers']} for all, and no result depends on the machine's speed",
+    )
+    yield Item("tuning of the methods told, and its time counted", "n.a.", "none took place here: every method has its defaults")
+    yield Item(
+        "end-to-end time",
+        "pass" if facts["seconds"] else "n.a.",
+        f"results.json: strategies.*.over_time, by the column {facts['seconds']}"
+        if facts["seconds"]
+        else "no column of durations was named; what searching itself took is results.json: strategies.*.cpu_ms_per_evaluation",
+    )
+    yield Item(
+        "everything that is needed to run it again",
+        "pass",
+        "results.json: run.command; config.json; the logs of all searches in run.sqlite",
+    )

@@ -1,0 +1,395 @@
+"""Search methods compared on tables: the clock, the figures, what is refused, and what a comparison of equals must show."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from itertools import product
+from random import Random
+
+import moocore
+import numpy as np
+import pytest
+
+from niwaki.evaluate.table import TableError
+from niwaki.run import bench as bench_module
+from niwaki.run.bench import bench, write_comparison
+from niwaki.run.contest import BenchError, Contest, Question
+from niwaki.run.curves import area, summary
+from niwaki.run.significance import wilcoxon
+from niwaki.run.simulate import Evaluated, in_order, simulate
+from niwaki.run.statistics import expected_picks
+from niwaki.run.strategies import UnknownStrategy
+from niwaki.space.choice import BudgetError
+from niwaki.space.space import Decision, Space
+from niwaki.strategy.random import RandomSearch
+
+CELLS = np.array(list(product(range(5), repeat=6)), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A table of 125 architectures of no known network: quality, latency and durations made up."""
+    arch = np.array(list(product(range(5), repeat=3)), dtype=np.uint8)
+    generator = np.random.default_rng(0)
+    quality = 90 - ((arch - [3, 1, 4]) ** 2).sum(axis=1) + generator.normal(0, 0.3, 125)
+    path = tmp_path_factory.mktemp("tables") / "small.npz"
+    np.savez(
+        path,
+        arch=arch,
+        quality=quality,
+        early=quality + generator.normal(0, 2, 125),
+        lat_phone=1.0 + arch.sum(axis=1),
+        hours=generator.random(125),
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    """A table of all cells of NAS-Bench-201: a made-up accuracy that likes convolutions, and a latency."""
+    score = np.array([0.0, 1.0, 2.0, 3.0, 0.5])[CELLS] @ np.array([1.0, 1.5, 1.0, 2.0, 1.2, 0.8])
+    accuracy = 70 + score + np.random.default_rng(1).normal(0, 0.5, len(CELLS))
+    path = tmp_path_factory.mktemp("tables") / "cells.npz"
+    np.savez(path, ops=CELLS, accuracy=accuracy, latency_ms=1 + score / 4)
+    return path
+
+
+def asked(table, *, objectives=("quality",), **changed):
+    return Contest(Question((str(table),), objectives, **changed))
+
+
+# --- the clock -------------------------------------------------------------------------------------------------------
+
+
+def test_with_one_worker_every_evaluation_is_told_before_the_next_is_asked_for(small):
+    contest = asked(small, seconds="hours", evaluations=30)
+    record = contest.play("random", 3)
+    hours = contest.table.column("hours")[record["places"]]
+    assert np.allclose(record["finished"], np.cumsum(hours))
+
+
+def test_several_workers_overlap_as_a_queue_would(small):
+    contest = asked(small, seconds="hours", evaluations=60, workers=4)
+    record = contest.play("random", 0)
+    hours = contest.table.column("hours")
+    assert record["finished"] == sorted(record["finished"])
+    # the same architectures in the order of their starts, each to whoever is free first, by brute force
+    starts = sorted((end - hours[place], place) for end, place in zip(record["finished"], record["places"], strict=True))
+    free, ends = [0.0] * 4, []
+    for _, place in starts:
+        at = free.index(min(free))
+        free[at] += hours[place]
+        ends.append(free[at])
+    assert np.allclose(sorted(ends), record["finished"])
+    assert record["finished"][-1] < hours[record["places"]].sum() / 2
+
+
+class InTurn:
+    """Proposes 0, 1, 2, ... and writes down what it is asked and told."""
+
+    name = "in turn"
+
+    def __init__(self):
+        self.seen = []
+
+    def init(self, space):
+        return space, 0
+
+    def ask(self, state, count, rng, pending):
+        space, told = state
+        self.seen.append(("asked for", count, "pending", [arch["a"] for arch in pending]))
+        return [space.architecture({"a": told + len(pending) + at}) for at in range(count)]
+
+    def tell(self, state, trials):
+        self.seen.append(("told", [trial.arch["a"] for trial in trials]))
+        return state[0], state[1] + len(trials)
+
+
+def test_a_strategy_is_asked_for_as_many_as_are_idle_and_told_what_is_ready_at_the_same_time_at_once():
+    space, strategy, seconds = Space((Decision("a", tuple(range(50))),)), InTurn(), [1.0, 3.0, 2.0, 1.0, 1.0]
+    log = simulate(strategy, space, lambda arch: Evaluated(arch["a"], {"m": 1.0}, seconds[arch["a"]]), evaluations=5, workers=2)
+    assert strategy.seen == [
+        ("asked for", 2, "pending", []),  # at 0
+        ("told", [0]),  # at 1
+        ("asked for", 1, "pending", [1]),
+        ("told", [1, 2]),  # at 3
+        ("asked for", 2, "pending", []),
+        ("told", [3, 4]),  # at 4
+    ]
+    assert log.places == (0, 1, 2, 3, 4)
+    assert log.finished == (1.0, 3.0, 3.0, 4.0, 4.0)
+
+
+def test_a_fixed_order_is_scheduled_as_a_search_is(small):
+    contest = asked(small, seconds="hours", evaluations=40, workers=3)
+    record = contest.play("random", 5)
+    hours = contest.table.column("hours")
+    starts = sorted(range(40), key=lambda i: record["finished"][i] - hours[record["places"][i]])
+    log = in_order([record["places"][i] for i in starts], lambda place: float(hours[place]), workers=3)
+    assert log.places == tuple(record["places"])
+    assert np.allclose(log.finished, record["finished"])
+
+
+# --- the figures -----------------------------------------------------------------------------------------------------
+
+
+def test_regret_is_that_of_the_incumbent_by_brute_force(small):
+    signal_and_limit = asked(small, objectives=("early",), report="quality", limits=("lat_phone<=8",), evaluations=50)
+    table = signal_and_limit.table
+    early, quality, fits = table.column("early"), table.column("quality"), table.column("lat_phone") <= 8
+    places = Random(0).sample(range(125), 50)
+    best, worst = quality[fits].max(), quality[fits].min()
+    expected = []
+    for n in range(1, 51):
+        feasible = [place for place in places[:n] if fits[place]]
+        expected.append(best - (quality[max(feasible, key=lambda place: early[place])] if feasible else worst))
+    assert np.allclose(signal_and_limit.regrets(places), expected)
+
+
+def test_hypervolume_grows_as_moocore_says_and_the_whole_table_has_no_regret(small):
+    contest = asked(small, objectives=("quality", "-lat_phone"), evaluations=125)
+    places = Random(1).sample(range(125), 125)
+    scaled = np.stack([contest.goals[0].values, contest.goals[1].values], axis=1)
+    scaled = (scaled - scaled.min(axis=0)) / np.ptp(scaled, axis=0)
+    curve = contest.regrets(places)
+    for n in (1, 2, 5, 40, 125):
+        volume = moocore.hypervolume(scaled[places[:n]], ref=[-0.1, -0.1], maximise=True)
+        assert contest.best - curve[n - 1] == pytest.approx(volume)
+    assert curve[-1] == pytest.approx(0, abs=1e-12)
+
+
+def test_random_search_is_what_the_closed_form_says(small, tmp_path):
+    found = bench([small], objectives=["quality"], evaluations=60, seeds=120, out=tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "results.json").read_text())["facts"]
+    for at in (1, 5, 20, 60):
+        entry = found["random"]["regret"][str(at)]
+        assert abs(entry["mean"] - facts["random_exact"][at - 1]) < 3.5 * entry["sem"]
+
+
+def test_costs_columns_are_small_by_name_and_signs_say_it_otherwise(small):
+    assert asked(small, objectives=("lat_phone",)).objectives[0].maximize == "-lat_phone"
+    assert asked(small, objectives=("+lat_phone",)).objectives[0].maximize == "lat_phone"
+    assert asked(small, objectives=("-quality",)).objectives[0].maximize == "-quality"
+    contest = asked(small, objectives=("lat_phone",), evaluations=10)
+    assert contest.facts()["best"] == 1.0
+    assert contest.regrets([124, 0])[:2] == [12.0, 0.0]
+
+
+def test_a_limit_on_a_count_is_kept_exactly_and_one_on_a_column_is_found_out(cells):
+    contest = asked(cells, objectives=("accuracy",), limits=("macs<=50%", "latency_ms<=5"), evaluations=100)
+    macs = contest.table.cost("macs")
+    for name in ("random", "evolution", "params", "macs"):
+        record = contest.play(name, 0)
+        assert (macs[record["places"]] <= macs.max() // 2).all()
+        late = contest.table.column("latency_ms")[record["places"]] > 5
+        assert record["within"] == (1 - late).tolist()
+    assert 0 < np.mean(contest.play("random", 0)["within"]) < 1
+
+
+def test_parameters_and_multiply_adds_alone_go_from_the_largest_by_the_description(cells):
+    contest = asked(cells, objectives=("accuracy",), evaluations=50)
+    for name in ("params", "macs"):
+        counts = contest.table.cost(name)[contest.play(name, 0)["places"]]
+        assert counts.tolist() == sorted(contest.table.cost(name).tolist(), reverse=True)[:50]
+    small_first = asked(cells, objectives=("latency_ms",), evaluations=50)
+    counts = small_first.table.cost("macs")[small_first.play("macs", 0)["places"]]
+    assert counts.tolist() == sorted(small_first.table.cost("macs").tolist())[:50]
+
+
+def test_the_area_is_the_mean_height_of_the_log_log_curve():
+    flat = area([0.1] * 100, 0.01)
+    assert flat == pytest.approx(-1.0)
+    assert area([0.0] * 50, 0.01) == pytest.approx(-2.0)
+    falling = area([1 / n for n in range(1, 1001)], 1e-9)  # a straight line from 0 to -3
+    assert falling == pytest.approx(-1.5, abs=0.01)
+
+
+def test_how_many_seeds_reach_a_level_and_when_half_of_them_have(small):
+    contest = asked(small, evaluations=4)
+    facts = {**contest.facts(), "levels": [{"name": "one", "regret": 1.0}]}
+    curves = [[5, 1, 1, 0], [5, 5, 5, 5], [0.5, 0.5, 0.5, 0.5]]
+    records = {"a": [{"regret": c, "places": [0, 1, 2, 3], "finished": [1, 2, 3, 4], "within": [1, 1, 0, 1], "cpu_s": 0.0} for c in curves]}
+    found = summary(facts, records)["strategies"]["a"]
+    assert found["reached"] == [{"name": "one", "regret": 1.0, "seeds": 2, "median": 2}]
+    assert found["within"] == 0.75
+
+
+# --- the comparison of equals ----------------------------------------------------------------------------------------
+
+
+def even(curves, p_value):
+    """Share of 200 comparisons of 20 seeds of random search with 20 other seeds, each curve by `curves(count)`, that come out significant."""
+    found = 0
+    for _ in range(200):
+        found += p_value(curves(20), curves(20)) < 0.05
+    return found / 200
+
+
+def test_random_search_against_random_search_comes_out_even(small):
+    contest = asked(small, evaluations=40)
+    generator = np.random.default_rng(11)
+    floor = contest.facts()["floor"]
+
+    def curves(count):
+        return [contest.regrets(generator.permutation(125)[:40]) for _ in range(count)]
+
+    def by_area(first, second):
+        return wilcoxon([area(curve, floor) for curve in first], [area(curve, floor) for curve in second])
+
+    def evaluations_for_seeds(first, second):
+        """A harness that takes the evaluations of one seed for independent: it must fail here."""
+        return wilcoxon(first[0], second[0])
+
+    assert 0.025 <= even(curves, by_area) <= 0.075
+    assert even(curves, evaluations_for_seeds) > 0.5
+
+
+def test_the_simulated_random_search_is_the_permutation_that_the_test_of_equals_draws(small):
+    contest = asked(small, evaluations=40)
+    searched = np.array([contest.play("random", seed)["regret"] for seed in range(200)])
+    exact = contest.best - expected_picks(contest.goals[0].values, contest.goals[0].values, 40)
+    assert (np.abs(searched.mean(axis=0) - exact) < 4 * searched.std(axis=0) / np.sqrt(200)).all()
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_is_the_same_again_and_from_its_logs_to_the_byte(small, tmp_path):
+    asks = {"objectives": ["quality"], "strategies": ["evolution"], "evaluations": 30, "seeds": 4}
+    first = bench([small], **asks, out=tmp_path / "one")
+    second = bench([small], **asks, out=tmp_path / "two", processes=2)
+    assert {name: found["regret"] for name, found in first.items()} == {name: found["regret"] for name, found in second.items()}
+    before = {file: (tmp_path / "one" / file).read_bytes() for file in ("results.json", "report.html", "regret.svg")}
+    for file in before:
+        (tmp_path / "one" / file).unlink()
+    write_comparison(tmp_path / "one")
+    assert {file: (tmp_path / "one" / file).read_bytes() for file in before} == before
+
+
+def test_a_comparison_goes_on_where_it_was(small, tmp_path, monkeypatch):
+    asks = {"objectives": ["quality"], "evaluations": 20, "out": tmp_path / "run"}
+    bench([small], **asks, seeds=2)
+    played, play = [], bench_module.play
+
+    def watched(question, name, seed):
+        played.append((name, seed))
+        return play(question, name, seed)
+
+    monkeypatch.setattr(bench_module, "play", watched)
+    found = bench([small], **asks, seeds=3, strategies=["evolution"])
+    assert sorted(played) == [("evolution", 0), ("evolution", 1), ("evolution", 2), ("random", 2)]
+    assert found["evolution"]["seeds"] == 3
+    fresh = bench([small], **{**asks, "out": tmp_path / "other"}, seeds=3, strategies=["evolution"])
+    assert fresh["random"]["regret"] == found["random"]["regret"]
+
+
+def test_a_search_that_is_interrupted_loses_no_finished_one(small, tmp_path, monkeypatch):
+    play, calls = bench_module.play, []
+
+    def interrupted(question, name, seed):
+        calls.append((name, seed))
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return play(question, name, seed)
+
+    monkeypatch.setattr(bench_module, "play", interrupted)
+    asks = {"objectives": ["quality"], "strategies": ["evolution"], "evaluations": 20, "seeds": 4, "out": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        bench([small], **asks)
+    bench([small], **asks)
+    assert len(calls) == 5 + 4  # 8 searches, one of them begun twice
+
+
+def test_the_page_and_the_drawing_stand_alone(small, tmp_path):
+    bench(
+        [small], objectives=["quality"], strategies=["evolution"], evaluations=30, seeds=3, workers=2, seconds="hours", out=tmp_path / "run"
+    )
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert not re.search(r"<script|https?://(?!www\.w3\.org)|src=|@import", page)
+    assert page.count('class="cmp"') == 3  # over evaluations, over time, ranks
+    drawing = ET.fromstring((tmp_path / "run" / "regret.svg").read_text())
+    assert {"random", "evolution"} <= {text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")}
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert len(results["checklist"]) == 14
+    assert {item["item"]: item["status"] for item in results["checklist"]}["repeated with several seeds"] == "fail"  # 3 are too few
+
+
+def test_the_command_line_prints_one_entry_for_each_evaluation(cells, tmp_path, niwaki_command):
+    answer = niwaki_command(
+        "bench", cells, "--objective", "accuracy", "--strategy", "evolution,random", "--evaluations", 25, "--seeds", 3, "--out", tmp_path / "run",
+        "--processes", 1, "--json",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert set(answer.json) == {"evolution", "random", "params", "macs"}
+    for found in answer.json.values():
+        assert list(found["regret"]) == [str(at) for at in range(1, 26)]
+        assert {"mean", "sem"} <= set(found["regret"]["7"])
+    listed = niwaki_command("report", tmp_path / "run", "--checklist")
+    assert listed.code == 0
+    assert "random search and random sampling included" in listed.out
+    assert niwaki_command("report", tmp_path / "run", "--json").json["checklist"]
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--objective", "acuracy"], "did you mean 'accuracy'"),
+        (["--objective", "accuracy", "--strategy", "evolutoin"], "did you mean 'evolution'"),
+        (["--objective", "accuracy", "--limit", "latency_ms<=0.5"], "no architecture keeps latency_ms<=0.5: the least latency_ms is 1"),
+        (["--objective", "accuracy", "--limit", "latency_ms>=2"], "is no limit on a column"),
+        (["--objective", "accuracy", "--limit", "latency<=2"], "did you mean 'latency_ms'"),
+        (["--objective", "accuracy", "--limit", "macs<=1k"], "no architecture has macs <= 1,000"),
+        (["--objective", "accuracy", "--limit", "latency_ms<=4 and latency_ms<=5"], "limited twice"),
+        (["--objective", "accuracy", "--objective", "accuracy"], "both objectives"),
+        (["--objective", "accuracy", "--objective", "latency_ms", "--strategy", "evolution"], "searches for one objective"),
+        (["--objective", "accuracy", "--evaluations", "0"], "at least one"),
+        (["--objective", "accuracy", "--seeds", "0"], "at least one"),
+        (["--objective", "accuracy", "--workers", "0"], "at least one"),
+        (["--objective", "accuracy", "--processes", "-1"], "at least one"),
+        (["--objective", "accuracy", "--space", "nasbench-macro"], "operation|option number|decisions"),
+        (["--objective", "accuracy", "--space", "nasbench20"], "did you mean"),
+        ([], "objective"),
+    ],
+)
+def test_bad_input_is_one_clear_error_before_any_work(cells, tmp_path, niwaki_command, words, message):
+    answer = niwaki_command("bench", cells, *words, "--out", tmp_path / "run")
+    assert answer.code == 2
+    assert re.search(message, answer.err), answer.err
+    assert answer.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_evaluations_than_architectures_end_cleanly_and_say_so(small, tmp_path, niwaki_command):
+    answer = niwaki_command(
+        "bench", small, "--objective", "quality", "--evaluations", 200, "--seeds", 2, "--strategy", "exhaustive", "--processes", 1,
+        "--out", tmp_path / "run", "--json",
+    )  # fmt: skip
+    assert answer.code == 0
+    assert "200 evaluations were asked for, but there are 125 architectures" in answer.err
+    assert answer.json["exhaustive"]["regret"]["125"]["mean"] == answer.json["random"]["regret"]["125"]["mean"] == 0.0
+
+
+def test_a_strategy_that_breaks_its_contract_is_named(small):
+    class Greedy(RandomSearch):
+        def ask(self, state, count, rng, pending):
+            return super().ask(state, count + 1, rng, pending)
+
+    contest = asked(small)
+    with pytest.raises(RuntimeError, match="greedy was asked for 1"):
+        simulate(Greedy(name="greedy"), contest.space, lambda arch: Evaluated(0, {"m": 1.0}), evaluations=3)
+
+
+def test_what_a_question_cannot_ask_is_refused(small, cells):
+    with pytest.raises(BenchError, match="3 objectives"):
+        Question((str(small),), ("a", "b", "c"))
+    with pytest.raises(BenchError, match="hypervolume"):
+        Question((str(small),), ("a", "b"), report="c")
+    with pytest.raises(TableError, match="no description"):
+        asked(small).contestants(["macs"])
+    with pytest.raises(UnknownStrategy, match="no strategy is called"):
+        asked(small).contestants(["nothing"])
+    with pytest.raises(BudgetError, match="limited twice"):
+        asked(cells, objectives=("accuracy",), limits=("macs<=50M", "macs<=60M"))
