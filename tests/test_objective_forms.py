@@ -14,6 +14,7 @@ from niwaki.objective import (
     FORMS,
     Absolute,
     AugmentedLagrangian,
+    Chance,
     CVaR,
     Frame,
     Hinge,
@@ -112,6 +113,7 @@ def test_the_slope_over_log_cost_is_the_one_that_the_form_promises(name):
             "linear": -1e-3 * 100 * ratio,
             "logarithm": -0.1,
             "fbnet-product": quality * 0.2 * 0.6 * math.log1p(ratio) ** -0.4 * ratio / (1 + ratio),
+            "chance": 0.0,
             "lagrangian": -0.3 * ratio,
             "augmented-lagrangian": -max(0.0, 0.3 + 2 * (ratio - 1)) * ratio,
             "minimax": -0.1 * ratio * math.copysign(1, ratio - 1),
@@ -406,6 +408,38 @@ def test_the_penalty_doubles_where_the_violation_does_not_fall_by_a_quarter():
         state = form.update(state, [(0.5, [Spent(ratio, 1.0)])])
         penalties.append(state["penalty"])
     assert penalties == [1.0, 1.0, 2.0, 4.0, 4.0, 4.0]
+
+
+@pytest.mark.parametrize("seed", [12, 13])
+def test_a_policy_under_a_chance_constraint_keeps_the_limit_as_often_as_asked(seed):
+    rng = np.random.default_rng(seed)
+    options = np.array(np.meshgrid(*[np.arange(4)] * 5)).reshape(5, -1).T  # 1,024 architectures
+    gains, prices = np.sort(rng.uniform(0, 0.2, (5, 4)), axis=1), np.sort(rng.integers(1, 30, (5, 4)), axis=1)
+    quality, cost = gains[np.arange(5), options].sum(1), prices[np.arange(5), options].sum(1)
+    target = float(np.quantile(cost, 0.3))
+    objective = Objective("accuracy", [measured("cost") <= target], Chance(share=0.9))
+    logits, state = np.zeros((5, 4)), objective.init()
+
+    def draw(count):
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        picked = (rng.random((count, 5, 1)) > p.cumsum(1)[None, :, :3]).sum(2)
+        return picked, p, gains[np.arange(5), picked].sum(1), prices[np.arange(5), picked].sum(1)
+
+    for step in range(3000):
+        picked, p, q, c = draw(128)
+        seen = [{"accuracy": float(a), "cost": float(b)} for a, b in zip(q, c, strict=True)]
+        rewards = np.array([objective.reward(metrics, state) for metrics in seen])
+        advantage = rewards - rewards.mean()
+        score = (picked[:, :, None] == np.arange(4)) - p  # REINFORCE, with a little entropy so that the policy stays one
+        entropy = -p * (np.log(p) - (p * np.log(p)).sum(1, keepdims=True))
+        logits += (advantage[:, None, None] * score).mean(0) + 0.05 * entropy
+        slower = Chance(share=0.9, rate=0.004)
+        state = (objective if step < 2000 else replace(objective, form=slower)).update(state, seen)
+    *_, fresh, spent = draw(20_000)
+    assert (spent <= target).mean() == pytest.approx(0.9, abs=0.02)
+    assert fresh.mean() > quality[cost <= target].mean() + 0.05, "and quality is what it spends the rest on"
+    assert spent.std() > 1
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)

@@ -1,7 +1,7 @@
 """Objectives: what to maximize, limits to keep, rewards, several devices, fronts. Nothing here knows torch; losses are in gradient/."""
 
 from niwaki.objective.devices import CVaR, Mean, SmoothWorst, Worst
-from niwaki.objective.dual import AugmentedLagrangian, Lagrangian, Minimax, State
+from niwaki.objective.dual import AugmentedLagrangian, Chance, Lagrangian, Minimax, State
 from niwaki.objective.error import ObjectiveError
 from niwaki.objective.front import (
     Frame,
@@ -58,6 +58,7 @@ __all__ = [
     "AugmentedLagrangian",
     "Budget",
     "CVaR",
+    "Chance",
     "Constraint",
     "Form",
     "Frame",

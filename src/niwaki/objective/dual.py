@@ -114,6 +114,38 @@ class AugmentedLagrangian:
 
 
 @dataclass(frozen=True)
+class Chance:
+    """quality - sum of multiplier * [cost > target]; multiplier <- [multiplier + rate * (share beyond the target - (1 - share))]_+.
+
+    For policies: of what is drawn, at least `share` keeps each limit, P(cost <= target) >= share; the target is then at or above the
+    `share`-quantile of the cost of what is drawn (the quantile constraint of Mackey et al. 2018, turned from data to architectures).
+    """
+
+    share: float = 0.9
+    rate: float = 0.02
+    most: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.share < 1 and 0 < self.rate < math.inf and 0 < self.most < math.inf):
+            raise ObjectiveError(
+                f"a chance constraint cannot have share={self.share}, rate={self.rate}, most={self.most}; the share lies between 0 and 1, the others "
+                f"are above 0 and finite"
+            )
+
+    def init(self, limits: int) -> State:
+        return {"multipliers": [0.0] * limits}
+
+    def reward(self, quality: float, spent: Sequence[Spent], state: State) -> float:
+        multipliers = _of(state, "multipliers", spent)
+        return quality - math.fsum(m for m, one in zip(multipliers, spent, strict=True) if one.cost > one.target)
+
+    def update(self, state: State, observed: Observed) -> State:
+        beyond = [sum(one.cost > one.target for one in limit) / len(observed) for limit in zip(*(s for _, s in observed), strict=True)]
+        moved = (m + self.rate * (share - (1 - self.share)) for m, share in zip(state["multipliers"], beyond, strict=True))
+        return {"multipliers": [min(max(m, 0.0), self.most) for m in moved]}
+
+
+@dataclass(frozen=True)
 class Minimax:
     """`form` of one ratio, the mean of all weighted by how badly each is kept: weight <- weight * exp(rate * g) / sum, g = ratio - 1.
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from niwaki.objective.devices import Across, CVaR, Mean, SmoothWorst, Worst
-from niwaki.objective.dual import Adaptive, AugmentedLagrangian, Lagrangian, Minimax
+from niwaki.objective.dual import Adaptive, AugmentedLagrangian, Chance, Lagrangian, Minimax
 from niwaki.objective.error import ObjectiveError
 from niwaki.objective.front import HypervolumeGain
 from niwaki.objective.reward import (
@@ -34,6 +34,7 @@ FORMS: Mapping[str, Form | Adaptive | type[Linear]] = {  # as they are by themse
     "fbnet-product": LossProduct(),
     "lagrangian": Lagrangian(),
     "augmented-lagrangian": AugmentedLagrangian(),
+    "chance": Chance(),
     "minimax": Minimax(),
     "hypervolume": HypervolumeGain(),
 }
