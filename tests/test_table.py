@@ -10,6 +10,7 @@ from niwaki import zoo
 from niwaki.evaluate.listed import NEAR, Listed
 from niwaki.evaluate.table import TableError, load_table
 from niwaki.net.place import space_of
+from niwaki.run.statistics import spearman
 from niwaki.space.space import Decision, Space
 
 OPS = np.array(np.meshgrid(*[np.arange(5)] * 6, indexing="ij")).reshape(6, -1).T.astype(np.uint8)  # all cells, the last edge moving fastest
@@ -65,6 +66,32 @@ def test_a_table_of_a_large_space_is_a_sample_of_it(shared_data):
     arch = table.space.sample_uniform(Random(0))
     assert all(near in table.space and near != arch for near in table.space.neighbours(arch))
     assert table.space.mutate(arch, Random(1)) in set(table.space.neighbours(arch))
+
+
+def test_tables_of_latencies_are_known_by_their_columns_and_the_counts_of_their_networks_explain_them(shared_data):
+    """The multiply-adds are right, or they would not order what a simulated chip, and a graphics card with full batches, take for them."""
+    for file, network, column, least in (
+        ("fbnet_5000", "fbnet-cifar100", "lat_eyeriss", 0.95),
+        ("ofa_5000", "ofa-mobilenetv3", "lat_titan_rtx_32", 0.99),
+    ):
+        table = load_table(shared_data / "latency_spaces" / f"{file}.npz")
+        assert table.space.hash == space_of(zoo.network(network)).hash
+        assert spearman(table.cost("macs"), table.column(column)) > least
+        assert load_table(shared_data / "latency_spaces" / f"{file}.npz", plain=True).network is None
+
+
+def test_the_rows_of_an_ofa_table_are_what_its_arrays_say(shared_data):
+    table = load_table(shared_data / "latency_spaces" / "ofa_5000.npz")
+    arrays = np.load(shared_data / "latency_spaces" / "ofa_5000.npz")
+    assert table.space.space.size == 25 * (9**2 + 9**3 + 9**4) ** 5
+    for place in (0, 17, 4999):
+        arch = table.architecture(place)
+        depths = arrays["d"][place].tolist()
+        expected = {"r": int(arrays["r"][place]), **{f"d{stage}": depth for stage, depth in enumerate(depths)}}
+        for key in ("ks", "e"):
+            expected |= {f"{key}{at}": value for at, value in enumerate(arrays[key][place].tolist()) if at % 4 < depths[at // 4]}
+        assert dict(arch) == expected
+        assert table(arch)["lat_v100_1"] == arrays["lat_v100_1"][place]
 
 
 def test_neighbours_among_the_listed_are_the_nearest_by_brute_force():

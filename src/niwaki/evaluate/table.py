@@ -23,6 +23,8 @@ from niwaki.space.space import Decision, Space
 CODES = ("ops", "arch")  # what the array of the architectures is called
 OFA = ("ks", "e", "d", "r")  # or, where there are these, they are: kernel sizes, expansions, depths and the resolution
 KNOWN = {(6, 5): "nasbench201", (8, 3): "nasbench-macro"}  # columns, operations: the network in the zoo that a table is of if none is named
+SUPPOSED = {(22, 9): "fbnet-cifar100"}  # the same, but only where all of the operations stand in the table, and no others
+KNOWN_OFA = "ofa-mobilenetv3"
 LISTED_WHOLE = 1_000_000  # architectures: a table of a space of at most so many has all of them, of a larger one a sample
 MOST_HELD = 1  # last decisions of a network, such as the width of its tail, that a table may leave out
 SMALL_BY_NAME = ("lat", "latency", "ms", "seconds", "macs", "flops", "params", "energy", "loss", "error", "rmse", "mae", "size", "bytes")
@@ -97,7 +99,8 @@ def load_table(paths: str | Path | Sequence[str | Path], network: Network | None
     and so on. Nothing is unpickled. network: whose decisions, in order, the numbers are about: each is the number of the option taken.
     A last decision of the network that has no column is held at its first option. Without a network six columns of 0 to 4 are the zoo's
     nasbench201 and eight of 0 to 2 nasbench-macro. plain: the columns are decisions as they stand, the numbers their options; so is a table
-    of other columns. An OFA table (`ks`, `e`, `d`, `r`: the values, not numbers of options) has its decisions by these names.
+    of other columns. An OFA table (`ks`, `e`, `d`, `r`: the values, not numbers of options) has its decisions by these names, and is of the
+    zoo's ofa-mobilenetv3; one of 22 columns of 0 to 8 is of its fbnet-cifar100.
 
     Raises TableError for whatever is wrong, before anything else is done with it.
     """
@@ -125,8 +128,10 @@ def load_table(paths: str | Path | Sequence[str | Path], network: Network | None
     if not columns:
         raise TableError(f"{', '.join(map(str, files))}: there is no column of metrics beside {', '.join(k for k in first)}")
     notes: list[str] = []
-    if network is None and not plain:
-        network = _known(files[0], codes, labels)
+    if network is None and not plain and (known := _known(files[0], codes, labels)) is not None:
+        network = zoo.network(known)
+        if known not in KNOWN.values():
+            notes.append(f"{name} is taken to be of {known} in the zoo, as its columns are; another network is named by --space")
     if network is None:
         space = _plain_space(codes, labels)
         rows = np.stack([np.searchsorted(d.options, column) for d, column in zip(space, codes.T, strict=True)], axis=1)
@@ -217,10 +222,12 @@ def _columns(file: Path, arrays: Mapping[str, np.ndarray], count: int) -> Iterab
         yield from [(key, values)] if array.ndim == 1 else ((f"{key}[{k}]", values[:, k]) for k in range(array.shape[1]))
 
 
-def _known(file: Path, codes: np.ndarray, labels: Sequence[str]) -> Network | None:
-    """The network in the zoo that a table of so many columns is of; None where it may be of anything."""
+def _known(file: Path, codes: np.ndarray, labels: Sequence[str]) -> str | None:
+    """The network in the zoo that a table of such columns is of; None where it may be of anything."""
+    if labels[0] == "ks0":
+        return KNOWN_OFA
     for (columns, operations), network in KNOWN.items():
-        if codes.shape[1] == columns and labels[0] != "ks0":
+        if codes.shape[1] == columns:
             wrong = np.argwhere((codes < 0) | (codes >= operations))
             if len(wrong):
                 row, column = wrong[0].tolist()
@@ -228,7 +235,10 @@ def _known(file: Path, codes: np.ndarray, labels: Sequence[str]) -> Network | No
                     f"{file}: row {row} has the operation {codes[row, column]} in column {column}, but a table of {columns} columns is taken "
                     f"to be {network}, whose operations are 0 to {operations - 1}; name another network with --space, or --space columns"
                 )
-            return zoo.network(network)
+            return network
+    for (columns, operations), network in SUPPOSED.items():
+        if codes.shape[1] == columns and set(np.unique(codes).tolist()) == set(range(operations)):
+            return network
     return None
 
 

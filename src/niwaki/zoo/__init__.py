@@ -14,13 +14,16 @@ from niwaki.zoo import fbnet as _fbnet
 from niwaki.zoo import fbnetv2 as _fbnetv2
 from niwaki.zoo import mnasnet as _mnasnet
 from niwaki.zoo import nasbench as _nasbench
+from niwaki.zoo import ofa as _ofa
 from niwaki.zoo import tunas as _tunas
 from niwaki.zoo.mlp import TABNAS_FEATURES, mlp, tabnas_criteo
 from niwaki.zoo.mobile import LARGEST, SMALLEST, mobile
 
 SPACES: Mapping[str, Callable[..., Network]] = {
     "fbnet": _fbnet.fbnet,
+    "fbnet-cifar100": _fbnet.fbnet_cifar100,
     "fbnetv2": _fbnetv2.fbnetv2,
+    "ofa-mobilenetv3": _ofa.ofa_mobilenetv3,
     "nasbench201": _nasbench.nasbench201,
     "nasbench-macro": _nasbench.nasbench_macro,
     "mnasnet": _mnasnet.mnasnet,
