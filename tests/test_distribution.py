@@ -8,14 +8,20 @@ from time import process_time
 import numpy as np
 import pytest
 from scipy.stats import chisquare
+from sklearn.linear_model import Ridge as SkRidge
 
 from niwaki.distribution.distribution import DistributionError
+from niwaki.distribution.fit import chow_liu_tree
 from niwaki.distribution.independent import Independent
 from niwaki.distribution.tree import BETWEEN, Tree
+from niwaki.factor.buckets import existence
 from niwaki.factor.factor import Cost, CostError, Factor, Limit
 from niwaki.factor.within import within
 from niwaki.space.choice import BudgetError, SpaceError
 from niwaki.space.space import Decision, Space
+from niwaki.strategy.tree_policy import DistributionPolicy
+from niwaki.structure.forest import mutual_information
+from niwaki.structure.surrogate import Ridge, crank_tree
 from niwaki.testing.toy import toy_macs, toy_space
 from random_spaces import random_factors, random_space
 
@@ -345,3 +351,87 @@ def test_parameters_that_do_not_fit_are_refused_with_what_is_wrong():
         Tree.init(space).log_p_feasible(within(other, [Limit(cost, 1)]))
     with pytest.raises(CostError, match="does not hold together"):
         within(other, [Limit(cost, 1)]).feasible.log_total({"a": np.ones(2), ("a", "b"): np.ones((2, 3))})
+
+
+# --- learned trees -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_tree_fitted_to_all_architectures_by_their_weight_is_the_tree_they_were_drawn_from(seed):
+    """100,000 draws of a tree over decisions that always exist: the edges that matter come back, and every probability within sampling noise."""
+    space = Space(tuple(Decision(f"d{i}", (0, 1, 2)) for i in range(5)))
+    tree = random_tree(space, seed, scale=1.5)
+    found = chow_liu_tree(space, tree.rows(100_000, np.random.default_rng(seed)).astype(np.int64))
+    strong = {frozenset(edge) for edge, joint in tree.pair_marginals().items() if mutual_information(joint) > 0.02}
+    assert strong <= {frozenset(edge) for edge in found.edges}
+    members = list(space.enumerate())
+    apart = [abs(exp(tree.log_prob(arch)) - exp(found.log_prob(arch))) for arch in members]
+    assert sum(apart) / 2 < 0.03
+
+
+def test_independent_decisions_get_no_edges_and_few_rows_none_either():
+    space = Space(tuple(Decision(f"d{i}", (0, 1)) for i in range(4)))
+    rng = np.random.default_rng(0)
+    assert len(chow_liu_tree(space, rng.integers(0, 2, size=(4000, 4))).edges) <= 1
+    copies = np.repeat(rng.integers(0, 2, size=(19, 1)), 4, axis=1)
+    assert chow_liu_tree(space, copies).edges == ()
+    assert len(chow_liu_tree(space, np.concatenate((copies, copies))).edges) == 3
+
+
+def test_in_a_space_with_conditions_marginals_are_the_counts_smoothed():
+    space = toy_space()
+    rows = np.array(space.indices([space.sample(Random(i)) for i in range(3000)]), dtype=np.int64)
+    exists = existence(space, rows)
+    tree = chow_liu_tree(space, rows)
+    for column, decision in enumerate(space.decisions):
+        counts = np.bincount(rows[exists[:, column], column], minlength=len(decision.options)) / len(rows)
+        np.testing.assert_allclose(tree.marginals()[decision.name], counts, atol=0.01)
+
+
+@pytest.mark.parametrize("budget", [None, 500])
+@pytest.mark.parametrize("start", [Tree.init, Independent.init])
+def test_a_policy_of_a_distribution_has_the_gradient_of_central_differences(start, budget):
+    space = toy_space()
+    policy = DistributionPolicy(space if budget is None else within(space, [Limit(toy_macs(space), budget)]), start)
+    generator = np.random.default_rng(0)
+    parameters = policy.initial() + generator.normal(size=policy.initial().shape)
+    rows, weights = policy.sample(parameters, 6, generator), generator.normal(size=6)
+
+    def value(parameters):
+        return (weights * policy.log_prob(parameters, rows)).sum() + 0.3 * policy.at(parameters).entropy()
+
+    found = policy.gradient(parameters, rows, weights, 0.3, 0)
+    steps = 1e-5 * np.eye(len(parameters))
+    np.testing.assert_allclose(found, [(value(parameters + s) - value(parameters - s)) / 2e-5 for s in steps], atol=1e-7)
+
+
+def test_crank_finds_the_pairs_that_rewards_depend_on():
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 3, size=(150, 8))
+    planted = [(0, 5), (5, 2), (1, 7)]
+    tables = rng.normal(size=(3, 3, 3))
+    rewards = (
+        sum(table[rows[:, i], rows[:, j]] for table, (i, j) in zip(tables, planted, strict=True)) + rng.normal(size=(8, 3))[0][rows[:, 0]]
+    )
+    found = crank_tree(rows, np.ones_like(rows, dtype=bool), [3] * 8, rewards)
+    assert {(0, 5), (2, 5), (1, 7)} <= set(found)
+
+
+def test_the_surrogate_is_the_ridge_regression_and_its_tables_are_its_predictions():
+    rng = np.random.default_rng(1)
+    rows, edges = rng.integers(0, 3, size=(60, 4)), [(0, 2), (1, 3)]
+    exists = rng.random((60, 4)) < 0.8
+    rewards = rng.normal(size=60)
+    ridge = Ridge.fitted(rows, exists, [3] * 4, rewards, edges, 0.05)
+    target, x = (rewards - rewards.mean()) / rewards.std(), ridge.features.matrix
+    oracle = SkRidge(alpha=0.05 * 60, fit_intercept=False, tol=1e-12).fit(x, target)
+    np.testing.assert_allclose(ridge.mean, oracle.coef_, atol=1e-10)
+    unary, pair = ridge.tables(ridge.mean)
+    predicted = sum(unary[i][rows[:, i]] * exists[:, i] for i in range(4))
+    predicted = predicted + sum(
+        table[rows[:, i], rows[:, j]] * (exists[:, i] & exists[:, j]) for table, (i, j) in zip(pair, edges, strict=True)
+    )
+    np.testing.assert_allclose(predicted, x @ oracle.coef_, atol=1e-10)
+    draws = np.array([ridge.draw(np.random.default_rng(s)) for s in range(4000)])
+    np.testing.assert_allclose(draws.mean(axis=0), ridge.mean, atol=0.05)
+    np.testing.assert_allclose(np.cov(draws.T), ridge.noise * ridge.factor @ ridge.factor.T, atol=0.01)

@@ -1,10 +1,12 @@
 """Strategies keep their contract; the loop loses nothing when it is stopped; evolution finds more than chance does."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 import pytest
 
+from niwaki.distribution.independent import Independent
 from niwaki.factor.factor import Limit
 from niwaki.factor.within import within
 from niwaki.objective import Objective, macs
@@ -16,9 +18,12 @@ from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.exhaustive import Exhaustive
 from niwaki.strategy.local_search import LocalSearch
 from niwaki.strategy.nsga2 import NSGA2
+from niwaki.strategy.policy_gradient import PolicyGradient
 from niwaki.strategy.random import RandomSearch
 from niwaki.strategy.seen import Seen
 from niwaki.strategy.strategy import fingerprint
+from niwaki.strategy.tree import ChowLiuSearch, CrankSearch
+from niwaki.strategy.tree_policy import DistributionPolicy, trees
 from niwaki.testing.strategy import ContractError, check_strategy
 from niwaki.testing.toy import toy_accuracy, toy_evaluate, toy_macs, toy_space
 from niwaki.trial import EvaluationFailed, Trial
@@ -32,6 +37,12 @@ STRATEGIES = [
     EVOLUTION,
     RegularizedEvolution(Objective("accuracy", (macs <= 300,)), population_size=8, tournament_size=8),
     NSGA2(population_size=10),
+    ChowLiuSearch(founders=12),
+    ChowLiuSearch(founders=12, edges=False),
+    CrankSearch(founders=12),
+    CrankSearch(founders=12, edges=False),
+    PolicyGradient(controller=trees, batch_size=4),
+    PolicyGradient(controller=partial(DistributionPolicy, start=Independent.init), batch_size=4),
 ]
 
 

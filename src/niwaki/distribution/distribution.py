@@ -47,6 +47,10 @@ class Distribution(Protocol):
         """Independent draws; quicker than as many calls of `sample`."""
         ...
 
+    def rows(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """(count, decisions): the same as option numbers, 0 where a decision does not exist."""
+        ...
+
     def log_prob(self, arch: Architecture) -> float:
         """log p(arch), natural."""
         ...
@@ -76,6 +80,8 @@ class Distribution(Protocol):
     def sample_within(self, inside: Within, rng: Random) -> Architecture: ...
 
     def sample_many_within(self, count: int, inside: Within, rng: Random) -> list[Architecture]: ...
+
+    def rows_within(self, count: int, inside: Within, generator: np.random.Generator) -> np.ndarray: ...
 
     def log_p_feasible(self, inside: Within) -> tuple[float, Arrays]:
         """log P(the limits are kept), and its gradient. The gradient of log p(arch | inside) is `grad_log_prob(arch)` less this one."""

@@ -10,6 +10,8 @@ import numpy as np
 
 from niwaki.distribution.distribution import Arrays, checked
 from niwaki.distribution.tree import Tree
+from niwaki.factor.buckets import existing
+from niwaki.factor.factor import index_type
 from niwaki.factor.within import Within
 from niwaki.space.architecture import Architecture
 from niwaki.space.space import Space
@@ -66,12 +68,16 @@ class Independent:
         return self.sample_many(1, rng)[0]
 
     def sample_many(self, count: int, rng: Random) -> list[Architecture]:
-        """Every decision is drawn, and those that do not exist are dropped."""
-        found = []
-        for _ in range(count):
-            row = [min(int(np.searchsorted(below, rng.random() * below[-1], side="right")), len(below) - 1) for below in self._below]
-            found.append(self.space.from_indices(row))
-        return found
+        return [self.space.from_indices(row) for row in self.rows(count, np.random.default_rng(rng.getrandbits(128))).tolist()]
+
+    def rows(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Every decision is drawn, and of those that do not exist option 0 is left."""
+        rows = np.zeros((count, len(self.space)), dtype=index_type(self.space))
+        for column, (below, u) in enumerate(zip(self._below, generator.random((len(self.space), count)), strict=True)):
+            rows[:, column] = np.minimum(np.searchsorted(below, u * below[-1], side="right"), len(below) - 1)
+            if self.space.decisions[column].condition is not True:
+                rows[:, column] *= existing(self.space, rows, column)
+        return rows
 
     def entropy(self) -> float:
         return self._tree.entropy()
@@ -93,6 +99,9 @@ class Independent:
 
     def sample_many_within(self, count: int, inside: Within, rng: Random) -> list[Architecture]:
         return self._tree.sample_many_within(count, inside, rng)
+
+    def rows_within(self, count: int, inside: Within, generator: np.random.Generator) -> np.ndarray:
+        return self._tree.rows_within(count, inside, generator)
 
     def log_p_feasible(self, inside: Within) -> tuple[float, Arrays]:
         log_p, slopes = self._tree.log_p_feasible(inside)

@@ -18,6 +18,7 @@ from niwaki.strategy.policy import softmaxes
 from niwaki.strategy.policy_gradient import Adam, PolicyGradient
 from niwaki.strategy.random import RandomSearch
 from niwaki.strategy.strategy import Strategy
+from niwaki.strategy.tree import ChowLiuSearch, CrankSearch
 
 Objectives = tuple[Objective, ...]
 
@@ -40,6 +41,8 @@ STRATEGIES: dict[str, Named] = {
     "exhaustive": Named(lambda objectives: Exhaustive(), several=True),
     "evolution": Named(lambda objectives: RegularizedEvolution(objectives[0])),
     "local-search": Named(lambda objectives: LocalSearch(objectives[0])),
+    "chow-liu": Named(lambda objectives: ChowLiuSearch(objectives[0])),
+    "crank": Named(lambda objectives: CrankSearch(objectives[0])),
     "nsga2": Named(lambda objectives: NSGA2(objectives), several=True),
     "reinforce": Named(lambda objectives: PolicyGradient(objectives[0], optimizer=Adam(tunas.TABLE_LR, betas=(0.0, 0.999)))),
     "ppo": Named(lambda objectives: mnasnet.controller(objectives[0], lr=mnasnet.TABLE_LR, kind=softmaxes, name="ppo")),
