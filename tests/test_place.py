@@ -20,6 +20,7 @@ from niwaki.net.layer import (
     Sum,
 )
 from niwaki.net.place import ShapeError, fix, place, space_of
+from niwaki.net.program import distinct
 from niwaki.space.choice import Choice, SpaceError, choose
 from niwaki.space.size import evaluate, in_channels, round8
 
@@ -219,3 +220,18 @@ def test_fixing_some_decisions_leaves_the_others_open():
         fix(place(network), {"z": 1})
     with pytest.raises(SpaceError, match="GlobalPool needs a map"):
         place(Network(Chain(conv_bn_act(4), classifier(3), GlobalPool()), IMAGE))
+
+
+def test_what_no_architecture_can_have_is_not_placed():
+    """A branch, a repeat or a match whose condition contradicts the one it stands under."""
+    which = Choice(("small", "large"), "/which")
+    inner = OneOf(Conv(4, 1, name="small"), Conv(4, 3, name="large"), by=which, name="inner")
+    outer = OneOf(Chain(inner, name="small"), Chain(inner, Conv(4, 5), name="large"), by=which, name="outer")
+    assert [item.layer.kernel_size for item in place(Network(outer, IMAGE)).items if isinstance(item.layer, Conv)] == [1, 3, 5]
+    depth = Choice((1, 2), "/depth")
+    body = OneOf(Repeat(Conv(4), depth), Repeat(Conv(4, 5), depth), by=depth - 1, name="op")
+    convolutions = [item.path for item in place(Network(body, IMAGE)).items if isinstance(item.layer, Conv)]
+    assert convolutions == ["repeat0.block0", "repeat1.block0", "repeat1.block1"]
+    for network in (Network(outer, IMAGE), Network(body, IMAGE)):
+        assert all(item.condition is not False for item in place(network).items)
+        assert distinct(network) == (2, "")

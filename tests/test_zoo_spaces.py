@@ -9,15 +9,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from niwaki import zoo
 from niwaki.cost.count import count_macs, count_params, layer_table
-from niwaki.net.block import shared_kernel
-from niwaki.net.control import Network
+from niwaki.net.block import fused_mbconv, mbconv, shared_kernel, tucker
+from niwaki.net.control import Chain, Network
+from niwaki.net.edit import encode
+from niwaki.net.layer import Activation, Conv, SqueezeExcite
 from niwaki.net.place import place, space_of
 from niwaki.net.program import distinct, program
 from niwaki.nn.build import build
 from niwaki.nn.supernet import extract, supernet
 from niwaki.space.choice import SpaceError
-from niwaki.space.size import evaluate
-from niwaki.zoo import mnasnet, tunas
+from niwaki.space.size import Symbol, evaluate, in_channels, round_to, values
+from niwaki.zoo import mnasnet, mobiledets, multihardware, tunas
 from test_supernet import lively, one_hot
 
 TUNAS = {
@@ -175,7 +177,7 @@ def test_separate_and_shared_kernels_are_the_same_space_and_the_same_programs():
     assert program(separate, arch) == program(shared, arch)
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.SPACES if name.endswith("-small")])
+@pytest.mark.parametrize("name", [name for name in zoo.SPACES if name.endswith(("-small", "-tiny"))])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
 def test_small_presets_read_digits_and_cifar_and_run(name, shape):
     network = zoo.network(name, shape, classes=10)
@@ -275,7 +277,200 @@ def test_every_member_of_mnasnet_is_in_one_supernet():
     assert_one_supernet_is_all_members(mnasnet.mnasnet((3, 8, 8), 5, blocks=blocks, stem=8, stem_stride=1, features=16), members=8)
 
 
-def test_the_programs_of_mnasnet_are_counted_also_where_they_cannot_be_listed():
-    """A skip that adds nothing leaves the layer before it a joint, or the layers of a block would be looked at all at once."""
-    assert distinct(zoo.network("mnasnet-tiny")) == (58_982_400, "")
-    assert distinct(zoo.network("mnasnet"))[0] is not None
+def test_the_programs_of_mnasnet_are_all_but_those_with_an_identity_on_one_layer_that_changes_the_shape():
+    """Of 432 choices of a block, 48 stand for a lone first layer with an identity skip: one without skip is the same."""
+    stem_keeps_its_width = 4 * 2 * 2  # 16 channels in and out, stride 1: there the identity is one
+    assert distinct(zoo.network("mnasnet-tiny")) == ((432 - 48 + stem_keeps_its_width) * (432 - 48) ** 2, "")
+    ends = (4 * 2 * 2 * 3 * 2 * 2 - 32) * (4 * 2 * 2 * 3 * 3 * 2 - 48)
+    assert distinct(zoo.network("mnasnet")) == (ends * (432 - 48) * 432**4, "")  # only the second block may have one layer
+
+
+# --- MobileDets -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [16, 32, 72])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("se", [False, True])
+def test_blocks_cost_what_their_formulas_say(channels, stride, se):
+    c, e, out, k, n = channels, 4, 24, 5, 12 // stride
+    hidden = max(8, 8 * ((c * e + 16) // 32))  # a quarter of the expanded width, to the nearest multiple of 8
+    gate = SqueezeExcite(round_to(0.25 * in_channels), gate="sigmoid") if se else False
+    gate_macs = 2 * c * e * hidden if se else 0
+    gate_params = gate_macs + (hidden + c * e if se else 0)
+    low, high = max(8, 8 * ((c + 16) // 32)), max(8, 8 * ((3 * out + 16) // 32))
+    blocks = {
+        "inverted": (
+            mbconv(out, k, expand=e, stride=stride, squeeze_excite=gate),
+            c * c * e * 144 + (c * e * k * k + c * e * out) * n * n + gate_macs,
+            c * c * e + c * e * k * k + c * e * out + 2 * (2 * c * e + out) + gate_params,
+        ),
+        "fused": (
+            fused_mbconv(out, k, expand=e, stride=stride, squeeze_excite=gate),
+            (c * c * e * k * k + c * e * out) * n * n + gate_macs,
+            c * c * e * k * k + c * e * out + 2 * (c * e + out) + gate_params,
+        ),
+        "tucker": (
+            tucker(out, 3, in_ratio=0.25, out_ratio=0.75, stride=stride),
+            c * low * 144 + (low * high * 9 + high * out) * n * n,
+            c * low + low * high * 9 + high * out + 2 * (low + high + out),
+        ),
+    }
+    for block, macs, params in blocks.values():
+        network = Network(Chain(block, name="body"), (c, 12, 12))
+        assert (params, macs) == (count_params(network).minimum()[0], count_macs(network).minimum()[0]) == independent_counts(network)
+
+
+@pytest.mark.parametrize("name", mobiledets.BACKBONES)
+def test_released_backbones_have_the_recounted_parameters_and_multiply_adds(name):
+    network = zoo.network(name)
+    rows = [row for row in layer_table(network) if row.path.startswith("backbone")]
+    params, millions = mobiledets.RECOUNTED[name]
+    assert sum(row.params for row in rows) == params
+    assert round(sum(row.macs for row in rows) / 1e6, 1) == millions
+    assert (count_params(network).minimum()[0], count_macs(network).minimum()[0]) == independent_counts(network)
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [
+        ("mobiledet-cpu", (8, 16, 32, 72, 144)),
+        ("mobiledet-dsp", (24, 32, 64, 144, 240)),
+        ("mobiledet-edgetpu", (16, 16, 40, 96, 384)),
+        ("mobiledet-gpu", (16, 32, 64, 128, 384)),
+    ],
+)
+def test_the_maps_c1_to_c5_have_strides_2_to_32_and_the_widths_of_the_tables(name, widths):
+    items = place(zoo.network(name)).items
+    maps = {item.path.split(".")[1]: item.shape for item in items if item.path.startswith("backbone.c")}  # the last of each stage
+    assert [(maps[f"c{at}"].width, *maps[f"c{at}"].spatial) for at in range(1, 6)] == [
+        (width, 320 // 2**at, 320 // 2**at) for at, width in enumerate(widths, 1)
+    ]
+
+
+def test_half_a_backbone_has_widths_in_multiples_of_8():
+    for name in mobiledets.BACKBONES:
+        assert all(item.shape.width % 8 == 0 for item in place(mobiledets.mobiledet(name, multiplier=0.5, classes=8)).items)
+
+
+@pytest.mark.parametrize(
+    ("space", "name"), [("mobiledets-cpu", "mobiledet-cpu"), ("mobiledets", "mobiledet-dsp"), ("mobiledets", "mobiledet-edgetpu")]
+)
+def test_three_of_the_backbones_are_members_of_their_space(space, name):
+    network, plain = zoo.network(space), zoo.network(name)
+    assert program(network, encode(network, plain)) == program(plain)
+
+
+def test_the_gpus_backbone_is_no_member_for_its_width_of_128():
+    with pytest.raises(SpaceError, match=r"Conv\(128"):
+        encode(zoo.network("mobiledets"), zoo.network("mobiledet-gpu"))
+
+
+def test_the_spaces_of_mobiledets_have_as_many_members_as_their_tables_say():
+    """Layers of 4 inverted, 4 fused and 4 Tucker variants; the layer behind the stem is a bottleneck without expansion or a Tucker one."""
+    widths = 6 * 4 * 6 * 7 * 7 * 7 * 7 * 7  # stem, C1, C2, C3, C4 twice, C5 twice
+    inverted = 4 * (4 * 5**3) ** 5 * widths
+    assert space_of(zoo.network("mobiledets-ibn")).size == inverted
+    assert space_of(zoo.network("mobiledets-fused")).size == 8 * (8 * 9**3) ** 5 * widths
+    # with 8 channels both ratios round to the rank 8, so that one of the two is no option: C1 may be 8 wide, and C2 read that
+    behind_the_stem = (1 + 2) * (8 + 2) + 3 * (1 + 4) * (8 + 4)  # by whether C1 is 8 wide, or one of three other widths
+    elsewhere = (12 * 13**3) ** 4 * 13**3 * 12
+    assert space_of(zoo.network("mobiledets")).size == behind_the_stem * elsewhere * widths // 4
+
+
+def test_no_two_architectures_of_mobiledets_differ_in_ratios_that_round_to_the_same_rank():
+    frame = mobiledets.Frame(1, 16, (("c1", 8, 1, 1), ("c2", 16, 2, 2)))
+    network = mobiledets.mobiledets((3, 8, 8), 5, operators=("tucker",), multipliers=(0.5, 1.0), frame=frame)
+    space = space_of(network)
+    listed = len({program(network, arch) for arch in space.enumerate()})
+    assert (space.size, distinct(network)) == (listed, (listed, ""))
+
+
+@pytest.mark.parametrize("given", [{}, {"squeeze_excite": True, "activation": "hswish", "kernels": shared_kernel}], ids=["", "cpu"])
+def test_every_member_of_mobiledets_is_in_one_supernet(given):
+    frame = mobiledets.Frame(1, 16, (("c1", 16, 1, 1), ("c2", 16, 2, 2)))
+    assert_one_supernet_is_all_members(mobiledets.mobiledets((3, 8, 8), 5, frame=frame, **given), members=8)
+
+
+@pytest.mark.parametrize(("operators", "message"), [(("ibn", "dense"), "'dense'; there are ibn, fused, tucker"), ((), "at least one")])
+def test_an_operator_that_mobiledets_has_not_is_an_error(operators, message):
+    with pytest.raises(SpaceError, match=message):
+        mobiledets.mobiledets(operators=operators)
+
+
+# --- several devices --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", multihardware.MODELS)
+def test_multi_avg_and_multi_max_have_their_parameters_a_stride_of_32_and_channels_in_multiples_of_32(name):
+    network = zoo.network(name)
+    assert count_params(network).minimum()[0] == multihardware.RECOUNTED_PARAMS[name]
+    assert (count_params(network).minimum()[0], count_macs(network).minimum()[0]) == independent_counts(network)
+    maps = [item.shape for item in place(network).items if len(item.shape.spatial) == 2 and item.shape.spatial != (1, 1)]
+    assert maps[-1].spatial == (224 // 32, 224 // 32)
+    assert all(shape.width % 32 == 0 for shape in maps)
+    space = zoo.network("mobilenet-multi")
+    assert program(space, encode(space, network)) == program(network)
+
+
+def test_the_multi_hardware_space_has_only_multiples_of_32_channels():
+    for item in place(zoo.network("mobilenet-multi")).items[:-1]:
+        assert all(width % 32 == 0 for width in (values(item.shape.width) if isinstance(item.shape.width, Symbol) else (item.shape.width,)))
+    assert space_of(zoo.network("mobilenet-multi")).size == (12 * 13**3) ** 5 * 2 * 4 * 6 * 6 * 7
+
+
+def operators_in(network: Network) -> set[str]:
+    """The operators that some architecture of `network` has, read off its placed primitives."""
+    found: set[str] = set()
+    for layer in (item.layer for item in place(network).items):
+        if isinstance(layer, SqueezeExcite):
+            found.add("squeeze_excite")
+        elif isinstance(layer, Activation):
+            found |= set(values(layer.kind) if isinstance(layer.kind, Symbol) else (layer.kind,))
+        elif isinstance(layer, Conv) and layer.groups != 1:
+            found.add(f"depthwise{layer.kernel_size}x{layer.kernel_size}")
+    return found
+
+
+def test_a_space_for_several_devices_has_an_operator_iff_every_device_lists_it_and_grows_with_fewer_devices():
+    rng = random.Random(0)
+    for _ in range(40):
+        capabilities = {
+            device: {"relu", "depthwise3x3", *(name for name in multihardware.OPERATORS if rng.random() < 0.7)}
+            for device in ("cpu", "gpu", "dsp")
+        }
+        shared = multihardware.shared_operators(capabilities)
+        network = multihardware.mobilenet_multi((3, 8, 8), 5, operators=shared, widths=(32, 64, 32), frame=tunas.SMALL)
+        assert operators_in(network) == set.intersection(*capabilities.values())
+        gone = rng.choice(list(capabilities))
+        fewer = {device: supported for device, supported in capabilities.items() if device != gone}
+        more = multihardware.mobilenet_multi(
+            (3, 8, 8), 5, operators=multihardware.shared_operators(fewer), widths=(32, 64, 32), frame=tunas.SMALL
+        )
+        assert space_of(more).size >= space_of(network).size
+        assert all(set(decision.options) <= set(space_of(more)[decision.name].options) for decision in space_of(network))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "message"),
+    [
+        (
+            {"a": {"depthwise3x3", "relu"}, "b": {"depthwise5x5", "relu"}},
+            "share no depthwise kernel: a has depthwise3x3; b has depthwise5x5",
+        ),
+        ({"a": {"depthwise3x3", "relu"}, "b": {"depthwise3x3", "hswish"}}, "share no activation: a has relu; b has hswish"),
+        ({"a": {"depthwise3x3", "relu"}, "b": set()}, "b has none"),
+        ({"a": {"conv9x9"}}, "'a' lists 'conv9x9'"),
+        ({"a": "relu"}, "'a' lists 'relu'; a device lists some of"),
+        ({}, "no device"),
+    ],
+)
+def test_devices_that_share_too_little_are_an_error_that_says_what_each_has(capabilities, message):
+    with pytest.raises(SpaceError, match=message):
+        multihardware.shared_operators(capabilities)
+
+
+@pytest.mark.parametrize("operators", [multihardware.SHARED, multihardware.OPERATORS], ids=["shared", "all"])
+def test_every_member_of_the_multi_hardware_space_is_in_one_supernet(operators):
+    frame = tunas.Frame(1, (2, 1), 2)
+    network = multihardware.mobilenet_multi((3, 8, 8), 5, operators=operators, widths=(32, 64), head=(32, 64), frame=frame)
+    assert_one_supernet_is_all_members(network, members=5)

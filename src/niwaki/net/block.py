@@ -23,7 +23,7 @@ from niwaki.net.layer import (
 )
 from niwaki.net.tree import called
 from niwaki.space.choice import Choice
-from niwaki.space.size import Expr, Symbol, in_channels, op, round8
+from niwaki.space.size import Expr, Symbol, in_channels, op, round8, round_to
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,56 @@ def mbconv(
     if residual and stride == 1:
         return Residual(Chain(*layers), name=name)
     return Chain(*layers, name=name)
+
+
+def fused_mbconv(
+    out_channels: Expr,
+    kernel_size: Expr | Layer = 3,
+    *,
+    expand: Expr = 4,
+    stride: int = 1,
+    activation: Expr = "relu",
+    squeeze_excite: Layer | bool = False,
+    residual: bool = True,
+    name: str | None = None,
+) -> Layer:
+    """Fused inverted residual (MobileDets): a convolution to round8(expand * in_channels), squeeze-excite, linear 1x1 projection.
+
+    One convolution stands for expansion and depthwise convolution of `mbconv`; the arguments are those.
+    """
+    layers: list[Layer] = []
+    if isinstance(kernel_size, Layer):
+        layers.append(kernel_size)
+    else:
+        layers += [Conv(round8(expand * in_channels), kernel_size, stride, name="conv"), BatchNorm(name="bn")]
+    layers.append(Activation(activation, name="act"))
+    if squeeze_excite is not False:
+        layers.append(SqueezeExcite(name="se") if squeeze_excite is True else squeeze_excite)
+    layers += [Conv(out_channels, 1, name="project"), BatchNorm(name="project_bn")]
+    return Residual(Chain(*layers), name=name) if residual and stride == 1 else Chain(*layers, name=name)
+
+
+def tucker(
+    out_channels: Expr,
+    kernel_size: Expr = 3,
+    *,
+    in_ratio: Expr = 0.25,
+    out_ratio: Expr = 0.75,
+    stride: int = 1,
+    activation: Expr = "relu",
+    residual: bool = True,
+    name: str | None = None,
+) -> Layer:
+    """Tucker convolution (MobileDets): 1x1 to in_ratio of the input, a convolution to out_ratio of the output, linear 1x1 to the output.
+
+    Both ranks are rounded to multiples of 8.
+    """
+    layers: list[Layer] = [
+        conv_bn_act(round_to(in_ratio * in_channels), 1, activation=activation, name="reduce"),
+        conv_bn_act(round_to(out_ratio * out_channels), kernel_size, stride=stride, activation=activation, name="core"),
+        conv_bn_act(out_channels, 1, activation=None, name="project"),
+    ]
+    return Residual(Chain(*layers), name=name) if residual and stride == 1 else Chain(*layers, name=name)
 
 
 def maybe(layer: Layer, *, name: str | None = None) -> OneOf:

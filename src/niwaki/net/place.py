@@ -531,10 +531,14 @@ class _Placer:
             if largest(index) >= len(names):
                 raise SpaceError(f"{where.path}: `by` can be {largest(index)}; there are {len(names)} branches, 0 to {len(names) - 1}")
             conditions = [equal(index, at) for at in range(len(names))]
-        outputs = tuple(
-            self.walk(branch, x, where.inside(branch, label).given(condition))
-            for branch, label, condition in zip(layer.branches, names, conditions, strict=True)
-        )
+        inner = [
+            where.inside(branch, label).given(condition) for branch, label, condition in zip(layer.branches, names, conditions, strict=True)
+        ]
+        possible = [at for at, here in enumerate(inner) if here.condition is not False]  # an outer condition may leave out some
+        if len(possible) < len(names):
+            index = op("select", index, *(possible.index(at) if at in possible else 0 for at in range(len(names))))
+        outputs = tuple(self.walk(layer.branches[at], x, inner[at]) for at in possible)
+        conditions = [conditions[at] for at in possible]
         return self.select(outputs, tuple(conditions), index, where.inside(Identity(), "select"))
 
     @walk.register
@@ -545,7 +549,10 @@ class _Placer:
         for at in range(largest(times)):
             more = _canonical(op(">", times, at), where.path, "its depth")
             inner = where.inside(layer.body, label, repeat=at)
-            y = self.walk(layer.body, x, inner if at < always else inner.given(more))
+            inner = inner if at < always else inner.given(more)
+            if inner.condition is False:
+                break
+            y = self.walk(layer.body, x, inner)
             if at < always or y == x:
                 x = y
             else:
@@ -610,6 +617,8 @@ class _Placer:
         if same is True:
             return x
         other = where.given(opposite(same))
+        if other.condition is False:
+            return x
         y = self.walk(Conv(target, 1, stride), x, other.inside(Identity(), "conv"))
         y = self.walk(BatchNorm(), y, other.inside(Identity(), "bn"))
         if activation:

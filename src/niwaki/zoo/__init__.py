@@ -13,6 +13,8 @@ from niwaki.space.choice import SpaceError
 from niwaki.zoo import fbnet as _fbnet
 from niwaki.zoo import fbnetv2 as _fbnetv2
 from niwaki.zoo import mnasnet as _mnasnet
+from niwaki.zoo import mobiledets as _mobiledets
+from niwaki.zoo import multihardware as _multihardware
 from niwaki.zoo import nasbench as _nasbench
 from niwaki.zoo import ofa as _ofa
 from niwaki.zoo import tunas as _tunas
@@ -36,12 +38,21 @@ SPACES: Mapping[str, Callable[..., Network]] = {
     "proxylessnas-enlarged-small": _tunas.proxylessnas_enlarged_small,
     "mobilenetv3-like": _tunas.mobilenetv3_like,
     "mobilenetv3-like-small": _tunas.mobilenetv3_like_small,
+    "mobiledets": _mobiledets.mobiledets,
+    "mobiledets-ibn": _mobiledets.mobiledets_ibn,
+    "mobiledets-fused": _mobiledets.mobiledets_fused,
+    "mobiledets-cpu": _mobiledets.mobiledets_cpu,
+    "mobiledets-small": _mobiledets.mobiledets_small,
+    "mobilenet-multi": _multihardware.mobilenet_multi,
+    "mobilenet-multi-small": _multihardware.mobilenet_multi_small,
 }
 MODELS: Mapping[str, Callable[..., Network]] = {
     **{name: partial(_fbnet.fbnet_model, name) for name in _fbnet.MODELS},
     **{name: partial(_fbnetv2.fbnetv2_model, name) for name in _fbnetv2.MODELS},
     **{name: partial(_mnasnet.mnasnet_model, name) for name in _mnasnet.MODELS},
     **{name: partial(_tunas.tunas_model, name) for name in _tunas.MODELS},
+    **{name: partial(_mobiledets.mobiledet, name) for name in _mobiledets.BACKBONES},
+    **{name: partial(_multihardware.multihardware_model, name) for name in _multihardware.MODELS},
 }
 _NAMED = {**SPACES, **MODELS}
 TABLES: Mapping[str, Callable[..., Network]] = {"mlp": mlp, "tabnas-criteo": tabnas_criteo}

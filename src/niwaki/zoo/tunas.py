@@ -76,11 +76,15 @@ def proxylessnas(
     stem, separable, *blocks, last, head = _searched(
         widths, multipliers, ("stem", "separable", *_stages(frame), "last", "head"), "proxylessnas"
     )
+
+    def layer(width: Expr, stride: int) -> Callable[[str, bool], Layer]:
+        return lambda label, first: bottleneck(label, width, stride if first else 1, expand=(3, 6), kernels=kernels, residual=not first)
+
     body: list[Layer] = [
         conv_bn_act(stem, 3, stride=frame.stem_stride, name="stem"),
         _separable(separable, "separable", kernels),
-        *(_block(f"stage{at}", width, frame, at, "relu", kernels, (3, 6)) for at, width in enumerate(blocks)),
-        _bottleneck("last", last, 1, "relu", kernels, (3, 6), residual=False),
+        *(skippable_block(f"stage{at}", frame.layers, layer(width, frame.strides[at])) for at, width in enumerate(blocks)),
+        layer(last, 1)("last", True),
         conv_bn_act(head, 1, name="head_conv"),
         classifier(classes),
     ]
@@ -113,6 +117,19 @@ def mobilenetv3_like(
     expanded width wide.
     """
     stem, *blocks, head, features = _searched(widths, MULTIPLIERS, ("stem", *_stages(frame), "head", "features"), "mobilenetv3_like")
+
+    def layer(at: int, width: Expr) -> Callable[[str, bool], Layer]:
+        return lambda label, first: bottleneck(
+            label,
+            width,
+            frame.strides[at] if first else 1,
+            expand=(1, 2, 3, 4, 5, 6),
+            kernels=kernels,
+            residual=not first,
+            activation=frame.activations[at],
+            squeeze_excite=searched_squeeze_excite(label),
+        )
+
     body: list[Layer] = [
         kernels(
             lambda size: conv_bn_act(stem, size, stride=frame.stem_stride, activation="hswish"),
@@ -120,10 +137,7 @@ def mobilenetv3_like(
             name="stem",
         ),
         _skippable(_separable(stem, "stem_separable", kernels, residual=True), "stem_separable"),
-        *(
-            _block(f"stage{at}", width, frame, at, activation, kernels, (1, 2, 3, 4, 5, 6), squeeze_excite=True)
-            for at, (width, activation) in enumerate(zip(blocks, frame.activations, strict=True))
-        ),
+        *(skippable_block(f"stage{at}", frame.layers, layer(at, width)) for at, width in enumerate(blocks)),
         conv_bn_act(head, 1, activation="hswish", name="head_conv"),
         GlobalPool(name="pool"),
         Conv(features, 1, bias=True, name="features"),
@@ -183,57 +197,52 @@ def _stages(frame: Frame) -> tuple[str, ...]:
 
 
 def _searched(widths: Sequence[int], multipliers: Sequence[float], labels: Sequence[str], space: str) -> list[Expr]:
-    """Each width as a choice of what its multiples round to; a number where that is one."""
     if len(widths) != len(labels):
         raise SpaceError(f"{space}: there are {len(widths)} widths {tuple(widths)}; the frame needs {len(labels)}, of {', '.join(labels)}")
-    found: list[Expr] = []
-    for base, label in zip(widths, labels, strict=True):
-        options = tuple(dict.fromkeys(round_to(base * multiplier) for multiplier in sorted(multipliers)))
-        found.append(options[0] if len(options) == 1 else Choice(options, f"/{label}.width"))
-    return found
+    return [searched_width(label, width, multipliers) for label, width in zip(labels, widths, strict=True)]
 
 
-def _block(
-    name: str,
-    width: Expr,
-    frame: Frame,
-    at: int,
-    activation: str,
-    kernels: Kernels,
-    expand: tuple[int, ...],
-    *,
-    squeeze_excite: bool = False,
-) -> Chain:
-    layers = []
-    for number in range(frame.layers):
-        label, stride = f"{name}.layer{number}", frame.strides[at] if number == 0 else 1
-        layer = _bottleneck(label, width, stride, activation, kernels, expand, residual=number > 0, squeeze_excite=squeeze_excite)
-        layers.append(layer if number == 0 else _skippable(layer, f"layer{number}"))
-    return Chain(*layers, name=name)
+def searched_width(label: str, width: int, multipliers: Sequence[float] = MULTIPLIERS, *, base: int = 8) -> Expr:
+    """The choice `label.width` among what the multiples of `width` round to; a number where that is one."""
+    options = tuple(dict.fromkeys(round_to(width * multiplier, base) for multiplier in sorted(multipliers)))
+    return options[0] if len(options) == 1 else Choice(options, f"/{label}.width")
 
 
-def _bottleneck(
+def skippable_block(name: str, layers: int, make: Callable[[str, bool], Layer]) -> Chain:
+    """`layers` layers, all but the first of which may be skipped; make: a layer of a label, the first or not."""
+    first, *others = (f"{name}.layer{number}" for number in range(layers))
+    return Chain(make(first, True), *(_skippable(make(label, False), label.rpartition(".")[2]) for label in others), name=name)
+
+
+def bottleneck(
     label: str,
     width: Expr,
     stride: int,
-    activation: str,
-    kernels: Kernels,
-    expand: tuple[int, ...],
     *,
+    expand: Sequence[int],
+    kernels: Kernels,
     residual: bool,
-    squeeze_excite: bool = False,
+    sizes: Sequence[int] = KERNELS,
+    activation: Expr = "relu",
+    squeeze_excite: Layer | bool = False,
 ) -> Layer:
-    se = SqueezeExcite(make_divisible(0.25 * in_channels), gate="sigmoid", name="yes")
+    """An inverted bottleneck with the choices `label.kernel` and `label.expand`."""
     return mbconv(
         width,
-        kernels(lambda size: depthwise_bn(size, stride), Choice(KERNELS, f"/{label}.kernel"), name="dw"),
-        expand=Choice(expand, f"/{label}.expand"),
+        kernels(lambda size: depthwise_bn(size, stride), Choice(tuple(sizes), f"/{label}.kernel"), name="dw"),
+        expand=Choice(tuple(expand), f"/{label}.expand"),
         stride=stride,
         activation=activation,
-        squeeze_excite=OneOf(Identity(name="no"), se, by=Choice(("no", "yes"), f"/{label}.se"), name="se") if squeeze_excite else False,
+        squeeze_excite=squeeze_excite,
         residual=residual,
         name=label.rpartition(".")[2],
     )
+
+
+def searched_squeeze_excite(label: str) -> OneOf:
+    """Squeeze-excite or not, the choice `label.se`; a quarter of the expanded width wide."""
+    gate = SqueezeExcite(make_divisible(0.25 * in_channels), gate="sigmoid", name="yes")
+    return OneOf(Identity(name="no"), gate, by=Choice(("no", "yes"), f"/{label}.se"), name="se")
 
 
 def _separable(width: Expr, label: str, kernels: Kernels, *, residual: bool = False) -> Layer:
