@@ -16,13 +16,20 @@ from typing import Any
 
 from niwaki.deploy.card import versions
 from niwaki.run.claims import write_section
-from niwaki.run.experiments import dmasking, tabnas, zero_cost
+from niwaki.run.experiments import dmasking, mnasnet, multihardware, tabnas, tunas, zero_cost
 from niwaki.run.experiments.experiment import Experiment, Plan
 from niwaki.run.folder import Folder, RunError
 from niwaki.run.progress import Progress, Silent
 from niwaki.store.files import atomic_write
 
-EXPERIMENTS: tuple[Experiment, ...] = (dmasking.EXPERIMENT, zero_cost.EXPERIMENT, tabnas.EXPERIMENT)
+EXPERIMENTS: tuple[Experiment, ...] = (
+    dmasking.EXPERIMENT,
+    zero_cost.EXPERIMENT,
+    tabnas.EXPERIMENT,
+    mnasnet.EXPERIMENT,
+    tunas.EXPERIMENT,
+    multihardware.EXPERIMENT,
+)
 METHODS = {name: experiment for experiment in EXPERIMENTS for name in experiment.names}
 
 
