@@ -83,13 +83,15 @@ def resume(folder: Path, as_json: AsJson = False, quiet: Quiet = False) -> None:
 @app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(help="A run's folder, or a model.onnx that niwaki wrote.")],
-    files: Annotated[list[Path], typer.Argument(help="Images, folders of images, or .npy and .npz files.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Images, folders of images, or .npy and .npz files; tables as .csv, .parquet or .npz.")
+    ],
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Classify files with the exported model, in ONNX Runtime."""
+    """Classify files, or predict the rows of tables, with the exported model, in ONNX Runtime."""
     with _told(as_json):
-        from niwaki.deploy.predict import PredictError
+        from niwaki.deploy.predict import Estimate, PredictError
         from niwaki.deploy.predict import predict as classify
 
         model = folder / "model.onnx" if folder.is_dir() else folder
@@ -99,14 +101,22 @@ def predict(
         found = classify(model, files)
         if not as_json:
             for row in found.rows:
-                print(f"{row.source}\t{row.label}\t{row.probability:.3f}")
+                said = f"{row.value:.6g}" if isinstance(row, Estimate) else f"{row.label}\t{row.probability:.3f}"
+                print(f"{row.source}\t{said}")
             if found.accuracy is not None and not quiet:
-                print(f"accuracy {found.accuracy:.4f} over {len(found.rows)} images")
+                print(f"accuracy {found.accuracy:.4f} over {len(found.rows)} examples")
+            if found.rmse is not None and not quiet:
+                print(f"rmse {found.rmse:.6g} over {len(found.rows)} rows")
         for file, why in found.failures.items():
             print(f"error: {file}: {why}", file=sys.stderr)
         if as_json:
-            rows = [{"file": r.source, "label": r.label, "probability": r.probability, "top": r.top, "truth": r.truth} for r in found.rows]
-            print(json.dumps({"predictions": rows, "failures": found.failures, "accuracy": found.accuracy}))
+            rows: list[dict[str, Any]] = [
+                {"file": r.source, "value": r.value, "truth": r.truth}
+                if isinstance(r, Estimate)
+                else {"file": r.source, "label": r.label, "probability": r.probability, "top": r.top, "truth": r.truth}
+                for r in found.rows
+            ]
+            print(json.dumps({"predictions": rows, "failures": found.failures, "accuracy": found.accuracy, "rmse": found.rmse}))
         if found.failures:
             raise typer.Exit(FAILED if found.rows else BAD_INPUT)
 
@@ -437,12 +447,14 @@ def _print_result(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:
     if as_json:
         print(json.dumps(summary))
         return
+    from niwaki.report.figure import figure, figure_name
+
     metric = summary["metric"]
     for found in summary["budgets"]:
-        test, validation = (100 * found["metrics"][part][metric] for part in ("test", "validation"))
+        test, validation = (figure(metric, found["metrics"][part][metric], 2) for part in ("test", "validation"))
         print(
             f"{found['budget']}: {found['macs']:,} multiply-adds, {found['params']:,} parameters, "
-            f"test {metric.replace('_', ' ')} {test:.2f} % (validation {validation:.2f} %)"
+            f"test {figure_name(metric)} {test} (validation {validation})"
         )
     if not quiet:
         print(f"report: {summary['folder']}/report.html\nmodel:  {summary['folder']}/model.onnx")

@@ -34,13 +34,19 @@ class Audit:
         )
 
 
+def scale_of(logits: NDArray) -> float:
+    """What differences of logits (N, K) are measured by: the largest of them; of predicted numbers (N, 1), how far these lie apart."""
+    largest = float(np.abs(logits).max())
+    return max(float(np.ptp(logits)), 0.1 * largest) if logits.shape[1] == 1 else largest
+
+
 def compare(name: str, run: Callable[[NDArray], NDArray], images: NDArray, logits: NDArray, *, tolerance: float) -> float:
     """Largest absolute difference between `run(images)` and `logits`, over all images and over batches of 1, 2 and 7.
 
     logits: (N, K), those of the trained network. Raises ExportError beyond `tolerance` (a share of the largest logit), or where the class
     is another although the network does not hold the two for equal.
     """
-    scale = float(np.abs(logits).max())
+    scale = scale_of(logits)
     largest = 0.0
     batches = [slice(start, start + BATCH) for start in range(0, len(images), BATCH)]
     picks = [np.arange(len(images))[batch] for batch in batches] + [np.arange(size) % len(images) for size in BATCH_SIZES]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from niwaki.store.files import atomic_write
+from niwaki.task.table import Column
 
 FORMAT = 1  # of architecture.json and of the metadata; raised when a reader of the old form would be misled
 PACKAGES = ("niwaki", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "safetensors", "scikit-learn", "pillow")
@@ -48,14 +49,30 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class TableForm:
+    """How the rows of a table are stored, float32 (N, D) with NaN where a value is missing, and what is predicted of them."""
+
+    columns: tuple[Column, ...]
+    target: Column
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> TableForm:
+        def column(one: Mapping[str, Any]) -> Column:
+            values, names = one["values"], one["names"]
+            return Column(one["name"], None if values is None else tuple(values), None if names is None else tuple(names))
+
+        return TableForm(tuple(map(column, data["columns"])), column(data["target"]))
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """One trained network. metrics: names to numbers, nested as they come. architecture: option by decision name; space: the space's hash.
 
     network: the plain description, as JSON. size_bytes: of the parameters as float32.
     """
 
-    class_names: tuple[str, ...]
-    preprocessing: Preprocessing
+    class_names: tuple[str, ...]  # none where a number is predicted
+    preprocessing: Preprocessing | TableForm
     macs: int
     params: int
     size_bytes: int
@@ -64,6 +81,16 @@ class ModelCard:
     space: str = ""
     network: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
+
+    @property
+    def input_name(self) -> str:
+        """Of the exported model: of images or of rows as stored."""
+        return "rows" if isinstance(self.preprocessing, TableForm) else "images"
+
+    @property
+    def output_name(self) -> str:
+        """Of the exported model: logits (B, classes), or values (B, 1) in the units of the target."""
+        return "logits" if self.class_names else "values"
 
     def to_json(self) -> dict[str, Any]:
         """The content of `architecture.json`."""

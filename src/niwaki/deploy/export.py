@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from niwaki.deploy.audit import BATCH_SIZES, Audit, compare
+from niwaki.deploy.audit import BATCH_SIZES, Audit, compare, scale_of
 from niwaki.deploy.card import ExportError, ModelCard
 from niwaki.store.files import atomic_write
 
@@ -83,7 +83,7 @@ def capture(module: nn.Module, preprocess: nn.Module, images: NDArray) -> Shipme
 
 
 def export_onnx(shipment: Shipment, path: str | Path, card: ModelCard) -> Audit:
-    """Writes an ONNX model, `images` (batch, H, W[, C]) as stored to `logits` (batch, K), that ONNX Runtime was seen to compute rightly.
+    """Writes an ONNX model, `images` (batch, H, W[, C]) or `rows` (batch, D) as stored to `logits` (batch, K) or `values` (batch, 1), that ONNX Runtime was seen to compute rightly.
 
     torch's dynamo exporter translates the captured program; it folds BatchNorm and keeps the batch free. There is no fallback to the
     older TorchScript exporter: it is deprecated, and a second way is one that could silently differ. The card is in `metadata_props`.
@@ -97,8 +97,8 @@ def export_onnx(shipment: Shipment, path: str | Path, card: ModelCard) -> Audit:
                 dynamo=True,
                 verbose=False,
                 optimize=True,
-                input_names=["images"],
-                output_names=["logits"],
+                input_names=[card.input_name],
+                output_names=[card.output_name],
                 opset_version=OPSET,
             )
         assert program is not None
@@ -116,7 +116,7 @@ def export_onnx(shipment: Shipment, path: str | Path, card: ModelCard) -> Audit:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     difference = compare(
-        Path(path).name, lambda x: session.run(["logits"], {"images": x})[0], shipment.images, shipment.logits, tolerance=ONNX_TOLERANCE
+        Path(path).name, lambda x: session.run(None, {card.input_name: x})[0], shipment.images, shipment.logits, tolerance=ONNX_TOLERANCE
     )
     atomic_write(path, content)
     return _audit(path, shipment, difference, began)
@@ -182,7 +182,7 @@ def _audit(path: str | Path, shipment: Shipment, difference: float, began: float
         images=len(shipment.images),
         batch_sizes=BATCH_SIZES,
         max_difference=difference,
-        scale=float(np.abs(shipment.logits).max()),
+        scale=scale_of(shipment.logits),
     )
 
 

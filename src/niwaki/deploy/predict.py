@@ -11,11 +11,14 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from niwaki.deploy.card import FORMAT, Preprocessing
+from niwaki.deploy.card import FORMAT, Preprocessing, TableForm
+from niwaki.task.cut import DataError
 from niwaki.task.folder import SUFFIXES, read_image
-from niwaki.task.images import DAMAGED, DataError
+from niwaki.task.images import DAMAGED
+from niwaki.task.table import numbers, read_columns, stored_rows, texts
 
 BATCH = 64
+ROWS = 4096  # of a table, at a time
 TOP = 3
 
 
@@ -35,17 +38,33 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """The number predicted for one row of a table, in the units of the target. truth: what it is, where the file tells."""
+
+    source: str
+    value: float
+    truth: float | None = None
+
+
+@dataclass(frozen=True)
 class Predictions:
     """Answers in the order of the files, and for each file that could not be read the reason."""
 
-    rows: tuple[Prediction, ...]
+    rows: tuple[Prediction | Estimate, ...]
     failures: dict[str, str]
 
     @property
     def accuracy(self) -> float | None:
-        """Share of right answers among the images whose class is known (labels in an `.npz`, or the name of a folder around the file)."""
-        known = [row for row in self.rows if row.truth is not None]
+        """Share of right answers among the images whose class is known (labels in an `.npz`, or the name of a folder around the file), or
+        among the rows whose target the file has."""
+        known = [row for row in self.rows if isinstance(row, Prediction) and row.truth is not None]
         return sum(row.label == row.truth for row in known) / len(known) if known else None
+
+    @property
+    def rmse(self) -> float | None:
+        """Root mean squared error of predicted numbers over the rows whose target the file has."""
+        errors = [row.value - row.truth for row in self.rows if isinstance(row, Estimate) and row.truth is not None]
+        return float(np.sqrt(np.mean(np.square(errors)))) if errors else None
 
 
 class ExportedModel:
@@ -68,30 +87,77 @@ class ExportedModel:
         if (found := json.loads(properties["format"])) > FORMAT:
             raise PredictError(f"{path} has metadata of format {found}; this version of niwaki reads up to {FORMAT}")
         self.class_names: tuple[str, ...] = tuple(json.loads(properties["class_names"]))
-        self.preprocessing = Preprocessing(**json.loads(properties["preprocessing"]))
+        form = json.loads(properties["preprocessing"])
+        self.preprocessing = TableForm.from_json(form) if "columns" in form else Preprocessing(**form)
+        self._input, self._batch = self._session.get_inputs()[0].name, ROWS if "columns" in form else BATCH
 
-    def logits(self, images: NDArray) -> NDArray:
-        """(N, K), of images as stored, (N, H, W[, C])."""
-        starts = range(0, len(images), BATCH)
-        return np.concatenate([self._session.run(["logits"], {"images": images[start : start + BATCH]})[0] for start in starts])
+    def logits(self, examples: NDArray) -> NDArray:
+        """(N, K), of images as stored, (N, H, W[, C]), or of rows as stored, (N, D); of a model that predicts a number, (N, 1)."""
+        starts = range(0, len(examples), self._batch)
+        return np.concatenate([self._session.run(None, {self._input: examples[start : start + self._batch]})[0] for start in starts])
 
 
 def predict(onnx_path: str | Path, files: Sequence[str | Path], *, threads: int | None = None) -> Predictions:
     """Predictions for image files, folders of them, `.npy` and `.npz` files of images as stored (the latter with `labels`, if it has any).
 
+    Of a model for tables: for every row of CSV, Parquet and `.npz` files with the columns it was trained on, by name.
     A file that cannot be read costs its own predictions only.
     """
     model = ExportedModel(onnx_path, threads=threads)
     failures: dict[str, str] = {}
-    rows: list[Prediction] = []
-    for batch in _batches(_inputs(files, model, failures), BATCH):
-        logits = model.logits(np.stack([image for _, _, image in batch])).astype(np.float64)
-        probabilities = np.exp(logits - logits.max(1, keepdims=True))
-        probabilities /= probabilities.sum(1, keepdims=True)
-        for (source, truth, _), row in zip(batch, probabilities, strict=True):
-            top = tuple((model.class_names[k], float(row[k])) for k in np.argsort(-row, kind="stable")[:TOP])
-            rows.append(Prediction(source, *top[0], top, truth))
+    rows: list[Prediction | Estimate] = []
+    if isinstance(form := model.preprocessing, TableForm):
+        for file in map(Path, files):
+            try:
+                rows += _of_table(file, form, model)
+            except DataError as error:
+                failures[str(file)] = str(error)
+        return Predictions(tuple(rows), failures)
+    for batch in _batches(_inputs(files, model.class_names, form, failures), BATCH):
+        logits = model.logits(np.stack([image for _, _, image in batch]))
+        rows += _predictions(model, logits, [source for source, _, _ in batch], [truth for _, truth, _ in batch])
     return Predictions(tuple(rows), failures)
+
+
+def _predictions(model: ExportedModel, logits: NDArray, sources: Sequence[str], truths: Sequence[str | None]) -> list[Prediction]:
+    logits = logits.astype(np.float64)
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    found = []
+    for source, truth, row in zip(sources, truths, probabilities, strict=True):
+        top = tuple((model.class_names[k], float(row[k])) for k in np.argsort(-row, kind="stable")[:TOP])
+        found.append(Prediction(source, *top[0], top, truth))
+    return found
+
+
+def _of_table(file: Path, form: TableForm, model: ExportedModel) -> list[Prediction] | list[Estimate]:
+    """The answer for every row of a file."""
+    frame, _ = read_columns(file)
+    target, names = form.target.name, [column.name for column in form.columns]
+    # an .npz file without names has the columns in the order of training
+    if (
+        file.suffix.lower() == ".npz"
+        and not set(names) & set(frame)
+        and set(frame) - {"y", "split", "groups"} == {f"x{at}" for at in range(len(names))}
+    ):
+        frame |= {name: frame[f"x{at}"] for at, name in enumerate(names)}
+    outputs = model.logits(stored_rows(frame, form.columns, str(file)))
+    sources = [f"{file}[{at}]" for at in range(len(outputs))]
+    known = frame.get(target)
+    if model.class_names:
+        return _predictions(model, outputs, sources, [None] * len(outputs) if known is None else _classes(known, model, file))
+    truths = numbers(known) if known is not None else None
+    given = [None] * len(outputs) if truths is None else [None if value != value else value for value in truths.tolist()]
+    return [Estimate(source, float(value), truth) for source, value, truth in zip(sources, outputs[:, 0], given, strict=True)]
+
+
+def _classes(targets: NDArray, model: ExportedModel, file: Path) -> list[str | None]:
+    """The classes that a file states, by name, or as class numbers where the file is an array file."""
+    said = texts(targets)
+    if file.suffix.lower() == ".npz":
+        by_number = {str(at): name for at, name in enumerate(model.class_names)}
+        return [None if text is None else by_number.get(text) for text in said]
+    return [text if text in model.class_names else None for text in said]
 
 
 def stored_image(path: str | Path, preprocessing: Preprocessing) -> NDArray:
@@ -109,14 +175,16 @@ def stored_image(path: str | Path, preprocessing: Preprocessing) -> NDArray:
     return pixels.astype(preprocessing.stored_dtype).reshape(preprocessing.stored_shape)
 
 
-def _inputs(files: Iterable[str | Path], model: ExportedModel, failures: dict[str, str]) -> Iterator[tuple[str, str | None, NDArray]]:
+def _inputs(
+    files: Iterable[str | Path], class_names: tuple[str, ...], form: Preprocessing, failures: dict[str, str]
+) -> Iterator[tuple[str, str | None, NDArray]]:
     """(source, class if known, image as stored) of every image that can be read; `failures` takes the others."""
     for file, folder in _expanded(files, failures):
         try:
             if file.suffix.lower() in (".npy", ".npz"):
-                yield from _array_file(file, model)
+                yield from _array_file(file, class_names, form)
             else:
-                yield str(file), _class_of(file, folder, model.class_names), stored_image(file, model.preprocessing)
+                yield str(file), _class_of(file, folder, class_names), stored_image(file, form)
         except DataError as error:
             failures[str(file)] = str(error)
 
@@ -143,7 +211,7 @@ def _expanded(files: Iterable[str | Path], failures: dict[str, str]) -> Iterator
         yield from ((path, file) for path in found)
 
 
-def _array_file(file: Path, model: ExportedModel) -> list[tuple[str, str | None, NDArray]]:
+def _array_file(file: Path, class_names: tuple[str, ...], form: Preprocessing) -> list[tuple[str, str | None, NDArray]]:
     """Every image of an array file, or none and the reason."""
     try:
         with open(file, "rb") as stream:
@@ -158,15 +226,15 @@ def _array_file(file: Path, model: ExportedModel) -> list[tuple[str, str | None,
         raise
     except DAMAGED as error:
         raise DataError(f"{file} cannot be read as an array file: {error}") from error
-    images = _as_stored(images, model.preprocessing, file)
+    images = _as_stored(images, form, file)
     truths: list[str | None] = [None] * len(images)
     if labels is not None:
-        classes = len(model.class_names)
+        classes = len(class_names)
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or ((labels < 0) | (labels >= classes)).any():
             raise DataError(
                 f"{file}: labels are {labels.dtype} of shape {labels.shape}; {len(images)} class numbers within 0..{classes - 1} are needed"
             )
-        truths = [model.class_names[label] for label in labels]
+        truths = [class_names[label] for label in labels]
     return [(f"{file}[{i}]", truth, image) for i, (truth, image) in enumerate(zip(truths, images, strict=True))]
 
 

@@ -13,15 +13,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from niwaki.deploy.audit import BATCH_SIZES, Audit, compare
-from niwaki.deploy.card import ExportError, ModelCard, Preprocessing
+from niwaki.deploy.audit import BATCH_SIZES, Audit, compare, scale_of
+from niwaki.deploy.card import ExportError, ModelCard, Preprocessing, TableForm
 from niwaki.deploy.export import TORCH_TOLERANCE, logits_of
 from niwaki.net.control import Network
 from niwaki.net.layer import Opaque
@@ -73,7 +72,7 @@ def write_source(
     difference = compare("model.py", lambda x: logits_of(nn.Sequential(ready, net), x), images, logits, tolerance=TORCH_TOLERANCE)
     atomic_write(folder / "model.py", source)
     size = sum((folder / name).stat().st_size for name in ("model.py", "model.safetensors"))
-    return Audit("model.py", size, time.perf_counter() - began, len(images), BATCH_SIZES, difference, float(np.abs(logits).max()))
+    return Audit("model.py", size, time.perf_counter() - began, len(images), BATCH_SIZES, difference, scale_of(logits))
 
 
 def write_weights(module: nn.Module, path: str | Path) -> None:
@@ -98,18 +97,34 @@ def source_of(
         ShapeProp(graph_module).propagate(example)
     factories = factories or {}
     imports = sorted({path.partition(":")[0] for path, _ in factories.values()})
-    stored = card.preprocessing
-    net_line = f"Preprocessed images, float32 {_sizes(ready)}, to logits, B x {len(card.class_names)}."
+    stored, noun = card.preprocessing, card.input_name
+    given = f"logits, B x {len(card.class_names)}" if card.class_names else "predictions, B x 1"
     parts = {
         "TITLE": _title(card),
         "IMPORTS": "".join(f"import {name}\n" for name in imports),
-        "CLASSES": _class_names(card.class_names),
-        "STORED": f"{stored.stored_dtype} {' x '.join(['B', *map(str, stored.stored_shape)])}",
-        "PREPROCESS": _class("Preprocess", f"Images as stored to what Net takes, float32 {_sizes(ready)}.", traced, {}, grouped=False),
-        "NET": _class("Net", net_line, module, factories, grouped=True),
-        "READ_IMAGE": _read_image(stored),
+        "PREPROCESS": _class(
+            "Preprocess", f"{noun.capitalize()} as stored to what Net takes, float32 {_sizes(ready)}.", traced, {}, grouped=False
+        ),
+        "NET": _class("Net", f"Preprocessed {noun}, float32 {_sizes(ready)}, to {given}.", module, factories, grouped=True),
     }
-    return re.sub(r"@([A-Z_]+)@", lambda mark: parts[mark[1]], _TEMPLATE)  # in one pass: a class may bear the name of a mark
+    if isinstance(stored, TableForm):
+        parts |= {
+            "COLUMNS": _columns(stored),
+            "CLASSES": f"{_class_names(card.class_names)}\n" if card.class_names else "",
+            "TELL": _TELL_CLASS if card.class_names else _TELL_NUMBER,
+            "GIVES": "logits" if card.class_names else "values",
+            "SAYS": "the likeliest class" if card.class_names else f"the predicted {stored.target.name}".replace('"', "'"),
+        }
+        template = _TABLE_TEMPLATE
+    else:
+        parts |= {
+            "CLASSES": _class_names(card.class_names),
+            "STORED": f"{stored.stored_dtype} {' x '.join(['B', *map(str, stored.stored_shape)])}",
+            "READ_IMAGE": _read_image(stored),
+        }
+        template = _TEMPLATE
+    # in one pass: a class may bear the name of a mark
+    return re.sub(r"@([A-Z_]+)@", lambda mark: parts[mark[1]], template.replace("@LOAD@", _LOAD))
 
 
 # --- one class from one graph -----------------------------------------------------------------------------------------
@@ -291,14 +306,18 @@ def _tensor_definition(module: fx.GraphModule, name: str, value: Tensor) -> list
         return [f'self.register_parameter("{name}", nn.Parameter(torch.empty({tuple(value.shape)})))']  # load() fills it
     end = ")" if persistent else ", persistent=False)"
     if formula := _formula(value):
-        return [f'self.register_buffer("{name}", {formula}{end}']
+        text = f'self.register_buffer("{name}", {formula}{end}'
+        return textwrap.wrap(text, LINE - 8, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     dtype = "" if value.dtype in (torch.float32, torch.int64) else f", dtype={value.dtype}"
     text = f'self.register_buffer("{name}", torch.tensor({value.tolist()}{dtype}){end}'
     return textwrap.wrap(text, LINE - 8, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
 def _formula(rows: Tensor) -> str | None:
-    """The rows that a nearest-neighbour resize reads, floor(i H / size), as a formula instead of a list of numbers."""
+    """The rows that a nearest-neighbour resize reads, floor(i H / size), as a formula instead of a list of numbers; and a matrix that says
+    to which of a few each of many belongs."""
+    if rows.dim() == 2 and len(rows) > 1 and torch.equal(rows, torch.eye(rows.shape[1])[rows.argmax(1)]):
+        return f"torch.eye({rows.shape[1]})[{rows.argmax(1).tolist()}]"
     if rows.dtype != torch.int64 or rows.dim() != 1 or len(rows) < 2:
         return None
     size, steps = len(rows), torch.arange(len(rows))
@@ -421,8 +440,11 @@ def _read_image(stored: Preprocessing) -> str:
 
 def _title(card: ModelCard) -> str:
     metrics = "; ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in _numbers(card.metrics))
+    of = "table" if isinstance(card.preprocessing, TableForm) else "image"
+    what = f"{len(card.class_names)} classes" if card.class_names else "one number for a row"
+    kind = f"{'An image' if of == 'image' else 'A table'} {'classifier' if card.class_names else 'regression'}"
     lines = [
-        f"An image classifier found by niwaki: {len(card.class_names)} classes, {card.macs:,} multiply-adds, {card.params:,} parameters.",
+        f"{kind} found by niwaki: {what}, {card.macs:,} multiply-adds, {card.params:,} parameters.",
         *textwrap.wrap(metrics.replace('"', "'").replace("\\", "/"), LINE),
     ]
     return "\n".join(lines)
@@ -438,10 +460,41 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, fl
     return found
 
 
+def _columns(form: TableForm) -> str:
+    """A tuple of (name, the texts of its categories, or None for numbers), one to a line."""
+    lines = []
+    for column in form.columns:
+        names = "None" if column.names is None else f"({', '.join(map(repr, column.names))}{',' if len(column.names) == 1 else ''})"
+        lines += textwrap.wrap(
+            f"({column.name!r}, {names}),", LINE - 4, initial_indent="    ", subsequent_indent="        ", break_long_words=False
+        )
+    return "\n".join(["COLUMNS = (", *lines, ")"])
+
+
 def _class_names(names: tuple[str, ...]) -> str:
     line = f"CLASSES = ({', '.join(map(repr, names))}{',' if len(names) == 1 else ''})"
     return line if len(line) <= LINE else "\n".join(["CLASSES = (", *(f"    {name!r}," for name in names), ")"])
 
+
+_LOAD = '''def load(path: str | Path = Path(__file__).with_name("model.safetensors")) -> Net:
+    """The trained network, in evaluation mode."""
+    net = Net()
+    net.load_state_dict(read_safetensors(path))
+    return net.eval()
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """Tensors by name. The format: 8 bytes of header length, a JSON header, then the numbers."""
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}
+    content = Path(path).read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    tensors = {}
+    for name, entry in json.loads(content[8:start]).items():
+        if name != "__metadata__":
+            first, last = entry["data_offsets"]
+            numbers = bytearray(content[start + first : start + last])
+            tensors[name] = torch.frombuffer(numbers, dtype=dtypes[entry["dtype"]]).reshape(entry["shape"])
+    return tensors'''
 
 _TEMPLATE = '''"""@TITLE@
 
@@ -467,25 +520,7 @@ from torch import Tensor, nn
 @NET@
 
 
-def load(path: str | Path = Path(__file__).with_name("model.safetensors")) -> Net:
-    """The trained network, in evaluation mode."""
-    net = Net()
-    net.load_state_dict(read_safetensors(path))
-    return net.eval()
-
-
-def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name. The format: 8 bytes of header length, a JSON header, then the numbers."""
-    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}
-    content = Path(path).read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    tensors = {}
-    for name, entry in json.loads(content[8:start]).items():
-        if name != "__metadata__":
-            first, last = entry["data_offsets"]
-            numbers = bytearray(content[start + first : start + last])
-            tensors[name] = torch.frombuffer(numbers, dtype=dtypes[entry["dtype"]]).reshape(entry["shape"])
-    return tensors
+@LOAD@
 
 
 @READ_IMAGE@
@@ -538,3 +573,67 @@ _READ_IMAGE = '''def read_image(path: str | Path) -> Tensor:
 _READ_NO_IMAGE = '''def read_image(path: str | Path) -> Tensor:
     """Image files cannot be brought to the form of the training data: those have other channels, or values on a scale of their own."""
     raise ValueError("the network was not trained on ordinary images; call it with tensors")'''
+
+_TABLE_TEMPLATE = '''"""@TITLE@
+
+    python model.py FILE.csv...                          prints @SAYS@ of each row of tables with the columns below
+    net = load(); @GIVES@ = net(Preprocess()(rows))      rows as stored: float32 B x columns, NaN where a value is missing
+
+Needs torch. The weights are in model.safetensors, beside this file.
+"""
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+@IMPORTS@
+# Each column: its name, and the texts of its categories, which are stored as their place here, 0 the first; None: numbers.
+@COLUMNS@
+@CLASSES@MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
+
+
+@PREPROCESS@
+
+
+@NET@
+
+
+@LOAD@
+
+
+def read_rows(path: str | Path) -> Tensor:
+    """The rows of a CSV file as the training data store theirs; what is missing, or a text that is no category, is NaN."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        lines = list(csv.DictReader(file))
+    return torch.tensor([[stored(line[name], names) for name, names in COLUMNS] for line in lines])
+
+
+def stored(text: str, names: tuple[str, ...] | None) -> float:
+    text = text.strip()
+    if names is not None:
+        return float(names.index(text)) if text in names else math.nan
+    return math.nan if text.lower() in MISSING else float(text)
+
+
+def main(paths: list[str]) -> None:
+    if not paths:
+        sys.exit(f"usage: python {Path(__file__).name} FILE.csv...")
+    net, preprocess = load(), Preprocess()
+    for path in paths:
+        with torch.no_grad():
+            outputs = net(preprocess(read_rows(path)))
+        for at, output in enumerate(@TELL@):
+            print(f"{path}[{at}]", *output, sep="  ")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+'''
+
+_TELL_CLASS = 'zip((CLASSES[k] for k in outputs.argmax(1)), (f"{p:.1%}" for p in outputs.softmax(1).amax(1).tolist()))'
+
+_TELL_NUMBER = "outputs.tolist()"

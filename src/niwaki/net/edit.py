@@ -139,10 +139,10 @@ class _Narrower:
         by: Expr = layer.by
         left: tuple[Value, ...] = names
         if by is None or isinstance(by, Choice):
-            name = where.decision(by or Choice(names), "" if by is None else "by")
+            name = where.decision(Choice(names) if by is None else by, "" if by is None else "by")
             left = self.kept[name]
             if by is not None or absolute:
-                by = left[0] if len(left) == 1 else self.choice(by or Choice(names, f"/{name}"), name, absolute=absolute)
+                by = left[0] if len(left) == 1 else self.choice(Choice(names, f"/{name}") if by is None else by, name, absolute=absolute)
         else:
             by = self.size(by, where, "by", absolute=absolute)
             if not isinstance(by, Symbol):

@@ -179,14 +179,16 @@ class Dot:
     on_front: bool = False
 
 
-def scatter_chart(title: str, dots: Sequence[Dot], *, x_label: str, y_label: str, limits: Sequence[Mark] = ()) -> str:
-    """Quality (a fraction) against cost, with the front as a staircase and the budgets as lines; "" without dots."""
+def scatter_chart(
+    title: str, dots: Sequence[Dot], *, x_label: str, y_label: str, limits: Sequence[Mark] = (), write: Callable[[float], str] = percent
+) -> str:
+    """Quality against cost, with the front as a staircase and the budgets as lines; "" without dots. write: a quality as text."""
     if not dots:
         return ""
     costs = [*(dot.x for dot in dots), *(mark.value for mark in limits)]
     logarithmic = min(costs) > 0 and max(costs) / min(costs) > LOG_FROM
     x = (_log_axis if logarithmic else _axis)(costs, amount, margin=0.05)
-    y = _axis((dot.y for dot in dots), lambda value: percent(value, 1), margin=0.08)
+    y = _axis((dot.y for dot in dots), write, margin=0.08)
     groups = sorted({dot.group for dot in dots if not dot.final}, key=lambda group: (group != "search", group))
     front = sorted((dot for dot in dots if dot.on_front), key=lambda dot: dot.x)
     drawn = []

@@ -30,17 +30,21 @@ class Budget:
 
 @dataclass(frozen=True)
 class Example:
-    """One image (from `niwaki.report.image.png_text`), its class, and what the network said. probability: of `predicted`."""
+    """One image (from `niwaki.report.image.png_text`) or the text of a row, its class, and what the network said. probability: of `predicted`."""
 
     image: str
     label: str
     predicted: str = ""
     probability: float | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True)
 class Data:
-    """The data set. stored_shape: of one image as it is stored, (H, W) or (H, W, C).
+    """The data set. stored_shape: of one image as it is stored, (H, W) or (H, W, C), or the columns of a row, (D,).
+
+    noun: what examples are called. Of a table: the target, and for each column its name, and how many categories it has (None: numbers);
+    missing: values of training rows that are not known.
 
     counts: examples by part, such as {"train": 1149, "validation": 288, "test": 360}.
     """
@@ -50,6 +54,10 @@ class Data:
     classes: tuple[str, ...]
     counts: Mapping[str, int]
     examples: tuple[Example, ...] = ()
+    noun: str = "images"
+    target: str = ""
+    columns: tuple[tuple[str, int | None], ...] = ()
+    missing: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,7 @@ class Quality:
     confusion: tuple[tuple[int, ...], ...] = ()
     mistakes: tuple[Example, ...] = ()
     others: Mapping[str, float] = field(default_factory=dict)  # other metrics of the test set
+    pairs: tuple[tuple[float, float], ...] = ()  # of a target of numbers: truth and prediction
     folds: int = 1  # of the cross-validation over training and validation images that gave `validation`; 1: on the validation images
 
 

@@ -29,13 +29,13 @@ from niwaki.run.loop import run
 from niwaki.run.model import ModelError
 from niwaki.run.plan import PLANNED, fit_to_minutes, search_of
 from niwaki.run.progress import Progress, Silent
-from niwaki.run.search import Search
+from niwaki.run.search import AnyTask, Chosen, Search
 from niwaki.run.ship import answers, examples, ship
 from niwaki.run.story import network_facts, write_page
 from niwaki.space.architecture import Architecture
 from niwaki.space.space import Space
-from niwaki.task.classify import ImageClassification
-from niwaki.task.images import DataError
+from niwaki.task.cut import DataError
+from niwaki.task.tabular import in_units
 from niwaki.train.loop import TrainingDiverged
 
 
@@ -64,7 +64,7 @@ class Result:
 
 def search(
     network: Network | str = "auto",
-    task: ImageClassification | None = None,
+    task: AnyTask | None = None,
     budget: str | Sequence[str] | None = None,
     *,
     method: str = "dmasking",
@@ -148,7 +148,7 @@ def export_run(path: str | Path, *, progress: Progress | None = None) -> list[di
 
 def _run(
     config: Config, out: str | Path | None, name: str, *, fresh: bool = False, progress: Progress | None = None, command: str = "",
-    task: ImageClassification | None = None, network: Network | None = None, export_anew: bool = False,
+    task: AnyTask | None = None, network: Network | None = None, export_anew: bool = False,
 ) -> Result:  # fmt: skip
     progress = progress or Silent()
     given = [word for word, value in (("task", task), ("network", network)) if value is not None]
@@ -205,7 +205,7 @@ def _run(
         folder.close()
 
 
-def _check_effect(config: Config, task: ImageClassification | None = None, network: Network | None = None) -> None:
+def _check_effect(config: Config, task: AnyTask | None = None, network: Network | None = None) -> None:
     """Refuses keys that were set and would not be looked at, all of them at once."""
     idle = without_effect(config)
     for key, value in changed(config).items():
@@ -220,8 +220,8 @@ def _check_effect(config: Config, task: ImageClassification | None = None, netwo
 def _check_unchanged(folder: Folder, search: Search) -> None:
     """Refuses to go on with other data, or with another network, than the run began with."""
     advice = "choose another --out, or --fresh to start anew"
-    if search.task.images.sha256 != folder.plan["data"]["sha256"]:
-        raise RunError(f"the data have changed since the run in {folder.path} began ({search.task.images.source}); {advice}")
+    if search.task.sha256 != folder.plan["data"]["sha256"]:
+        raise RunError(f"the data have changed since the run in {folder.path} began ({search.task.source}); {advice}")
     if network_hash(search.network) != folder.plan["network"]:
         raise RunError(f"the network {folder.plan['config']['network']!r} has changed since the run in {folder.path} began; {advice}")
 
@@ -301,12 +301,12 @@ def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: 
                 "budget": one.budget.text, "architecture": one.arch.to_json()["choices"], "space": one.arch.space, "macs": counted["macs"],
                 "params": counted["params"], "costs": counted, "folder": str(place),
                 "source": store.fact(f"result choice {at}")["source"],
-                "accuracy": {"validation": one.validation["accuracy"], "test": one.test["accuracy"]},
+                **_shares(one),
                 "metrics": {"validation": one.validation, "test": one.test},
             })  # fmt: skip
         keys = ("architecture", "macs", "params", "accuracy")
         return {
-            **{key: rows[0][key] for key in keys},
+            **{key: rows[0][key] for key in keys if key in rows[0]},
             "folder": str(folder.path),
             "seconds": round(folder.elapsed(), 2),
             "seed": search.seed,
@@ -317,7 +317,13 @@ def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: 
     if not store.fact("finished") or not known or not (folder.path / "report.html").is_file():
         store.set_fact("finished", True)
         write_page(folder)
-    return _result(folder, chosen[0].arch, lambda: chosen[0].module.eval())
+    return _result(folder, chosen[0].arch, lambda: search.task.delivered(chosen[0].module).eval())
+
+
+def _shares(chosen: Chosen) -> dict[str, Any]:
+    """The accuracy by part, of a classifier."""
+    parts = {"validation": chosen.validation, "test": chosen.test}
+    return {"accuracy": {part: metrics["accuracy"] for part, metrics in parts.items()}} if "accuracy" in chosen.test else {}
 
 
 def _has_files(folder: Folder) -> bool:
@@ -340,7 +346,7 @@ def _stored(folder: Folder) -> Result:
         network = from_json(json.loads((folder.path / "architecture.json").read_text("utf-8"))["network"])
         module = build(network, space_of(network).architecture({}))
         module.load_state_dict(safetensors.torch.load((folder.path / "model.safetensors").read_bytes()))
-        return module.eval()
+        return in_units(module, *folder.plan["data"].get("target_scale") or (0.0, 1.0)).eval()
 
     return _result(folder, arch, load)
 
@@ -351,7 +357,7 @@ def _result(folder: Folder, arch: Architecture, load: Callable[[], fx.GraphModul
     summary |= {"folder": str(folder.path), "metric": folder.plan["data"]["metric"]}
     for row, place in zip(summary["budgets"], _places(folder.path, len(summary["budgets"])), strict=True):
         row["folder"] = str(place)
-    metrics = {key: summary[key] for key in ("macs", "params", "accuracy")} | summary["budgets"][0]["metrics"]
+    metrics = {key: summary[key] for key in ("macs", "params", "accuracy") if key in summary} | summary["budgets"][0]["metrics"]
     return Result(arch, metrics, folder.path, summary, load)
 
 

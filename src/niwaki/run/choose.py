@@ -8,6 +8,7 @@ from typing import Any
 
 from niwaki.net.layer import Conv, Linear, SqueezeExcite, Subsample
 from niwaki.net.place import INPUT, Placement, fix, forks
+from niwaki.report.figure import SHARES
 from niwaki.space.architecture import Architecture
 from niwaki.space.size import refs
 from niwaki.trial import Trial
@@ -24,7 +25,7 @@ def preferred(trials: Sequence[Trial], *, metric: str, examples: int, simplest: 
     """
     succeeded = [trial for trial in trials if trial.status == "ok"]
     best = max((trial.metrics[metric] for trial in succeeded), default=0.0)
-    tied = best - (max(best * (1 - best), 0.0) / examples) ** 0.5
+    tied = best - (max(best * (1 - best), 0.0) / examples) ** 0.5 if metric in SHARES else best  # of others the spread is not known
 
     def order(trial: Trial) -> tuple[float, float, float, int]:
         if (value := trial.metrics[metric]) < tied:

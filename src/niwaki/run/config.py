@@ -30,6 +30,11 @@ Part = Annotated[float, Field(ge=0, lt=1)]
 Words = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 
 
+OF_TABLES = ("task", "target", "categorical", "ignore", "split", "groups", "knots", "fill")
+DECIDED_OF_TABLES = ("task", "target", "categorical", "knots")  # where nothing is said, the data decide
+OfImages = Literal["accuracy", "balanced_accuracy", "macro_f1"]
+
+
 class ConfigError(ValueError):
     """A configuration that says what cannot be. `problems` has one text per mistake."""
 
@@ -46,24 +51,40 @@ class _Section(BaseModel):
 class Data(_Section):
     """Where the examples come from, and what counts."""
 
-    kind: Literal["digits", "npz", "folder"] = "digits"
-    path: Words | None = None  # of the folder; of npz: one with train.npz and test.npz
+    kind: Literal["digits", "npz", "folder", "table"] = "digits"
+    path: Words | None = None  # of the folder; of npz: one with train.npz and test.npz; of a table: the file, CSV, Parquet or npz
     layout: Literal["NHW", "NHWC", "NCHW"] | None = None  # of the axes of the images in npz files; None: inferred where there is no doubt
     size: Count | None = None  # of a folder's images, height and width in pixels; None: the size they have, or the median side
     validation: Share = 0.2
-    metric: Literal["accuracy", "balanced_accuracy", "macro_f1"] = "accuracy"
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss", "rmse", "mae", "r2"] | None = None  # None: accuracy, or rmse
     class_weights: Literal["auto", "balanced", "none"] = "auto"
+    # of a table; None: as far as the data tell
+    task: Literal["classification", "regression"] | None = None
+    target: Words | None = None  # the column that is to be predicted
+    categorical: list[Words] | None = None  # the columns that are categories
+    ignore: list[Words] | None = None  # columns that are left out
+    split: Words | None = None  # the column that says train, validation or test
+    groups: Words | None = None  # the column that says which rows belong together
+    knots: Annotated[int, Field(ge=0)] | None = None  # of the curves that columns of numbers become; 0: no curves
+    fill: Literal["mean", "median"] = "mean"  # what a missing number is taken for
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Data:
         if self.kind == "digits" and self.path is not None:
-            raise _mistake("digits come with scikit-learn and have no path; set data.kind to npz or folder")
+            raise _mistake("digits come with scikit-learn and have no path; set data.kind to npz, folder or table")
         if self.kind != "digits" and self.path is None:
-            raise _mistake(f"data.kind={self.kind} needs data.path, the folder that holds the data")
+            what = "file that holds the table" if self.kind == "table" else "folder that holds the data"
+            raise _mistake(f"data.kind={self.kind} needs data.path, the {what}")
         if self.kind != "npz" and self.layout is not None:
             raise _mistake(f"data.layout says how npz files are laid out; data.kind is {self.kind}")
         if self.kind != "folder" and self.size is not None:
             raise _mistake(f"data.size is for folders of image files; data.kind is {self.kind}")
+        if self.kind != "table" and (idle := [key for key in OF_TABLES if getattr(self, key) != type(self).model_fields[key].default]):
+            raise _mistake(f"data.{idle[0]} is for tables; data.kind is {self.kind}")
+        if self.kind != "table" and self.metric not in (None, *get_args(OfImages)):
+            raise _mistake(f"data.metric = {self.metric!r} is for tables; for images it is {', '.join(get_args(OfImages))}")
+        if self.knots == 1:
+            raise _mistake("data.knots = 1: a curve has at least 2 of them, and 0 is for no curves")
         return self
 
 
@@ -179,6 +200,8 @@ class Config(_Section):
     def undecided(self) -> list[str]:
         """The keys that wait for the data: they are None, and None is no answer ("search.epochs")."""
         waiting = [f"{name}.{field}" for name in ("search", "train") for field, value in getattr(self, name) if value is None]
+        of_data = ("metric", *DECIDED_OF_TABLES) if self.data.kind == "table" else ("metric",)
+        waiting += [f"data.{field}" for field in of_data if getattr(self.data, field) is None]
         return waiting + [name for name in ("budget", "threads", "workers") if getattr(self, name) is None]
 
     def decided(self, values: Mapping[str, Any]) -> Config:

@@ -15,6 +15,7 @@ from niwaki.factor.within import Within
 from niwaki.net.layer import Opaque
 from niwaki.net.place import place
 from niwaki.net.program import program
+from niwaki.report.figure import figure, figure_name
 from niwaki.run.candidates import SPENT, Aim
 from niwaki.run.choose import FEW, preferred, unlike
 from niwaki.run.clock import Clock
@@ -26,6 +27,7 @@ from niwaki.run.workers import Job, Workers
 from niwaki.space.architecture import Architecture
 from niwaki.strategy.strategy import fingerprint
 from niwaki.task.classify import ImageClassification
+from niwaki.task.tabular import Tabular
 from niwaki.task.task import derive_seed
 from niwaki.trial import EvaluationFailed, Trial
 
@@ -96,8 +98,8 @@ def choose(
     found = once(folder, f"choice {at}", compute)
     chosen, own, metric = found["chosen"], found["own"], search.task.metric
     if found["source"] == REGULAR:
-        beside = f", that of the best network that the search itself found {own['metrics'][metric]:.1%}" if own else ""
-        measured = f"after a short training its validation {metric} was {chosen['metrics'][metric]:.1%}{beside}"
+        beside = f", that of the best network that the search itself found {figure(metric, own['metrics'][metric])}" if own else ""
+        measured = f"after a short training its validation {figure_name(metric)} was {figure(metric, chosen['metrics'][metric])}{beside}"
         folder.note(f"For {search.budgets[at].text} a regular network is delivered: {measured}.")
     return Architecture.from_json(chosen["arch"], space.space), chosen["metrics"]
 
@@ -110,11 +112,11 @@ def finalist_workers(search: Search) -> int:
     """
     if search.device != "cpu":
         return 0
-    if type(search.task) is not ImageClassification or any(
+    if type(search.task) not in (ImageClassification, Tabular) or any(
         isinstance(item.layer, Opaque) and item.layer.make is not None for item in place(search.network).items
     ):
         return 1
-    copied = COPIES * (search.task.images.images.nbytes + search.task.images.test_images.nbytes)
+    copied = COPIES * search.task.nbytes
     return max(1, min(search.workers, search.finalists * search.folds, MOST_COPIED // max(1, copied)))
 
 

@@ -37,15 +37,18 @@ from niwaki.run.finalists import finalist_workers
 from niwaki.run.loop import learner_of
 from niwaki.run.model import ModelError, load_model
 from niwaki.run.regular import regular
-from niwaki.run.search import AskTell, Budget, Search
+from niwaki.run.search import AnyTask, AskTell, Budget, Search
 from niwaki.run.warm_start import checkpoint_of
 from niwaki.space.size import largest, smallest
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.random import RandomSearch
 from niwaki.task.classify import ImageClassification
+from niwaki.task.cut import DataError
 from niwaki.task.embedded import digits
 from niwaki.task.folder import image_folder
-from niwaki.task.images import DataError, npz
+from niwaki.task.images import npz
+from niwaki.task.table import read_table
+from niwaki.task.tabular import Tabular
 from niwaki.train.loop import Training, TrainingDiverged, batches_per_epoch, start
 from niwaki.train.recipe import Recipe
 from niwaki.trial import EvaluationFailed
@@ -67,6 +70,10 @@ FINALISTS, CROSS_VALIDATED = 20, 8  # networks that are trained for a choice: wh
 REGULAR = 0.75  # of the finalists
 COST_WEIGHT = 0.2  # with more, the logits run for the cheapest options before the weights have shown what the others are worth
 TRIM = 0.05  # of the architectures within the budget; options of fewer are left out of niwaki's own family
+TABLE_BUDGET = "params<=10000"
+TABLE_RECIPE = Recipe(optimizer="adamw", lr=0.015, weight_decay=1e-4, warmup=0.1, label_smoothing=0.0)
+TABLE_BATCHES = ((20_000, 256), (5_000, 128), (1_000, 64), (0, 32))  # from so many rows on, so many in a batch
+TABLE_STEPS = 7000
 PLANNED = {  # what a time limit may reduce where nothing was asked for, and the least that means anything
     ("search", "epochs"): 3,
     ("search", "candidates"): 8,
@@ -78,23 +85,46 @@ PLANNED = {  # what a time limit may reduce where nothing was asked for, and the
 RATIO = DMasking().temperature_decay ** DMasking().epochs  # how far the published schedule lowers the temperature
 
 
-def task_of(config: Config) -> ImageClassification:
+def task_of(config: Config) -> AnyTask:
     """The task that `config.data` describes; reads the data. Raises DataError."""
     data = config.data
+    weights: Any = None if data.class_weights == "none" else data.class_weights
+    if data.kind == "table":
+        rows = read_table(
+            str(data.path),
+            target=data.target,
+            kind=data.task,
+            categorical=data.categorical,
+            ignore=data.ignore or (),
+            split=data.split,
+            groups=data.groups,
+        )
+        return Tabular(
+            rows,
+            validation=data.validation,
+            metric_name=data.metric,
+            class_weights=weights,
+            knots=data.knots,
+            fill=data.fill,
+            seed=config.seed,
+        )
     if data.kind == "digits":
         images = digits()
     elif data.kind == "npz":
         images = npz(str(data.path), layout=data.layout)
     else:
         images = image_folder(str(data.path), size=data.size)
-    weights: Any = None if data.class_weights == "none" else data.class_weights
-    return ImageClassification(images, validation=data.validation, metric=data.metric, class_weights=weights, seed=config.seed)
+    metric: Any = data.metric or "accuracy"
+    return ImageClassification(images, validation=data.validation, metric=metric, class_weights=weights, seed=config.seed)
 
 
-def network_of(config: Config, task: ImageClassification) -> Network:
+def network_of(config: Config, task: AnyTask) -> Network:
     """The network or space that `config.network` names, at the size of the data."""
-    channels, height, width = task.input_shape
-    if config.network == "auto":
+    if isinstance(task, Tabular) and ":" not in config.network:
+        name = "mlp" if config.network == "auto" else config.network
+        return zoo.network(name, input_shape=task.input_shape, classes=task.outputs, columns=task.columns)
+    if isinstance(task, ImageClassification) and config.network == "auto":
+        channels, height, width = task.input_shape
         if min(height, width) < SMALLEST:
             raise ConfigError(
                 "the configuration", [f"network = 'auto' is made for images of at least {SMALLEST} pixels; these are {height} x {width}"]
@@ -111,12 +141,11 @@ def network_of(config: Config, task: ImageClassification) -> Network:
     return zoo.network(config.network, input_shape=task.input_shape, classes=task.outputs)
 
 
-def _check_fits(network: Network, task: ImageClassification) -> None:
-    """Refuses a network that cannot read the images of `task`, does not tell its classes apart, or leaves nothing to choose."""
+def _check_fits(network: Network, task: AnyTask) -> None:
+    """Refuses a network that cannot read the examples of `task`, does not give what it asks for, or leaves nothing to choose."""
     if network.input_shape != task.input_shape:
-        raise ModelError(
-            f"the network reads images of {_sizes(network.input_shape)}, the data are {_sizes(task.input_shape)} (channels, height, width)"
-        )
+        what, axes = ("rows", "features") if isinstance(task, Tabular) else ("images", "channels, height, width")
+        raise ModelError(f"the network reads {what} of {_sizes(network.input_shape)}, the data are {_sizes(task.input_shape)} ({axes})")
     placement = place(network)
     if not placement.decisions:
         raise ModelError("the network has no choices, so there is nothing to search; make a size a Choice, or a layer a OneOf")
@@ -128,7 +157,8 @@ def _check_fits(network: Network, task: ImageClassification) -> None:
             if shape.spatial
             else f"{least if least == most else f'{least} to {most}'} numbers"
         )
-        raise ModelError(f"the network gives {given} for an image, where {task.outputs} are needed: one for each class of the data")
+        example = "a row" if isinstance(task, Tabular) else "an image"
+        raise ModelError(f"the network gives {given} for {example}, where {task.outputs} are needed: one for each class of the data")
 
 
 def _sizes(shape: Sequence[int]) -> str:
@@ -157,17 +187,18 @@ def trimmed(network: Network, budgets: Sequence[Budget], share: float) -> tuple[
     return (restrict(network, kept) if kept else network), told
 
 
-def default_budget(task: ImageClassification) -> str:
-    """A modest budget for images of this size."""
+def default_budget(task: AnyTask) -> str:
+    """A modest budget for images of this size, or for a table."""
+    if isinstance(task, Tabular):
+        return TABLE_BUDGET
     side = max(task.input_shape[1:])
     return "macs<=100000" if side <= 16 else "macs<=1000000" if side <= 48 else "macs<=10000000" if side <= 96 else "macs<=100000000"
 
 
-def decide(config: Config, task: ImageClassification, network: Network) -> Config:
+def decide(config: Config, task: AnyTask, network: Network) -> Config:
     """`config` with an answer for every key that was left open, from the sizes of data and network and the number of cores: never from a clock."""
-    examples = len(task.part("train+validation"))
     cores = allotted_cores()
-    batch = 64 if examples < 20_000 else 128
+    recipe, batch, final_epochs = default_recipe(task)
     search_batch = config.search.batch_size or batch
     weight_part, architecture_part = task.search_split(config.search.architecture_share or DMasking.architecture_share)
     most_macs = COSTS["macs"](network).maximum()[0]
@@ -186,7 +217,6 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         )
     distributions = (sizes if apart == "apart" else 1) * len(config.budget or [""])
     passes = ceil(LOGIT_STEPS * distributions / (search_epochs * batches_per_epoch(len(architecture_part), search_batch)))
-    steps = batches_per_epoch(examples, batch)
     folds = config.search.folds or _folds(task)
     finalists = config.search.finalists or (FINALISTS if folds == 1 else CROSS_VALIDATED)
     regular_ones = round(REGULAR * (finalists - 1)) if config.method == "dmasking" else 0  # else methods could not be told apart
@@ -197,7 +227,6 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
                 f"search.regular = {config.search.regular} of search.finalists = {finalists}: at least one is a network that the search found"
             ],
         )
-    recipe = Recipe()
     published = DMasking()
     warmup = stated if stated is not None else min(max(1, search_epochs // 4), search_epochs - 1)
     values = {
@@ -229,11 +258,37 @@ def decide(config: Config, task: ImageClassification, network: Network) -> Confi
         # one or two of a few hundred images decide between networks that are all good; cross-validation looks at several times as many
         "search.folds": folds,
         "search.evaluations": 200,
-        "train.epochs": max(15, min(300, ceil(FINAL_STEPS / steps))),
+        "train.epochs": final_epochs,
         "train.batch_size": batch,
+        **_told_of(task),
         **{f"train.{key}": _plain(value) for key, value in asdict(recipe).items() if key not in ("epochs", "batch_size")},
     }
     return config.decided(values)
+
+
+def default_recipe(task: AnyTask) -> tuple[Recipe, int, int]:
+    """How networks are trained on data of this kind and size: the recipe, and its batch size and epochs."""
+    examples = len(task.part("train+validation"))
+    if isinstance(task, Tabular):
+        batch = next(size for least, size in TABLE_BATCHES if examples >= least)
+        epochs = ceil(TABLE_STEPS / batches_per_epoch(examples, batch))
+        return TABLE_RECIPE, batch, max(20, min(200, epochs))
+    batch = 64 if examples < 20_000 else 128
+    return Recipe(), batch, max(15, min(300, ceil(FINAL_STEPS / batches_per_epoch(examples, batch))))
+
+
+def _told_of(task: AnyTask) -> dict[str, Any]:
+    """What the data say of themselves, for a configuration that leaves it open."""
+    if not isinstance(task, Tabular):
+        return {"data.metric": task.metric}
+    table = task.table
+    return {
+        "data.metric": task.asked,
+        "data.task": "classification" if task.is_classification else "regression",
+        "data.target": table.target.name,
+        "data.categorical": [column.name for column in table.columns if column.values is not None],
+        "data.knots": task.most_knots,
+    }
 
 
 def allotted_cores() -> int:
@@ -245,7 +300,7 @@ def allotted_cores() -> int:
     return cores
 
 
-def _folds(task: ImageClassification) -> int:
+def _folds(task: AnyTask) -> int:
     """How many folds to judge finalists on: one where there are many images, or groups that cannot be dealt to several."""
     if len(task.part("validation")) >= FEW:
         return 1
@@ -266,7 +321,7 @@ def device_of(word: str) -> str:
     return word
 
 
-def search_of(config: Config, task: ImageClassification | None = None, network: Network | None = None) -> tuple[Config, Search]:
+def search_of(config: Config, task: AnyTask | None = None, network: Network | None = None) -> tuple[Config, Search]:
     """The configuration with nothing left open, and the search it stands for. Everything that can be wrong is found here.
 
     task, network: in place of those that the configuration names, for callers in Python.

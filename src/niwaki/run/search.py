@@ -14,7 +14,10 @@ from niwaki.net.control import Network
 from niwaki.space.architecture import Architecture
 from niwaki.strategy.strategy import Strategy
 from niwaki.task.classify import ImageClassification
+from niwaki.task.tabular import Tabular
 from niwaki.train.recipe import Recipe
+
+AnyTask = ImageClassification | Tabular  # what can be shipped and reported, beside being searched for
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Search:
     """
 
     network: Network
-    task: ImageClassification
+    task: AnyTask
     budgets: tuple[Budget, ...]
     costs: dict[str, Cost]
     method: DMasking | AskTell

@@ -10,27 +10,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from niwaki.deploy.card import ModelCard, Preprocessing, write_architecture
+from niwaki.deploy.card import ModelCard, Preprocessing, TableForm, write_architecture
 from niwaki.deploy.export import capture, export_onnx, export_pt2
 from niwaki.deploy.source import opaque_factories, write_source
 from niwaki.net.edit import decode
 from niwaki.net.text import to_json
 from niwaki.report.image import png_text
-from niwaki.run.search import Chosen, Search
+from niwaki.run.search import AnyTask, Chosen, Search
 from niwaki.task.classify import ImageClassification, confusion_matrix
+from niwaki.task.table import Column
+from niwaki.task.tabular import Tabular
 from niwaki.train.loop import predict
 
 CHECKED = 256  # test images on which every exported file is compared with the network
 MISTAKES = 12
+PAIRS = 500  # predictions of numbers that the page shows beside the truth
+SHOWN_COLUMNS = 8  # of a row
 
 
 def ship(search: Search, chosen: Chosen, folder: Path) -> list[dict[str, Any]]:
     """Writes model.onnx, model.pt2, model.py with model.safetensors, and architecture.json into `folder`; one row per file: name, bytes, check."""
     folder.mkdir(parents=True, exist_ok=True)
-    images = search.task.images
     card = card_of(search, chosen)
-    preprocess, module = search.task.preprocess(), chosen.module.cpu().eval()
-    real = images.test_images[:CHECKED]
+    preprocess, module = search.task.preprocess(), search.task.delivered(chosen.module.cpu().eval())
+    real = _stored_test(search.task)[:CHECKED]
     source = write_source(module, preprocess, real, folder, card, factories=opaque_factories(search.network, chosen.arch))
     shipment = capture(module, preprocess, real)
     audits = [export_onnx(shipment, folder / "model.onnx", card), export_pt2(shipment, folder / "model.pt2", card), source]
@@ -42,14 +45,10 @@ def ship(search: Search, chosen: Chosen, folder: Path) -> list[dict[str, Any]]:
 
 
 def card_of(search: Search, chosen: Chosen) -> ModelCard:
-    images = search.task.images
-    mean, std = search.task.normalisation
     counted = {name: cost(chosen.arch) for name, cost in search.costs.items()}
     return ModelCard(
-        class_names=images.class_names,
-        preprocessing=Preprocessing(
-            images.images.shape[1:], str(images.images.dtype), images.pixel_range, tuple(mean.tolist()), tuple(std.tolist())
-        ),
+        class_names=tuple(_class_names(search.task)),
+        preprocessing=_form(search.task),
         macs=counted["macs"],
         params=counted["params"],
         size_bytes=counted["size"],
@@ -60,21 +59,47 @@ def card_of(search: Search, chosen: Chosen) -> ModelCard:
     )
 
 
-def answers(task: ImageClassification, module: nn.Module, device: str) -> dict[str, Any]:
-    """Confusion matrix and worst mistakes on the test part, as JSON; mistakes with their images."""
+def _class_names(task: AnyTask) -> tuple[str, ...]:
+    return (task.table.class_names or ()) if isinstance(task, Tabular) else task.images.class_names
+
+
+def _form(task: AnyTask) -> Preprocessing | TableForm:
+    """How examples are stored, and what the exported model does to them."""
+    if isinstance(task, Tabular):
+        return TableForm(task.table.columns, task.table.target)
+    images, (mean, std) = task.images, task.normalisation
+    return Preprocessing(images.images.shape[1:], str(images.images.dtype), images.pixel_range, tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _stored_test(task: AnyTask) -> NDArray:
+    return task.table.test_rows if isinstance(task, Tabular) else task.images.test_images
+
+
+def answers(task: AnyTask, module: nn.Module, device: str) -> dict[str, Any]:
+    """Confusion matrix and worst mistakes on the test part, as JSON; mistakes with their images or rows. Of a target of numbers, some
+    predictions beside the truth."""
     indices = task.part("test")
     logits = predict(module, task, indices, device=device)
-    truth = torch.tensor(task.images.test_labels)
+    truth = task.labels(indices)
+    if isinstance(task, Tabular) and not task.is_classification:
+        mean, std = task.target_scale
+        pairs = torch.stack([truth.double(), logits[:, 0].double()], 1) * std + mean
+        largest = (pairs[:, 0] - pairs[:, 1]).abs().argsort(descending=True)[:MISTAKES]
+        mistakes = [
+            {**_row(task, i), "label": f"{pairs[i, 0]:.5g}", "predicted": f"{pairs[i, 1]:.5g}", "probability": None}
+            for i in largest.tolist()
+        ]
+        return {"confusion": [], "pairs": pairs[:PAIRS].tolist(), "mistakes": mistakes}
     chances = torch.softmax(logits, 1)
     sure, guess = chances.max(1)
     wrong = (guess != truth).nonzero().flatten()
-    names = task.images.class_names
+    names = _class_names(task)
     worst: Tensor = wrong[sure[wrong].argsort(descending=True, stable=True)][:MISTAKES]
     return {
         "confusion": confusion_matrix(logits, truth).tolist(),
         "mistakes": [
             {
-                "image": _shown(task, task.images.test_images[i]),
+                **_example(task, i),
                 "label": names[int(truth[i])],
                 "predicted": names[int(guess[i])],
                 "probability": float(sure[i]),
@@ -84,8 +109,28 @@ def answers(task: ImageClassification, module: nn.Module, device: str) -> dict[s
     }
 
 
-def examples(task: ImageClassification, count: int = 12) -> list[dict[str, str]]:
-    """A few training images with their classes, class by class in turn."""
+def _example(task: AnyTask, at: int) -> dict[str, str]:
+    """Test example number `at`, as the page shows it."""
+    return _row(task, at) if isinstance(task, Tabular) else {"image": _shown(task, task.images.test_images[at])}
+
+
+def _row(task: Tabular, at: int) -> dict[str, str]:
+    """The row as text: the first few columns with their values."""
+    columns, row = task.table.columns[:SHOWN_COLUMNS], task.table.test_rows[at]
+    told = [f"{column.name} {_value(column, float(value))}" for column, value in zip(columns, row, strict=False)]
+    return {"image": "", "text": ", ".join(told) + (", …" if len(task.table.columns) > SHOWN_COLUMNS else "")}
+
+
+def _value(column: Column, value: float) -> str:
+    if value != value:
+        return "missing"
+    return column.names[int(value)] if column.names is not None else f"{value:g}"
+
+
+def examples(task: AnyTask, count: int = 12) -> list[dict[str, str]]:
+    """A few training images with their classes, class by class in turn; of tables none."""
+    if isinstance(task, Tabular):
+        return []
     labels = task.images.labels
     by_class: dict[int, list[int]] = {}
     for i, label in enumerate(labels.tolist()):

@@ -11,6 +11,7 @@ from niwaki.net.picture import picture
 from niwaki.net.place import fix, place, space_of
 from niwaki.net.program import distinct
 from niwaki.objective import Objective, pareto_front, parse_budget
+from niwaki.report.figure import NEGATIVE, figure_name
 from niwaki.report.page import render
 from niwaki.report.record import (
     Budget,
@@ -36,7 +37,7 @@ from niwaki.store.files import atomic_write
 from niwaki.trial import Trial
 
 ABOUT = {
-    "model.onnx": "for any runtime that reads ONNX; takes images as the data set stores them",
+    "model.onnx": "for any runtime that reads ONNX; takes examples as the data set stores them",
     "model.pt2": "a torch.export program",
     "model.py": "the network as plain PyTorch, with its weights beside it",
 }
@@ -100,6 +101,8 @@ def record_of(folder: Folder) -> Record:
         data=Data(
             data["source"], tuple(data["stored_shape"]), tuple(data["class_names"]), store.fact("counts", {}),
             tuple(Example(one["image"], one["label"]) for one in store.fact("examples", [])),
+            noun="rows" if "columns" in data else "images", target=data.get("target", ""),
+            columns=tuple((column["name"], column["categories"]) for column in data.get("columns", ())), missing=data.get("missing", 0),
         ),
         budgets=budgets,
         space=None if space is None else SpaceFacts(
@@ -119,7 +122,7 @@ def record_of(folder: Folder) -> Record:
         picture=facts.get("picture", ""),
         chosen=tuple(_chosen(row, at, limits[at], metric) for at, row in enumerate(summary["budgets"]) if len(limits) > 1) if summary else (),
         files=tuple(
-            File(row["file"], row["bytes"], ABOUT.get(row["file"], ""), f"logits within {row['difference']:.1e} of {row['scale']:.3g} on {row['images']} test images")
+            File(row["file"], row["bytes"], ABOUT.get(row["file"], ""), f"outputs within {row['difference']:.1e} of {row['scale']:.3g} on {row['images']} test {'rows' if 'columns' in data else 'images'}")
             for row in (files[0] if files else [])
         ),
         seconds=store.fact("seconds", {}),
@@ -199,9 +202,11 @@ def _quality(folder: Folder, first: dict[str, Any] | None, metric: str) -> Quali
         return None
     test, examples = first["metrics"]["test"], sum(map(sum, found["confusion"]))
     interval = wilson_interval(round(test["accuracy"] * examples), examples) if metric == "accuracy" else None
+    said = {name: value for name, value in test.items() if name not in (metric, figure_name(metric).replace(" ", "_"), "loss")}
     return Quality(
         first["metrics"]["validation"][metric], test[metric], interval, tuple(map(tuple, found["confusion"])),
-        tuple(Example(**one) for one in found["mistakes"]), {name: value for name, value in test.items() if name not in (metric, "loss")},
+        tuple(Example(**one) for one in found["mistakes"]), {name: value for name, value in said.items() if not name.startswith(NEGATIVE)},
+        pairs=tuple(map(tuple, found.get("pairs", ()))),
         folds=(folder.plan["config"]["search"]["folds"] or 1) if folder.store.fact("result choice 0")["source"] in (FINALIST, REGULAR) else 1,
     )  # fmt: skip
 

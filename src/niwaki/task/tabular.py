@@ -198,14 +198,7 @@ class Tabular:
         """The trained network as it is handed over: of numbers, with outputs in the units of the target."""
         if self.is_classification:
             return module
-        mean, std = self.target_scale
-        shipped = fx.GraphModule(module, fx.Graph(), class_name="Net")
-        values: dict[fx.Node, fx.Node] = {}
-        result = shipped.graph.graph_copy(module.graph, values)
-        scaled = shipped.graph.call_function(torch.mul, (result, std))
-        shipped.graph.output(shipped.graph.call_function(torch.add, (scaled, mean)))
-        shipped.recompile()
-        return shipped.train(module.training)
+        return in_units(module, *self.target_scale)
 
     def describe(self) -> dict[str, Any]:
         """What identifies the task, as JSON."""
@@ -218,6 +211,7 @@ class Tabular:
             "knots": {self.table.columns[n.at].name: len(n.knots) for n in self.numbers},
             "fill": self.fill,
             "ignored": self.ignored,
+            "target_scale": None if self.is_classification else list(self.target_scale),
             "seed": self.seed,
         }
 
@@ -338,7 +332,7 @@ class Encode(nn.Module):
     curve: Tensor
     category: Tensor
     value: Tensor
-    code: Tensor
+    shift: Tensor
     column: Tensor
     other: Tensor
 
@@ -370,7 +364,7 @@ class Encode(nn.Module):
             known = [(place, one, code) for place, one in enumerate(categories) for code in range(len(one.values))]
             self.register_buffer("category", torch.tensor([one.at for _, one, _ in known]))
             self.register_buffer("value", torch.tensor([one.values[code] for _, one, code in known]))
-            self.register_buffer("code", torch.tensor([float(code - one.other) for _, one, code in known]))
+            self.register_buffer("shift", torch.tensor([float(code - one.other) for _, one, code in known]))
             self.register_buffer("column", F.one_hot(torch.tensor([place for place, _, _ in known]), len(categories)).float())
             self.register_buffer("other", torch.tensor([float(one.other) for one in categories]))
 
@@ -389,8 +383,18 @@ class Encode(nn.Module):
                 found.append(torch.matmul(steps, self.curve))
         if self.has_categories:
             same = torch.eq(torch.index_select(rows, 1, self.category), self.value).float()
-            found.append(torch.matmul(same * self.code, self.column) + self.other)
+            found.append(torch.matmul(same * self.shift, self.column) + self.other)
         return torch.cat(found, 1)
+
+
+def in_units(module: fx.GraphModule, mean: float, std: float) -> fx.GraphModule:
+    """`module` with its outputs times `std` plus `mean`; it shares the weights."""
+    if (mean, std) == (0.0, 1.0):
+        return module
+    graph = fx.Graph()
+    result: Any = graph.graph_copy(module.graph, {})
+    graph.output(graph.call_function(torch.add, (graph.call_function(torch.mul, (result, std)), mean)))
+    return fx.GraphModule(module, graph, class_name="Net").train(module.training)
 
 
 def knots_of(values: NDArray, count: int) -> tuple[float, ...]:
