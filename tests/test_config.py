@@ -88,7 +88,7 @@ def test_every_mistake_is_named_at_once_with_the_nearest_key_and_what_is_possibl
         ("epochs", "did you mean search.epochs or train.epochs?"),
         ("trian with lr in it", "did you mean train?"),
         ("data.validaton", "did you mean data.validation?"),
-        ("data.metric = 'acuracy'", "one of accuracy, balanced_accuracy, macro_f1 (did you mean accuracy?)"),
+        ("data.metric = 'acuracy'", "one of accuracy, balanced_accuracy, macro_f1, log_loss, rmse, mae, r2 (did you mean accuracy?)"),
         ("train.epochs = 'ten'", "a whole number, at least 1"),
         ("seed = -1", "a whole number, at least 0"),
         ("budget: 'mac<=3'", "did you mean macs?"),

@@ -1,18 +1,30 @@
 """Tables of numbers: their columns, the networks that read them, and a search from a file to an exported model."""
 
+import csv
+import json
 import random
+import subprocess
+import sys
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import torch
+from sklearn import metrics
 
+from conftest import SMALL_SETTINGS
 from niwaki import zoo
 from niwaki.cost.count import count_params
+from niwaki.deploy.predict import ExportedModel
 from niwaki.net.block import Columns
 from niwaki.net.control import Network
 from niwaki.net.layer import Embed
 from niwaki.net.place import ShapeError, place, space_of
 from niwaki.nn.build import build
 from niwaki.space.choice import SpaceError
+from niwaki.task.cut import DataError
+from niwaki.task.table import read_table, stored_rows, table
+from niwaki.task.tabular import Tabular
 from niwaki.zoo.mlp import TABNAS_BUDGET, mlp
 
 # --- layers and networks -----------------------------------------------------------------------------------------------------
@@ -66,3 +78,337 @@ def test_a_layer_that_reads_columns_beyond_the_row_is_refused():
         Embed((3, 0), 2)
     with pytest.raises(SpaceError, match="reads the rows of a table"):
         zoo.network("mlp", input_shape=(3, 8, 8))
+
+
+# --- reading tables ----------------------------------------------------------------------------------------------------------
+
+ROWS = 240
+
+
+def people(rows=ROWS, seed=0):
+    """Columns by name: numbers, texts and numbers that are codes, some of them missing; and a class and a number to predict."""
+    rng = np.random.default_rng(seed)
+    age, city, code = rng.normal(40, 10, rows), rng.choice(["Kyoto", "Nara", "Uji"], rows), rng.integers(0, 3, rows).astype(float)
+    income = 3 * age + 20 * (city == "Nara") - 10 * code + rng.normal(0, 3, rows) + 1000
+    age[::17], city = np.nan, city.astype(object)
+    city[::13] = None
+    return {"age": age, "city": city, "code": code, "flat": np.full(rows, 7.0)}, np.where(income > 1115, "rich", "poor"), income
+
+
+def written(path, columns, targets, **more):
+    """A CSV or Parquet file."""
+    frame = {**columns, **more, "target": targets}
+    if path.suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        told = {name: [None if value is None or value != value else value for value in column] for name, column in frame.items()}
+        parquet.write_table(pyarrow.table(told), path)
+        return path
+    with open(path, "w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(frame)
+        lines.writerows([["" if value is None or value != value else value for value in row] for row in zip(*frame.values(), strict=True)])
+    return path
+
+
+def test_a_table_is_the_same_from_columns_csv_and_parquet(tmp_path):
+    columns, classes, _ = people()
+    given = table(columns, classes)
+    assert [(c.name, c.names or c.values) for c in given.columns] == [
+        ("age", None), ("city", ("Kyoto", "Nara", "Uji")), ("code", (0.0, 1.0, 2.0)), ("flat", None),
+    ]  # fmt: skip
+    for kind in ("csv", "parquet"):
+        assert read_table(written(tmp_path / f"people.{kind}", columns, classes)).sha256 == given.sha256
+
+
+def test_a_table_of_numbers_is_the_same_from_csv_npz_and_an_array(tmp_path):
+    rng = np.random.default_rng(1)
+    X, y = rng.normal(size=(90, 3)).astype(np.float32), rng.normal(size=90)
+    given = table(X, y, target="y")
+    np.savez(tmp_path / "numbers.npz", X=X, y=y)
+    assert given.class_names is None
+    assert read_table(tmp_path / "numbers.npz").sha256 == given.sha256
+    columns = {f"x{at}": X[:, at].astype(float) for at in range(3)}
+    assert read_table(written(tmp_path / "numbers.csv", columns, y)).sha256 == given.sha256
+
+
+def test_the_layout_of_the_shared_sets_is_read(tmp_path):
+    X, y, split = np.arange(80, dtype=np.float32).reshape(40, 2), np.arange(40, dtype=np.uint8) % 2, np.repeat([0, 1, 2], [24, 8, 8])
+    path = tmp_path / "set.npz"
+    np.savez(path, X=X, y=y, split=split.astype(np.uint8), columns=np.array(["left", "right"]), target_values=np.array([5, 9]))
+    task = Tabular(read_table(path))
+    assert task.table.class_names == ("5", "9")
+    assert [column.name for column in task.table.columns] == ["left", "right"]
+    assert [task.part(part).tolist() for part in ("train", "validation", "test")] == [
+        list(range(24)),
+        list(range(24, 32)),
+        list(range(32, 40)),
+    ]
+    assert np.array_equal(task.table.test_rows, X[32:])
+
+
+def test_parts_by_word_are_kept_and_what_is_missing_is_cut():
+    columns, classes, _ = people()
+    split = np.array(["train", "valid", "train", "test"])[np.arange(ROWS) % 4]
+    task = Tabular(table(columns, classes, split=split))
+    assert [len(task.part(part)) for part in ("train", "validation", "test")] == [120, 60, 60]
+    made = Tabular(table(columns, classes))
+    shares = [len(made.part(part)) / ROWS for part in ("train", "validation", "test")]
+    assert shares == pytest.approx([0.64, 0.16, 0.2], abs=0.02)
+    assert not set(made.part("train").tolist()) & set(made.part("validation").tolist())
+
+
+def test_groups_are_never_divided():
+    columns, _, income = people()
+    groups = np.arange(ROWS) // 10
+    task = Tabular(table(columns, income, groups=groups, kind="regression"))
+    kept = task.table.groups
+    train, validation = (set(kept[task.part(part).numpy()].tolist()) for part in ("train", "validation"))
+    assert not train & validation
+    assert len(train | validation) < 24, "whole groups were cut off for the test"
+
+
+@pytest.mark.parametrize(
+    ("targets", "classes"),
+    [
+        (["a", "b"] * 60, ("a", "b")), ([1.0, 2.0, 10.0] * 40, ("1", "2", "10")), (list(np.linspace(0, 1, 120)), None), (list(range(120)), None),
+    ],
+)  # fmt: skip
+def test_texts_and_few_whole_numbers_are_classes_and_anything_else_is_a_number(targets, classes):
+    assert table(np.random.default_rng(0).normal(size=(120, 2)), targets).class_names == classes
+
+
+# --- what enters the network --------------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_standardised_by_the_train_part_and_missing_ones_filled_and_marked():
+    X = np.array([[1.0], [3.0], [np.nan], [8.0], [100.0], [5.0]])
+    task = Tabular(table(X, [1.5, 2.5, 3.5, 4.5, 5.5, 6.5], split=[0, 0, 0, 0, 1, 2], kind="regression"), knots=0)
+    mean, std = 4.0, np.sqrt(((1 - 4) ** 2 + (3 - 4) ** 2 + (8 - 4) ** 2) / 3)
+    inputs, _ = task.batch(torch.arange(6), torch.device("cpu"))
+    assert inputs[:, 0].tolist() == pytest.approx([(x - mean) / std for x in (1, 3, mean, 8, 100, 5)], rel=1e-6)
+    assert inputs[:, 1].tolist() == [0, 0, 1, 0, 0, 0]
+    median = Tabular(task.table, knots=0, fill="median").batch(torch.tensor([2]), torch.device("cpu"))[0]
+    assert median[0, 0].item() == pytest.approx((3 - mean) / std)
+
+
+def test_the_place_among_the_knots_is_that_of_numpys_interpolation():
+    values = np.random.default_rng(0).exponential(size=(500, 1)).round(2)
+    task = Tabular(table(values, np.random.default_rng(1).normal(size=500)), knots=9)
+    number = task.numbers[0]
+    knots = np.array(number.knots) * number.std + number.mean
+    assert len(knots) == 9
+    tested = np.linspace(-1, 9, 50, dtype=np.float32)
+    expected = np.interp(tested, knots, np.arange(9))
+    assert task.preprocess()(torch.tensor(tested)[:, None])[:, 0].numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_categories_have_codes_and_what_was_never_seen_is_taken_for_missing_or_else_for_the_commonest():
+    columns = {"with": ["a", "b", None, "a"] * 30, "without": ["u", "v", "v", "v"] * 30}
+    task = Tabular(table(columns, [0, 1] * 60))
+    assert [one.rows for one in task.categories] == [3, 2]
+    stored = stored_rows(
+        {"with": np.array(["b", "zebra", None], object), "without": np.array(["u", "zebra", None], object)}, task.table.columns, "new"
+    )
+    assert task.preprocess()(torch.tensor(stored)).tolist() == [[1, 0], [2, 1], [2, 1]]
+
+
+def test_columns_that_never_change_are_not_given_to_the_network():
+    columns, classes, _ = people()
+    task = Tabular(table(columns, classes))
+    assert task.ignored == ["flat"]
+    assert task.describe()["ignored"] == ["flat"]
+    assert task.input_shape == (1 + 1 + 2,), "a mark for the missing age, its curve, and two codes"
+
+
+# --- loss and metrics ----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_of_classes_are_those_of_scikit_learn():
+    columns, classes, _ = people()
+    task = Tabular(table(columns, classes), metric_name="log_loss")
+    outputs, truth = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 3 % 2
+    found, guess = task.metrics(outputs, truth), outputs.argmax(1)
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, guess))
+    assert found["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(truth, guess))
+    assert found["log_loss"] == pytest.approx(metrics.log_loss(truth, outputs.double().softmax(1)), rel=1e-6)
+    assert task.metric == "neg_log_loss"
+    assert found[task.metric] == -found["log_loss"]
+
+
+def test_metrics_of_numbers_are_those_of_scikit_learn_in_the_units_of_the_target():
+    columns, _, income = people()
+    task = Tabular(table(columns, income))
+    mean, std = task.target_scale
+    test = task.part("test")
+    truth, outputs = task.labels(test), torch.randn(len(test), 1, generator=torch.Generator().manual_seed(0))
+    found, y, guess = task.metrics(outputs, truth), task.table.test_targets, outputs[:, 0].double() * std + mean
+    assert found["rmse"] == pytest.approx(metrics.root_mean_squared_error(y, guess), rel=1e-5)
+    assert found["mae"] == pytest.approx(metrics.mean_absolute_error(y, guess), rel=1e-5)
+    assert found["r2"] == pytest.approx(metrics.r2_score(y, guess), rel=1e-4)
+    assert task.metric == "neg_rmse"
+    assert found[task.metric] == -found["rmse"]
+
+
+# --- from a file to a model -----------------------------------------------------------------------------------------------------
+
+QUICK = ("--set", 'budget=["params<=1500"]', *SMALL_SETTINGS, "--set", "search.finalists=2", "--set", "search.folds=1")
+
+
+@pytest.fixture(scope="module")
+def classified(niwaki_command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classes")
+    columns, classes, _ = people()
+    data = written(folder / "people.csv", columns, classes)
+    answer = niwaki_command("search", "--set", "data.kind=table", "--set", f"data.path={data}", *QUICK, "--out", folder / "run", "--json")
+    assert answer.code == 0, answer.err
+    return folder, answer.json
+
+
+def test_a_search_on_a_csv_file_keeps_its_budget_and_says_what_it_read(classified):
+    folder, found = classified
+    weights = safetensors.numpy.load_file(folder / "run" / "model.safetensors")
+    learned = sum(
+        w.size
+        for name, w in weights.items()
+        if not name.endswith(("running_mean", "running_var", "tracked", "_columns", "_starts", "_last"))
+    )
+    assert learned == found["params"] <= 1500
+    config = json.loads((folder / "run" / "config.json").read_text())["plan"]["config"]
+    assert config["data"]["categorical"] == ["city", "code"]
+    assert (config["data"]["task"], config["data"]["target"], config["data"]["metric"]) == ("classification", "target", "accuracy")
+    assert config["train"]["optimizer"] == "adamw"
+
+
+def test_predictions_for_a_file_are_those_of_the_onnx_model_and_of_model_py(classified, niwaki_command):
+    folder, found = classified
+    classes = people()[1]
+    answer = niwaki_command("predict", folder / "run", folder / "people.csv", "--json").json
+    assert len(answer["predictions"]) == ROWS
+    assert [row["truth"] for row in answer["predictions"]] == classes.tolist()
+    done = subprocess.run([sys.executable, folder / "run" / "model.py", folder / "people.csv"], capture_output=True, text=True, check=True)
+    said = [line.split("  ")[1] for line in done.stdout.splitlines()]
+    assert said == [row["label"] for row in answer["predictions"]]
+    test = read_table(folder / "people.csv").test_rows
+    logits = ExportedModel(folder / "run" / "model.onnx").logits(test)
+    truth = read_table(folder / "people.csv").test_targets
+    assert (logits.argmax(1) == truth).mean() == pytest.approx(found["accuracy"]["test"])
+
+
+def test_a_model_takes_missing_columns_values_and_categories_as_it_should(classified, niwaki_command):
+    folder, _ = classified
+    new = written(
+        folder / "new.csv",
+        {"age": [41.0, np.nan], "city": ["Osaka", "Uji"], "code": [9, 1], "flat": [1, 2], "more": ["x", "y"]},
+        ["rich", "?"],
+    )
+    told = niwaki_command("predict", folder / "run", new, "--json").json
+    assert [row["truth"] for row in told["predictions"]] == ["rich", None]
+    lacking = written(folder / "lacking.csv", {"age": [41.0], "code": [1]}, ["rich"])
+    answer = niwaki_command("predict", folder / "run", lacking, "--json")
+    assert answer.code == 2
+    assert "lacks the columns city, flat" in answer.err
+
+
+def test_the_report_of_a_table_speaks_of_rows(classified):
+    folder, _ = classified
+    page = (folder / "run" / "report.html").read_text()
+    assert "<img" not in page
+    assert "images" not in page.partition("</style>")[2].replace('class="images"', "")
+    assert "city (3)" in page
+    assert "rows.csv" in page
+
+
+def test_a_regression_runs_from_end_to_end_in_the_units_of_its_target(niwaki_command, tmp_path):
+    columns, _, income = people()
+    data = written(tmp_path / "income.csv", columns, income)
+    settings = (
+        "data.kind=table",
+        f"data.path={data}",
+        'budget=["params<=1500"]',
+        "train.epochs=30",
+        "method=random",
+        "evaluator=scratch",
+        "search.evaluations=3",
+    )
+    words = [word for setting in settings for word in ("--set", setting)]
+    answer = niwaki_command("search", *words, "--out", "run", "--json", cwd=tmp_path)
+    assert answer.code == 0, answer.err
+    told = answer.json["budgets"][0]["metrics"]["test"]
+    assert told["rmse"] < 0.5 * np.std(income), "it has learned"
+    loaded = read_table(data)
+    values = ExportedModel(tmp_path / "run" / "model.onnx").logits(loaded.test_rows)[:, 0]
+    assert metrics.root_mean_squared_error(loaded.test_targets, values) == pytest.approx(told["rmse"], rel=1e-4)
+    predicted = niwaki_command("predict", tmp_path / "run", data, "--json").json
+    assert predicted["rmse"] < 0.5 * np.std(income)
+    assert predicted["predictions"][0]["truth"] == pytest.approx(income[0])
+    assert "Predicted against true" in (tmp_path / "run" / "report.html").read_text()
+    again = niwaki_command("search", *words, "--out", "run", cwd=tmp_path)
+    assert f"test rmse {told['rmse']:.5g}" in again.out
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": [0.0] * 40}, "is 0 in every training row"),
+        ({"target": ["a"] * 39 + [None]}, "missing in 1 rows"),
+        ({"target": ["a"] * 40}, "a single class"),
+        ({"target": [*["a"] * 39, "b"]}, "too few"),
+        ({"age": [np.inf] + [1.0] * 39}, "infinite in row 0"),
+        ({"split": [7] * 40}, "the split says '7'"),
+        ({"split": ["test"] * 40}, "0 training rows"),
+        ({"name": [f"person {at}" for at in range(40)] * 1}, None),
+    ],
+)
+def test_data_that_cannot_be_learned_from_are_refused(change, message):
+    columns = {"age": list(np.arange(40.0)), "target": ["a", "b"] * 20} | change
+    targets, split = columns.pop("target"), columns.pop("split", None)
+    if message is None:  # few rows, in which every text may be a category
+        assert table(columns, targets, split=split).columns[1].names is not None
+        return
+    with pytest.raises(DataError, match=message):
+        table(columns, targets, split=split)
+
+
+def test_a_column_of_names_is_no_category_unless_one_says_so():
+    columns = {"name": [f"person {at}" for at in range(200)]}
+    with pytest.raises(DataError, match=r"160 different texts.*leave it out"):
+        table(columns, [0, 1] * 100)
+    assert len(table(columns, [0, 1] * 100, categorical=["name"]).columns[0].names) == 160
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data.path=gone.csv"], "gone.csv is missing"),
+        (["data.path=data.txt"], "a table is a file of one of the kinds"),
+        (["data.path=people.csv", "data.target=wage"], "no column 'wage' (data.target)"),
+        (["data.path=people.csv", 'data.categorical=["town"]'], "no column 'town'"),
+        (["data.path=people.csv", "data.metric=rmse"], "is none for a target of classes"),
+        (["data.path=people.csv", "data.task=regression"], "holds texts such as"),
+        (["data.path=ragged.csv"], "line 3: 1 values where the first line names 2 columns"),
+        (["data.path=bare.npz"], "no array X"),
+        (["data.path=people.csv", 'budget=["params<=5"]'], "no architecture has params <= 5"),
+        (["data.path=people.csv", "network=fbnetv2"], "the rows of a table are read by"),
+        (["data.path=people.csv", "data.knots=1"], "at least 2"),
+        (["data.path=people.csv", "data.layout=NHW"], "data.layout says how npz files are laid out"),
+    ],
+)
+def test_what_cannot_be_searched_is_told_at_once_with_exit_code_2(niwaki_command, tmp_path, settings, message):
+    columns, classes, _ = people(60)
+    written(tmp_path / "people.csv", columns, classes)
+    (tmp_path / "data.txt").write_text("a,b\n1,2\n")
+    (tmp_path / "ragged.csv").write_text("a,target\n1,2\n3\n")
+    np.savez(tmp_path / "bare.npz", a=np.zeros(3))
+    before = sorted(tmp_path.rglob("*"))
+    answer = niwaki_command(
+        "search", "--set", "data.kind=table", *(word for one in settings for word in ("--set", one)), "--json", cwd=tmp_path
+    )
+    assert answer.code == 2, answer.err
+    assert message in answer.json["error"].replace("\n", " ")
+    assert "Traceback" not in answer.err
+    assert sorted(tmp_path.rglob("*")) == before

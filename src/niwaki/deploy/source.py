@@ -29,6 +29,7 @@ from niwaki.nn.build import module_name
 from niwaki.store.files import atomic_write
 
 LINE = 140
+NEGATIVE = "neg_"  # of metrics that are told as they are, too
 INFIX: Mapping[Any, str] = {
     function: sign
     for sign, functions in {
@@ -439,7 +440,7 @@ def _read_image(stored: Preprocessing) -> str:
 
 
 def _title(card: ModelCard) -> str:
-    metrics = "; ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in _numbers(card.metrics))
+    metrics = "; ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in _numbers(card.metrics) if NEGATIVE not in name)
     of = "table" if isinstance(card.preprocessing, TableForm) else "image"
     what = f"{len(card.class_names)} classes" if card.class_names else "one number for a row"
     kind = f"{'An image' if of == 'image' else 'A table'} {'classifier' if card.class_names else 'regression'}"

@@ -73,7 +73,7 @@ TRIM = 0.05  # of the architectures within the budget; options of fewer are left
 TABLE_BUDGET = "params<=10000"
 TABLE_RECIPE = Recipe(optimizer="adamw", lr=0.015, weight_decay=1e-4, warmup=0.1, label_smoothing=0.0)
 TABLE_BATCHES = ((20_000, 256), (5_000, 128), (1_000, 64), (0, 32))  # from so many rows on, so many in a batch
-TABLE_STEPS = 7000
+TABLE_STEPS, TABLE_SEARCH_STEPS = 7000, 1500  # of the final training, and of the supernet's weights
 PLANNED = {  # what a time limit may reduce where nothing was asked for, and the least that means anything
     ("search", "epochs"): 3,
     ("search", "candidates"): 8,
@@ -205,6 +205,8 @@ def decide(config: Config, task: AnyTask, network: Network) -> Config:
     per_epoch = most_macs * (len(weight_part) + MIXTURE * len(architecture_part))
     affordable = round(SEARCH_MACS / max(per_epoch, 1))  # epochs
     stated = config.search.warmup_epochs
+    if isinstance(task, Tabular):
+        affordable = min(affordable, ceil(TABLE_SEARCH_STEPS / batches_per_epoch(len(weight_part), search_batch)))
     search_epochs = config.search.epochs or max(8 if stated is None else stated + 1, min(MOST_EPOCHS, affordable))
     sizes = prod(len(space_of(network)[name].options) for name in resolutions(place(network)))
     apart = config.search.resolutions or ("apart" if 1 < sizes <= MOST_APART else "mixed")

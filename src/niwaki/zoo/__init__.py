@@ -79,7 +79,9 @@ def network(name: str, input_shape: tuple[int, ...] | None = None, classes: int 
         row = columns or Columns(input_shape[0] if input_shape is not None else TABNAS_FEATURES)
         return TABLES[name](row, **({} if classes is None else {"outputs": classes}))
     if input_shape is not None and len(input_shape) != 3:
-        raise SpaceError(f"the networks of the zoo read images of channels x height x width, not {input_shape}")
+        raise SpaceError(
+            f"{name!r} reads images of channels x height x width, not {input_shape}; the rows of a table are read by {' and '.join(TABLES)}"
+        )
     given = {} if classes is None else {"classes": classes}
     if name in _NAMED:
         return _NAMED[name](**given) if input_shape is None else _NAMED[name](input_shape=tuple(input_shape), **given)

@@ -10,7 +10,7 @@ from niwaki.net.control import Chain, Network, OneOf, Repeat, Residual
 from niwaki.net.layer import Activation, BatchNorm, Dropout, Identity, Layer, Linear
 from niwaki.space.choice import Choice
 
-WIDTHS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+WIDTHS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 DEPTHS = (1, 2, 3, 4)
 DROPOUT = 0.1
 # Yang et al., NeurIPS 2022, the Criteo space: 20 sizes for each of three layers, 1,027 features (13 numbers, and 26 embeddings of 39)
