@@ -288,7 +288,7 @@ def test_a_regular_network_that_is_delivered_is_told_with_what_the_search_itself
     assert (choice["chosen"] == choice["own"]) == (source == "finalist")
     notes = [note for note in notes_of(tmp_path / "run") if "a regular network is delivered" in note]
     assert len(notes) == (source == "regular")
-    assert all(note.endswith("was 50.0%, that of the best network that the search itself found 50.0%.") for note in notes)
+    assert all(note.endswith("was 50.0 %, that of the best network that the search itself found 50.0 %.") for note in notes)
 
 
 @pytest.mark.parametrize(
