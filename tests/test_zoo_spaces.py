@@ -186,6 +186,24 @@ def test_small_presets_read_digits_and_cifar_and_run(name, shape):
     assert supernet(network).eval()(torch.zeros(2, *shape), arch).shape == (2, 10)
 
 
+def test_widths_and_expansions_are_filters_and_all_else_is_an_operator():
+    space = space_of(zoo.network("mobilenetv3-like"))
+    # 8 widths and an expansion in each of 20 layers; 2 kernels of the stem, 20 of layers, 20 squeeze-excites, 1 + 15 skips
+    assert sum(tunas.is_filters(decision.name) for decision in space) == 8 + 20
+    assert sum(not tunas.is_filters(decision.name) for decision in space) == 2 + 20 + 20 + 16
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.SPACES if name.endswith(("-small", "-tiny"))])
+def test_soft_decisions_of_the_small_presets_all_get_a_finite_gradient(name):
+    network = zoo.network(name, (1, 8, 8), classes=5)
+    logits = {d.name: torch.zeros(len(d.options), requires_grad=True) for d in space_of(network).decisions}
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    output = supernet(network)(x, {name: torch.softmax(value, 0) for name, value in logits.items()})
+    torch.nn.functional.cross_entropy(output, torch.arange(4)).backward()
+    gradients = {name: value.grad for name, value in logits.items()}
+    assert all(gradient is not None and gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in gradients.values())
+
+
 # --- MnasNet ----------------------------------------------------------------------------------------------------------------
 
 

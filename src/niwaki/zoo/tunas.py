@@ -187,6 +187,11 @@ def proxylessnas_choices(operators: str | Sequence[int]) -> dict[str, Value]:
     return found
 
 
+def is_filters(decision: str) -> bool:
+    """Whether TuNAS tags the decision FILTERS (widths and expansions), and not OP (kernels, squeeze-excite, skips): its warm-ups differ."""
+    return decision.endswith((".width", ".expand"))
+
+
 def may_be_skipped(layer: str) -> bool:
     """Whether `layer` ("stage2.layer1") is not the first of its block."""
     return ".layer" in layer and not layer.endswith(".layer0")
