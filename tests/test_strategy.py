@@ -10,6 +10,8 @@ from niwaki.distribution.independent import Independent
 from niwaki.factor.factor import Limit
 from niwaki.factor.within import within
 from niwaki.objective import Objective, macs
+from niwaki.predictor.graph import GraphRecipe
+from niwaki.predictor.sequence import SequenceRecipe
 from niwaki.run.ask_tell import AskTellError, AskTellSearch, ask_and_tell
 from niwaki.space.choice import SpaceError
 from niwaki.space.space import Decision, Space
@@ -17,8 +19,11 @@ from niwaki.store.engine import open_store
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.exhaustive import Exhaustive
 from niwaki.strategy.local_search import LocalSearch
+from niwaki.strategy.nao import NAO
+from niwaki.strategy.neural_predictor import NeuralPredictor
 from niwaki.strategy.nsga2 import NSGA2
 from niwaki.strategy.policy_gradient import PolicyGradient
+from niwaki.strategy.q_learning import QLearning
 from niwaki.strategy.random import RandomSearch
 from niwaki.strategy.seen import Seen
 from niwaki.strategy.strategy import fingerprint
@@ -35,6 +40,9 @@ STRATEGIES = [
     LocalSearch(founders=4),
     LocalSearch(founders=2, move="first"),
     EVOLUTION,
+    NAO(first=12, per_round=12, seeds=6, recipe=SequenceRecipe(epochs=5, embedding=4, hidden=8, mlp_width=8)),
+    NeuralPredictor(first=20, refit=20, recipe=GraphRecipe(epochs=2, width=8, head=8, layers=1)),
+    QLearning(evaluations=60),
     RegularizedEvolution(Objective("accuracy", (macs <= 300,)), population_size=8, tournament_size=8),
     NSGA2(population_size=10),
     ChowLiuSearch(founders=12),

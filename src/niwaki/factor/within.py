@@ -64,6 +64,18 @@ class Within:
     def canonical_rows(self, rows: np.ndarray) -> np.ndarray:
         return self.space.canonical_rows(rows)
 
+    def existing(self, rows: np.ndarray) -> np.ndarray:
+        return self.space.existing(rows)
+
+    def flow(self) -> np.ndarray:
+        return self.space.flow()
+
+    def depends_on(self, position: int) -> tuple[int, ...]:
+        return self.space.depends_on(position)
+
+    def exists_given(self, position: int, options: tuple[int, ...]) -> bool:
+        return self.space.exists_given(position, options)
+
     def canonical_keys(self, rows: np.ndarray) -> np.ndarray:
         return self.space.canonical_keys(rows)
 

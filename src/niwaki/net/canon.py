@@ -12,7 +12,7 @@ as equal whether or not they are one layer with one set of weights.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from math import prod
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from niwaki.net.flow import INPUT, decision_flow, open_expressions, parts
 from niwaki.net.layer import (
     Activation,
     BatchNorm,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 20_000  # combinations of options for which the paths through one part of a network are listed
 MOST_PATHS = 256  # different ones through one part
-INPUT = -1  # as in `place`
 ZERO = np.uint64(0)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -82,6 +82,10 @@ class Canon:
         found = [table[columns.code(names)] for names, table in self._path_tables]
         return np.concatenate(found, axis=1) if found else np.zeros((len(rows), 0), dtype=np.float32)
 
+    def flow(self) -> np.ndarray:
+        """float32 (D + 2, D + 2): see `decision_flow`."""
+        return decision_flow(self.placement)
+
     @cached_property
     def _steps(self) -> list[_Step]:
         known: dict[Any, Any] = {}
@@ -112,9 +116,9 @@ class Canon:
         options = {decision.name: len(decision.options) for decision in self.placement.decisions}
         tables: dict[tuple, tuple[tuple[str, ...], np.ndarray]] = {}
         seen: set[tuple] = set()
-        for start, stop, source, result in _parts(self.placement):
+        for start, stop, source, result in parts(self.placement):
             items = self.placement.items[start:stop]
-            names = tuple(dict.fromkeys(ref.name for item in items for expr in _open(item) for ref in refs(expr)))
+            names = tuple(dict.fromkeys(ref.name for item in items for expr in open_expressions(item) for ref in refs(expr)))
             if len(names) < 2 or prod(options[name] for name in names) > MOST_ROWS or not _branches_meet(items, start):
                 continue
             like = tuple((replace(item, path="", inputs=tuple(i - start for i in item.inputs)), item.condition) for item in items)
@@ -288,27 +292,6 @@ def _vanishes(item: Placed) -> tuple[Expr, Callable[[Any], bool]]:
 # --- paths -------------------------------------------------------------------------------------------------------------------
 
 
-def _parts(placement: Placement) -> Iterator[tuple[int, int, int, int]]:
-    """(first item, end, tensor that enters, tensor that leaves) of each stretch from one place where a single tensor is alive to the next."""
-    last = {placement.output: len(placement.items)}
-    for at, item in enumerate(placement.items):
-        for source in item.inputs:
-            last[source] = max(last.get(source, at), at)
-    alive, start, entering = {INPUT}, 0, INPUT
-    for at in range(len(placement.items)):
-        alive = {tensor for tensor in (*alive, at) if last.get(tensor, -2) > at}
-        if len(alive) == 1:
-            [leaving] = alive
-            yield start, at + 1, entering, leaving
-            start, entering = at + 1, leaving
-
-
-def _open(item: Placed) -> list[Expr]:
-    """All that is left to decisions about an item."""
-    own = [getattr(item.layer, f.name) for f in fields(item.layer) if f.name != "make"]
-    return [expr for expr in (item.condition, *item.edges, *own) if isinstance(expr, Symbol)]
-
-
 def _branches_meet(items: Sequence[Placed], start: int) -> bool:
     """Whether two tensors that depend on decisions are joined somewhere, not as options of one choice."""
     searched: set[int] = set()
@@ -316,7 +299,7 @@ def _branches_meet(items: Sequence[Placed], start: int) -> bool:
         carried = [source for source, edge in zip(item.inputs, item.edges, strict=True) if edge is True and source in searched]
         if isinstance(item.layer, (Sum, Cat)) and len(carried) > 1:
             return True
-        if _open(item) or any(source in searched for source in item.inputs):
+        if open_expressions(item) or any(source in searched for source in item.inputs):
             searched.add(at)
     return False
 

@@ -27,6 +27,10 @@ class Description(Protocol):
         """float32 (N, F): how what was chosen lies on the ways through the network."""
         ...
 
+    def flow(self) -> np.ndarray:
+        """float32 (D + 2, D + 2): [i, j] = 1 where decision j - 1 reads what decision i - 1 decides about; 0 is the input, D + 1 the output."""
+        ...
+
 
 class Features(NamedTuple):
     """Architectures as points: `choices`, float32 (N, F), says which options were taken, `structure`, float32 (N, G), what they make together.

@@ -242,6 +242,10 @@ class Space:
         """int32 (N, decisions): `rows` with 0 for every decision that does not exist."""
         return canonical_rows(self, rows)[0]
 
+    def existing(self, rows: np.ndarray) -> np.ndarray:
+        """bool (N, decisions): which decisions exist in each of the rows."""
+        return canonical_rows(self, rows)[1]
+
     def holds(self, rows: np.ndarray) -> np.ndarray:
         """bool (N,): which canonical rows are architectures of this space: all of them, for it has no budget."""
         return np.ones(len(rows), dtype=bool)
@@ -261,6 +265,13 @@ class Space:
         counts = option_counts(self, rows)
         paths = np.zeros((len(rows), 0), dtype=np.float32) if self.described is None else self.described.paths(rows)
         return Features(choice_features(self, rows), paths if paths.shape[1] else counts)
+
+    def flow(self) -> np.ndarray:
+        """float32 (D + 2, D + 2): how data flow from the input (0) over the decisions (1 to D) to the output; [i, j] = 1 where j reads i.
+
+        In a space that is not of a network each decision reads the one before it.
+        """
+        return np.eye(len(self) + 2, k=1, dtype=np.float32) if self.described is None else self.described.flow()
 
     def depends_on(self, position: int) -> tuple[int, ...]:
         """The positions of the decisions that say whether the one at `position` exists."""

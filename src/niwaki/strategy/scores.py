@@ -1,0 +1,25 @@
+"""Told trials as the numbers that models are fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from niwaki.objective import Objective
+
+
+def scores_of(objective: Objective, metrics: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """float64 (N,), larger is better: the quality of what is within the limits; of the others, less than of all those, by their violation.
+
+    How much less for a violation of 1 (twice the limit) is the spread of all qualities: infeasible architectures are then no outliers that
+    a squared error would see alone.
+    """
+    quality = np.array([objective.quality(one) for one in metrics], dtype=np.float64)
+    violation = np.array([objective.violation(one) for one in metrics], dtype=np.float64)
+    feasible = violation == 0
+    if feasible.all():
+        return quality
+    least = quality[feasible].min() if feasible.any() else quality.min()
+    spread = float(np.ptp(quality)) or 1.0
+    return np.where(feasible, quality, np.minimum(quality, least) - spread * np.minimum(violation, 1.0))
