@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from niwaki import zoo
+from niwaki.factor.factor import Limit
+from niwaki.factor.within import within
 from niwaki.net.place import space_of
 from niwaki.objective import Objective, parse_budget
 from niwaki.predictor.graph import (
@@ -26,11 +28,12 @@ from niwaki.predictor.graph import (
     normalised,
 )
 from niwaki.predictor.sequence import SequenceRecipe, fit_autoencoder, moved
+from niwaki.recipe import nao, neural_predictor
 from niwaki.strategy.nao import NAO
 from niwaki.strategy.neural_predictor import NeuralPredictor, graphs_of
 from niwaki.strategy.scores import scores_of
 from niwaki.strategy.tokens import Tokens
-from niwaki.testing.toy import toy_evaluate, toy_space
+from niwaki.testing.toy import toy_evaluate, toy_macs, toy_space
 from niwaki.trial import Trial
 
 QUICK = GraphRecipe(epochs=30, lr=3e-3, width=16, head=16, layers=2)
@@ -301,3 +304,50 @@ def test_scores_put_what_is_over_a_limit_below_all_that_is_within_it_by_how_far_
     assert scores[:2].tolist() == [0.5, 0.7]
     assert 0.5 > scores[2] > scores[3] > scores[4]
     assert scores_of(Objective("accuracy"), metrics).tolist() == [0.5, 0.7, 0.9, 0.95, 0.1]
+
+
+# --- the recipes -------------------------------------------------------------------------------------------------------------------
+
+
+def test_naos_cells_are_sequences_of_40_tokens_with_12_words_and_swapping_pairs_changes_nothing_but_their_order():
+    space = nao.cells()
+    tokens = Tokens(space)
+    assert (tokens.length, tokens.vocabulary) == (40, 12)
+    rows = space.sample_many(50, np.random.default_rng(0))
+    spelled = tokens.of(rows)
+    rewritten = nao.swapped(tokens, spelled, np.random.default_rng(1))
+    assert (tokens.rows(rewritten) == tokens.rows(rewritten)).all()
+
+    def nodes(sequence):
+        return [tuple(sorted([tuple(node[:2]), tuple(node[2:])])) for node in sequence.reshape(10, 4).tolist()]
+
+    assert [nodes(a) for a in spelled] == [nodes(b) for b in rewritten]
+    changed = (spelled != rewritten).reshape(50, 2, 5, 4).any(3).sum(2)
+    assert changed.max() == 1, "one node of each cell at most"
+    assert changed.mean() > 0.8
+    strategy = nao.published()
+    assert (strategy.first, strategy.per_round, strategy.seeds, strategy.recipe.trade_off) == (600, 200, 200, 0.8)
+
+
+def test_the_published_search_reports_its_cost_and_refuses_more_than_there_are_and_keeps_limits():
+    space = toy_space()
+    evaluate, limit = toy_evaluate(space), Limit(toy_macs(space), 300)
+    inside = within(space, [limit])
+    found = neural_predictor.search(inside, evaluate, first=30, top=10, recipe=QUICK)
+    assert found.trainings == len({trial.arch for trial in found.trials}) == 40
+    assert found.predictions == inside.size - 30
+    assert all(trial.metrics["macs"] <= 300 for trial in found.trials)
+    assert found.best.metrics["accuracy"] == max(trial.metrics["accuracy"] for trial in found.trials)
+    again = neural_predictor.search(inside, evaluate, first=30, top=10, recipe=QUICK)
+    assert again.trials == found.trials
+    with pytest.raises(PredictorError, match=f"{inside.size} architectures are left .* only {inside.size - 30}"):
+        neural_predictor.search(inside, evaluate, first=30, top=inside.size, recipe=QUICK)
+
+
+def test_all_that_is_left_holds_the_best_and_more_of_the_predicted_best_is_never_worse():
+    space = toy_space()
+    evaluate = toy_evaluate(space)
+    best = [neural_predictor.search(space, evaluate, first=30, top=top, recipe=QUICK).best for top in (5, 20, 80, space.size - 30)]
+    accuracies = [trial.metrics["accuracy"] for trial in best]
+    assert accuracies == sorted(accuracies)
+    assert accuracies[-1] == max(evaluate(arch)["accuracy"] for arch in space.enumerate())

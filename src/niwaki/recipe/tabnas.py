@@ -25,7 +25,8 @@ NOTEBOOK_LR = 0.1  # of Adam on the toy space [official notebook]: too hot, abou
 WARM_UP = 0.25  # share of the epochs in which only weights learn, with shared weights [secondary]
 SAMPLES = 1_024  # of the Monte-Carlo estimate; "larger is better" [secondary; the magnitude from memory]
 
-EXACT_LR = 0.02  # ours, for the toy space
+EXACT_LR = 0.02  # ours, for the 1,500 evaluations of the toy space
+TABLE_LR = 0.1  # ours, for some tens of evaluations
 
 
 def exact(objective: Objective, *, lr: float = EXACT_LR, batch_size: int = 1, name: str = "tabnas") -> PolicyGradient:

@@ -8,11 +8,16 @@ from difflib import get_close_matches
 from typing import Any
 
 from niwaki.objective import Objective
+from niwaki.recipe import mnasnet, nao, neural_predictor, tabnas, tunas
 from niwaki.strategy.default import Default
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.exhaustive import Exhaustive
 from niwaki.strategy.local_search import LocalSearch
+from niwaki.strategy.neural_predictor import NeuralPredictor
 from niwaki.strategy.nsga2 import NSGA2
+from niwaki.strategy.policy import softmaxes
+from niwaki.strategy.policy_gradient import Adam, PolicyGradient
+from niwaki.strategy.q_learning import QLearning
 from niwaki.strategy.random import RandomSearch
 from niwaki.strategy.strategy import Strategy
 from niwaki.strategy.tree import ChowLiuSearch, CrankSearch
@@ -41,6 +46,12 @@ STRATEGIES: dict[str, Named] = {
     "chow-liu": Named(lambda objectives: ChowLiuSearch(objectives[0])),
     "crank": Named(lambda objectives: CrankSearch(objectives[0])),
     "nsga2": Named(lambda objectives: NSGA2(objectives), several=True),
+    "reinforce": Named(lambda objectives: PolicyGradient(objectives[0], optimizer=Adam(tunas.TABLE_LR, betas=(0.0, 0.999)))),
+    "ppo": Named(lambda objectives: mnasnet.controller(objectives[0], lr=mnasnet.TABLE_LR, kind=softmaxes, name="ppo")),
+    "nao": Named(lambda objectives: nao.table(objectives[0])),
+    "neural-predictor": Named(lambda objectives: NeuralPredictor(objectives[0], first=100, recipe=neural_predictor.TABLE)),
+    "q-learning": Named(lambda objectives: QLearning(objectives[0], rate=0.1, evaluations=1000)),
+    "tabnas": Named(lambda objectives: tabnas.exact(objectives[0], lr=tabnas.TABLE_LR)),
 }
 
 

@@ -76,15 +76,16 @@ class NeuralPredictor:
         if state.ends and (known := tuple(state.ok)[: state.ends[-1]]):
             rows = np.array(state.space.indices(member.arch for member in known), dtype=np.int32)
             scores = scores_of(self.objective, [member.metrics for member in known])
-            told = set(state.space.canonical_keys(np.array(state.space.indices(m.arch for m in state.ok), dtype=np.int32)).tolist())
-            later = []
+            told = np.array(state.space.indices(member.arch for member in state.ok), dtype=np.int32)
+            told_keys, told_rows = set(state.space.canonical_keys(told).tolist()), {row.tobytes() for row in told}
+            alike = []  # to one that was told
             ranking = _ranking(self, state.space, rows.tobytes(), scores.tobytes())
             for row, key in zip(ranking.rows, ranking.keys, strict=True):
-                if key in told:
-                    later.append(row)
-                else:
+                if key not in told_keys:
                     yield row
-            yield from later
+                elif row.tobytes() not in told_rows:
+                    alike.append(row)
+            yield from alike
 
     def tell(self, state: NeuralPredictorState, trials: Sequence[Trial]) -> NeuralPredictorState:
         ends, ok, seen = list(state.ends), [], state.seen

@@ -1,0 +1,71 @@
+"""TuNAS (Bender et al., CVPR 2020, arXiv 2008.06120): its controller, its reward, its schedules, and what it claims.
+
+Parts: independent softmaxes from zero; REINFORCE, one architecture a step, baseline with momentum 0.95; the absolute reward, whose optimum is at the
+target (objective/reward.py); Adam without a first moment, whose rate waits and then grows; the spaces (zoo/tunas.py). At the end the most
+likely option of every decision is taken. Warm-ups are of the shared weights; here is their schedule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from niwaki.objective import Objective
+from niwaki.strategy.policy_gradient import Adam, DelayedRamp, PolicyGradient
+
+BETA = -0.10  # of the absolute reward [code]
+MOMENTUM = 0.95  # of the baseline [code]
+DELAY, RAMP = 0.25, 10.0  # of the controller's learning rate [code]
+TABLE_LR = 0.02  # ours, for the 3,000 steps of a table; the code's for a batch of 4,096 is 4.8e-3, for many times as many steps
+VALIDATION_BATCHES = 4  # the batch that rewards is so many times the batch that trains [code]
+
+
+def learning_rate(batch_size: int) -> float:
+    """Of the controller: 3e-4 for 256 examples of a training batch [code].
+
+    >>> round(learning_rate(4096), 6)
+    0.0048
+    """
+    return 3e-4 * batch_size / 256
+
+
+def controller(objective: Objective, *, steps: int, lr: float = TABLE_LR, delay: float = DELAY, name: str = "tunas") -> PolicyGradient:
+    """The controller for a search of `steps` evaluations. objective: with the form `Absolute(beta)`, which is an objective's own."""
+    schedule = DelayedRamp(steps, delay, RAMP)
+    return PolicyGradient(objective, optimizer=Adam(lr, betas=(0.0, 0.999), eps=1e-8, schedule=schedule), momentum=MOMENTUM, name=name)
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """p(step): with this probability a decision is not sampled, but all its operations run, averaged, or its largest width; from 1 to 0.
+
+    share: of all steps. It must be over when the controller begins to learn, or the log-probabilities would be of what was not sampled.
+    """
+
+    total: int
+    share: float = DELAY
+
+    def __post_init__(self) -> None:
+        if self.total < 1 or not 0 <= self.share <= 1:
+            raise ValueError(f"total={self.total}, share={self.share}: at least 1 step, and a share of them from 0 to 1")
+
+    def __call__(self, step: int) -> float:
+        return max(0.0, 1 - step / (self.share * self.total)) if self.share else 0.0
+
+    def before(self, schedule: DelayedRamp) -> WarmUp:
+        """This, or an error where the controller learns while it lasts."""
+        if self.share * self.total > schedule.delay * schedule.total:
+            raise ValueError(
+                f"a warm-up of {self.share:g} of {self.total} steps ends after the controller begins to learn, at {schedule.delay:g} of "
+                f"{schedule.total}; it must end no later"
+            )
+        return self
+
+
+CLAIMS = {
+    "target": (
+        "The absolute reward's optimum is at the target for any beta that exceeds the slope there",
+        "one search meets its target [paper]",
+    ),
+    "soft": ("MnasNet's soft reward ends where its exponent happens to meet the slope", "about 7 searches to meet a target [paper]"),
+    "quality": ("A search beats random search, the more the larger the space", "on three spaces [paper]"),
+}
