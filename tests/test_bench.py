@@ -2,8 +2,10 @@
 
 import json
 import re
+import sys
 import xml.etree.ElementTree as ET
 from itertools import product
+from pathlib import Path
 from random import Random
 
 import moocore
@@ -22,6 +24,11 @@ from niwaki.run.strategies import UnknownStrategy
 from niwaki.space.choice import BudgetError
 from niwaki.space.space import Decision, Space
 from niwaki.strategy.random import RandomSearch
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import regret  # noqa: E402
 
 CELLS = np.array(list(product(range(5), repeat=6)), dtype=np.uint8)
 
@@ -164,6 +171,12 @@ def test_random_search_is_what_the_closed_form_says(small, tmp_path):
     for at in (1, 5, 20, 60):
         entry = found["random"]["regret"][str(at)]
         assert abs(entry["mean"] - facts["random_exact"][at - 1]) < 3.5 * entry["sem"]
+
+
+def test_a_better_method_beats_random_search_in_closed_form_and_random_search_does_not(small, tmp_path):
+    found = bench([small], objectives=["quality"], strategies=["local-search"], evaluations=60, seeds=15, out=tmp_path / "run")
+    assert found["local-search"]["against_random"]["high"] < 0
+    assert found["random"]["against_random"]["low"] < 0 < found["random"]["against_random"]["high"]
 
 
 def test_costs_columns_are_small_by_name_and_signs_say_it_otherwise(small):
@@ -328,6 +341,33 @@ def test_the_command_line_prints_one_entry_for_each_evaluation(cells, tmp_path, 
     assert listed.code == 0
     assert "random search and random sampling included" in listed.out
     assert niwaki_command("report", tmp_path / "run", "--json").json["checklist"]
+
+
+# --- the comparison that is kept -------------------------------------------------------------------------------------
+
+
+def test_what_lies_outside_the_interval_of_what_is_kept_is_found():
+    generator = np.random.default_rng(0)
+    kept = {"a": {"1": generator.normal(5, 1, 50).tolist(), "3": generator.normal(2, 1, 50).tolist()}}
+    again = generator.normal((5, 4, 2), 1, size=(50, 3))
+    assert regret.outside(kept, {"a": again}) == []
+    assert regret.outside(kept, {"a": again[:10]}) == []
+    assert [line.split(":")[0] for line in regret.outside(kept, {"a": again + [0, 9, 1.5]})] == ["a after 3 evaluations"]
+    assert len(regret.outside(kept, {"a": again[:5] - 4})) == 2
+
+
+def test_the_kept_regret_plot_comes_out_again_within_its_interval(shared_data, tmp_path):
+    kept = json.loads((regret.RESULTS / "regret.json").read_text())["figures"]["regret_of_each_seed"]
+    table = shared_data / "nasbench201" / "nasbench201_cifar10.npz"
+    asks = {"objectives": [regret.OBJECTIVE], "evaluations": regret.EVALUATIONS}
+    bench([table], **asks, strategies=["local-search", "evolution"], seeds=regret.SEEDS, out=tmp_path / "all")
+    found = regret.curves(tmp_path / "all")
+    assert set(found) == {"local-search", "evolution", "random", "params", "macs"}
+    assert regret.outside(kept, found) == []
+    bench([table], **{**asks, "evaluations": 50}, strategies=["default"], seeds=3, out=tmp_path / "default")
+    assert regret.outside(kept, regret.curves(tmp_path / "default")) == []
+    drawing = (regret.PLOT).read_text()
+    assert all(f">{name}</text>" in drawing for name in kept)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

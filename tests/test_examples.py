@@ -75,3 +75,12 @@ def test_the_configuration_among_the_examples_can_be_read():
     config = load_config(ROOT / "examples" / "fashion.toml", ())
     assert config.data.kind == "npz"
     assert len(config.budget) == 2
+
+
+def test_the_comparison_of_the_readme_finds_the_best_of_its_table(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(BLOCKS[2], names)
+    assert names["found"]["default"]["seeds"] == 20
+    assert names["found"]["default"]["regret"]["20"]["mean"] <= names["found"]["random"]["regret"]["20"]["mean"]
+    assert (tmp_path / "runs" / "mine-bench" / "report.html").is_file()

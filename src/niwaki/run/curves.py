@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from niwaki.run.significance import alike, compare, critical_difference, friedman, mean_ranks
-from niwaki.run.statistics import bootstrap, bootstrap_curve
+from niwaki.run.statistics import Interval, bootstrap, bootstrap_curve
 
 Record = Mapping[str, Any]
+CURVES = 2000  # resampled mean curves, of which the area is taken
 MOMENTS = 120  # of simulated time, at which curves over time are drawn
 
 
@@ -30,7 +31,7 @@ def summary(facts: Mapping[str, Any], records: Mapping[str, Sequence[Record]]) -
     }
 
 
-def area(regret: Sequence[float], floor: float) -> float:
+def area(regret: Sequence[float] | np.ndarray, floor: float) -> float:
     """Mean of log10 regret over log evaluations, by trapezoids: the area under the curve of the log-log plot, divided by its width.
 
     floor: what a regret of 0 counts as: the smallest above 0 that there is.
@@ -48,6 +49,8 @@ def _one(facts: Mapping[str, Any], records: Sequence[Record], areas: Sequence[fl
     if facts["report"] == "hypervolume":
         found["hypervolume"] = _curve(facts["best"] - regrets)
     found["area"] = asdict(bootstrap(areas))
+    if facts["random_exact"]:
+        found["against_random"] = asdict(_against(regrets, facts["random_exact"], facts["floor"]))
     found["reached"] = [_reached(level, regrets) for level in facts["levels"]]
     found["within"] = float(np.mean([np.mean(record["within"]) for record in records]))
     found["seeds"] = len(records)
@@ -60,6 +63,14 @@ def _one(facts: Mapping[str, Any], records: Sequence[Record], areas: Sequence[fl
         low, high = bootstrap_curve(known)
         found["over_time"] = {"seconds": list(times), "mean": known.mean(axis=0).tolist(), "low": low.tolist(), "high": high.tolist()}
     return found
+
+
+def _against(regrets: np.ndarray, exact: Sequence[float], floor: float) -> Interval:
+    """Area under the mean curve less that of random search in closed form, below 0 where less is left; interval over resampled seeds."""
+    picked = np.random.default_rng(0).integers(len(regrets), size=(CURVES, len(regrets)))
+    differences = [area(regrets[of].mean(axis=0), floor) - area(exact, floor) for of in (slice(None), *picked)]
+    low, high = np.quantile(differences[1:], (0.025, 0.975))
+    return Interval(differences[0], float(low), float(high))
 
 
 def _curve(values: np.ndarray) -> dict[str, dict[str, float]]:
