@@ -340,7 +340,15 @@ def test_the_command_line_prints_one_entry_for_each_evaluation(cells, tmp_path, 
     listed = niwaki_command("report", tmp_path / "run", "--checklist")
     assert listed.code == 0
     assert "random search and random sampling included" in listed.out
-    assert niwaki_command("report", tmp_path / "run", "--json").json["checklist"]
+    assert len(niwaki_command("report", tmp_path / "run", "--checklist", "--json").json["checklist"]) == 14
+
+
+def test_a_search_has_its_checklist_too(finished, niwaki_command):
+    items = niwaki_command("report", finished.folder, "--checklist", "--json").json["checklist"]
+    status = {item["item"]: item["status"] for item in items}
+    assert status["everything that is needed to run it again"] == "pass"
+    assert status["repeated with several seeds"] == "fail"  # it has one
+    assert set(status.values()) == {"pass", "fail", "n.a."}
 
 
 # --- the comparison that is kept -------------------------------------------------------------------------------------

@@ -132,18 +132,18 @@ def report(
 ) -> None:
     """Write report.html of a run anew, finished or not; or of a comparison."""
     with _told(as_json):
-        from niwaki.run.api import write_report
+        from niwaki.run.api import run_checklist, write_report
         from niwaki.run.bench import is_comparison, write_comparison
 
         if is_comparison(folder):
-            items = write_comparison(folder)["checklist"]
-            print(json.dumps({"report": str(folder / "report.html"), "checklist": items}) if as_json else folder / "report.html")
-            for item in items if checklist and not as_json else ():
-                print(f"{item['status']:<5} {item['item']}\n      {item['evidence']}")
-            return
-
-        path = write_report(folder)
-        print(json.dumps({"report": str(path)}) if as_json else path)
+            path, items = folder / "report.html", write_comparison(folder)["checklist"]
+        else:
+            path = write_report(folder)
+            items = [vars(item) for item in run_checklist(folder)] if checklist else []
+        found = {"report": str(path), **({"checklist": items} if checklist else {})}
+        print(json.dumps(found) if as_json else path)
+        for item in items if checklist and not as_json else ():
+            print(f"{item['status']:<5} {item['item']}\n      {item['evidence']}")
 
 
 @app.command()

@@ -23,6 +23,7 @@ from niwaki.net.control import Network
 from niwaki.net.place import space_of
 from niwaki.net.text import from_json, network_hash
 from niwaki.nn.build import build
+from niwaki.run.checklist import Item, checklist_of_run
 from niwaki.run.config import Config, ConfigError, changed, config_of, load_config, uses, without_effect
 from niwaki.run.folder import Folder, RunError, check_is_search, once, read_config
 from niwaki.run.loop import run
@@ -31,7 +32,7 @@ from niwaki.run.plan import PLANNED, fit_to_minutes, search_of
 from niwaki.run.progress import Progress, Silent
 from niwaki.run.search import AnyTask, Chosen, Search
 from niwaki.run.ship import answers, examples, ship
-from niwaki.run.story import network_facts, write_page
+from niwaki.run.story import network_facts, record_of, write_page
 from niwaki.space.architecture import Architecture
 from niwaki.space.space import Space
 from niwaki.task.cut import DataError
@@ -117,6 +118,16 @@ def write_report(path: str | Path) -> Path:
     try:
         check_is_search(folder.path, folder.asked)
         return write_page(folder)
+    finally:
+        folder.close()
+
+
+def run_checklist(path: str | Path) -> list[Item]:
+    """What a comparison of search methods should keep, for the run in `path`: item by item, with where it can be seen."""
+    folder = Folder(path, read_only=True)
+    try:
+        check_is_search(folder.path, folder.asked)
+        return checklist_of_run(record_of(folder))
     finally:
         folder.close()
 

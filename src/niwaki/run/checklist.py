@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from niwaki.report.record import Record
+
 Status = Literal["pass", "fail", "n.a."]
 LEAST_SEEDS = 10  # on tables and other spaces that can be enumerated
 
@@ -21,10 +23,63 @@ class Item:
 
 def checklist(results: Mapping[str, Any]) -> list[Item]:
     """The items for a comparison on a table. results: results.json of `niwaki bench`."""
-    return list(_items(results))
+    return list(_of_comparison(results))
 
 
-def _items(results: Mapping[str, Any]) -> Iterator[Item]:
+def checklist_of_run(record: Record) -> list[Item]:
+    """The items for one search that trained: what it lacks to be a comparison stands as fail."""
+    return list(_of_run(record))
+
+
+def _of_run(record: Record) -> Iterator[Item]:
+    sources = {candidate.source for candidate in record.candidates}
+    finished = record.status == "finished"
+    not_yet = f"the run is {record.status}"
+    yield Item(
+        "code of the training pipelines",
+        "pass" if finished else "fail",
+        "model.py, and config.json with the whole recipe" if finished else not_yet,
+    )
+    yield Item("code of the search methods", "pass", f"niwaki {record.versions.get('niwaki', '')}, method {record.method}: config.json")
+    yield Item("released as it is, early", "n.a.", "for whoever publishes the search; this folder holds all of it")
+    yield Item(
+        "the same data, space, training and hyper-parameters for all", "pass", "one data set, space and recipe for all trials: config.json"
+    )
+    yield Item("ablations of the methods' parts", "fail", "none in this folder; search.* in config.json switches parts off, one run each")
+    yield Item(
+        "the same evaluation protocol for all",
+        "pass",
+        "candidates on the validation part, the delivered network on the test part once: report.html",
+    )
+    yield Item("performance over compute, not at one point", "fail", "one plan of one size: its result is one point")
+    baselines = sorted(sources & {"random", "regular"})
+    yield Item(
+        "random search and random sampling included",
+        "pass" if baselines else "fail",
+        f"report.html: trials of the source {' and '.join(baselines)}"
+        if baselines
+        else "no trial is random; search.method = random is one",
+    )
+    yield Item(
+        "repeated with several seeds", "fail", f"one seed, {record.config.get('seed')}: config.json; `--seed` and another --out repeat it"
+    )
+    yield Item("tables for depth, real runs for breadth", "pass", "networks are trained: report.html; `niwaki bench` has the tables")
+    versions = bool(record.versions and record.machine)
+    yield Item(
+        "confounders controlled: machine, versions, parallel work",
+        "pass" if versions else "fail",
+        "report.html#run; threads in config.json",
+    )
+    yield Item(
+        "tuning of the methods told, and its time counted", "n.a.", "none took place here; what differs from the defaults is in config.json"
+    )
+    yield Item("end-to-end time", "pass" if record.seconds else "fail", "report.html#run, by phase" if record.seconds else not_yet)
+    yield Item(
+        "everything that is needed to run it again", "pass" if record.command else "fail", "report.html#run: the command; config.json"
+    )
+
+
+def _of_comparison(results: Mapping[str, Any]) -> Iterator[Item]:
     facts, found, run = results["facts"], results["strategies"], results["run"]
     seeds = min(one["seeds"] for one in found.values())
     least = min(one["evaluations"] for one in found.values())
