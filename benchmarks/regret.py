@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from harness import HERE, RESULTS, Claim, Result, Table, arguments, machine, on_one_thread, report, say
 
-from niwaki.run.bench import bench
+from niwaki.run.bench import bench, code_hash
 from niwaki.store.files import atomic_write
 
 OBJECTIVE = "cifar10_test_acc_200ep"
@@ -42,7 +42,7 @@ def main() -> int:
     about = machine(threads=1, seed=given.seed)
     seeds, evaluations = (3, 20) if given.quick else (given.seeds or SEEDS, EVALUATIONS)
     strategies = given.strategies.split(",") if given.strategies else list(STRATEGIES)
-    out = HERE / "work" / f"regret{'-quick' if given.quick else ''}"
+    out = HERE / "work" / ("regret-quick" if given.quick else f"regret-{code_hash()}")  # searches of other code are not mixed in
     bench([table], objectives=[OBJECTIVE], strategies=strategies, evaluations=evaluations, seeds=seeds, out=out, fresh=given.quick)
     results = json.loads((out / "results.json").read_text())
     report(_result(results, curves(out), seeds), about, quick=given.quick)

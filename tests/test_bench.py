@@ -257,6 +257,13 @@ def test_random_search_against_random_search_comes_out_even(small):
     assert even(curves, evaluations_for_seeds) > 0.5
 
 
+def test_a_strategy_can_be_compared_with_itself(small):
+    contest = asked(small, evaluations=30)
+    assert contest.contestants(["random", "random#2"]) == ["random", "random#2"]
+    first, again, other = (contest.play(name, 3)["places"] for name in ("random", "random", "random#2"))
+    assert first == again != other
+
+
 def test_the_simulated_random_search_is_the_permutation_that_the_test_of_equals_draws(small):
     contest = asked(small, evaluations=40)
     searched = np.array([contest.play("random", seed)["regret"] for seed in range(200)])

@@ -225,7 +225,10 @@ def bench(
     objective: Annotated[
         list[str], typer.Option(help="Column to search for; -COLUMN for one that is to be small. Twice for two objectives at once.")
     ],
-    strategy: Annotated[list[str] | None, typer.Option(help="NAME[,NAME...]; random, params and macs are always there.")] = None,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME[,NAME...]; random, params and macs are always there. NAME#2 is NAME again with other random numbers."),
+    ] = None,
     limit: Annotated[
         list[str] | None, typer.Option(help='"pixel3<=4" on a column, or "macs<=50M" on a count of the description; may be repeated.')
     ] = None,

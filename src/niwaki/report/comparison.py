@@ -114,7 +114,7 @@ def _figures(results: Results) -> Section:
     for name in order:
         entries = [found[name]["regret"][str(at)] for at in counts]
         cells = [f"{number(e['mean'])} <span class=soft>±{e['sem']:.2g}</span>" for e in entries]
-        rows.append((f"<b>{escape(name)}</b>", *cells))
+        rows.append((_name(name), *cells))
     if facts["random_exact"]:
         exact = ("random, exact", *(number(facts["random_exact"][at - 1]) for at in counts))
         rows.append(tuple(f"<span class=soft>{cell}</span>" for cell in exact))
@@ -128,7 +128,7 @@ def _figures(results: Results) -> Section:
         "the search itself."
     )
     columns = _columns(facts, found)
-    rows = [(f"<b>{escape(name)}</b>", *(cell(found[name]) for cell in columns.values())) for name in order]
+    rows = [(_name(name), *(cell(found[name]) for cell in columns.values())) for name in order]
     body += f'<p class="sub">{escape(told)}</p><div class="card">{listing(("strategy", *columns), rows)}</div>'
     return "figures", "Figures", body
 
@@ -157,6 +157,10 @@ def _reached(at: int, one: Results) -> str:
     return f"{level['seeds']} of {one['seeds']}{when}"
 
 
+def _name(name: str) -> str:
+    return f'<b class="name">{escape(name)}</b>'
+
+
 def _interval(one: Results) -> str:
     return f"{one['mean']:.3f} <span class=soft>{one['low']:.3f} to {one['high']:.3f}</span>"
 
@@ -182,7 +186,7 @@ def _ranks(results: Results) -> Section | None:
     columns = [what for what in comparison["ranks"] if what != "area"][-5:]
     rows = [
         (
-            f"<b>{escape(name)}</b>",
+            _name(name),
             *(f"{comparison['ranks'][what][name]:.2f}" for what in columns),
             f"<b>{comparison['ranks']['area'][name]:.2f}</b>",
         )

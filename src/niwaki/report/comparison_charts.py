@@ -19,6 +19,7 @@ BETWEEN = 16.0  # of labels
 MOST_POINTS = 240  # of a curve
 
 STYLE = """
+.name{white-space:nowrap}
 .cmp{display:block;width:100%;height:auto;min-width:620px;font-family:system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif;font-size:13px}
 .cmp text{fill:var(--soft)}.cmp .t{fill:var(--ink);font-weight:600}.cmp .g{stroke:var(--faint);stroke-width:1;fill:none}
 .cmp .a{stroke:var(--soft);stroke-width:1.2;fill:none}.cmp .l{fill:none;stroke-width:2.2;stroke-linejoin:round}.cmp .b{stroke:none;opacity:.14}

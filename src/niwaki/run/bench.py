@@ -69,7 +69,7 @@ def bench(
     asked = {
         **asdict(question),
         "tables": {Path(path).name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in question.tables},
-        "code": _code(),
+        "code": code_hash(),
     }
     folder = Folder(
         out or Path("runs") / f"bench-{contest.table.name}-{_short(asked)}", asked={"bench": asked}, plan=lambda: facts, fresh=fresh
@@ -133,7 +133,7 @@ def table_of(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _code() -> str:
+def code_hash() -> str:
     """A hash of all files that decide how a search goes."""
     home = Path(__file__).parents[1]
     files = [file for name in DECIDES for file in ([home / name] if name.endswith(".py") else sorted((home / name).glob("*.py")))]

@@ -208,7 +208,7 @@ class Contest:
         named = list(dict.fromkeys(strategies))
         for name in named:
             if name not in COUNTS:
-                strategy_named(name, self.objectives)
+                strategy_named(_plain(name), self.objectives)
             elif self.table.network is None:
                 self.table.cost(name)
         return [*named, *(name for name in always if name not in named)]
@@ -219,12 +219,12 @@ class Contest:
             log = in_order(self._by_count(name, seed), lambda place: float(self.seconds[place]), workers=self.question.workers)
         else:
             log = simulate(
-                strategy_named(name, self.objectives),
+                strategy_named(_plain(name), self.objectives),
                 self.space,
                 self._evaluate,
                 evaluations=self.evaluations,
                 workers=self.question.workers,
-                seed=seed,
+                seed=seed if _plain(name) == name else f"{seed}{name[len(_plain(name)) :]}",
             )
         if not log.places:
             raise BenchError(f"{name} proposed nothing")
@@ -246,6 +246,11 @@ class Contest:
         Random(f"{seed}/{name}").shuffle(shuffled)
         order = np.array(shuffled)[np.argsort(count[shuffled], kind="stable")]
         return order[self.allowed[order]][: self.evaluations].tolist()
+
+
+def _plain(name: str) -> str:
+    """`random` of `random#2`, which is the same strategy with other random numbers: two such must come out even."""
+    return name.partition("#")[0]
 
 
 @lru_cache(maxsize=1)

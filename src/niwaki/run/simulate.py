@@ -48,7 +48,7 @@ def simulate(
     *,
     evaluations: int,
     workers: int = 1,
-    seed: int = 0,
+    seed: int | str = 0,
 ) -> Log:
     """Ask, wait for whoever is ready next, tell, until `evaluations` are finished, or the strategy has nothing left to propose.
 
