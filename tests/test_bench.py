@@ -379,8 +379,9 @@ def test_the_kept_regret_plot_comes_out_again_within_its_interval(shared_data, t
     found = regret.curves(tmp_path / "all")
     assert set(found) == {"local-search", "evolution", "random", "params", "macs"}
     assert regret.outside(kept, found) == []
-    bench([table], **{**asks, "evaluations": 50}, strategies=["default"], seeds=3, out=tmp_path / "default")
-    assert regret.outside(kept, regret.curves(tmp_path / "default")) == []
+    if "default" in kept:
+        bench([table], **{**asks, "evaluations": 50}, strategies=["default"], seeds=3, out=tmp_path / "default")
+        assert regret.outside(kept, regret.curves(tmp_path / "default")) == []
     drawing = (regret.PLOT).read_text()
     assert all(f">{name}</text>" in drawing for name in kept)
 
