@@ -245,7 +245,7 @@ def section_of(results: dict[str, Any]) -> Section:
         top, lost = one.random(plan["evaluations"])
         rows.append((name, "best of as many random draws within the budget", percent(top, 0), f"{100 * lost:.2f}", "0", "", ""))
     rows.sort(key=lambda row: list(searches).index(row[0]))
-    digits = next(iter(searches))
+    digits, *others = searches
     against = [
         bootstrap([
             float(known[name].quality[a["mode"]] - _within(known[name], b["mode"]))
@@ -280,9 +280,11 @@ def section_of(results: dict[str, Any]) -> Section:
             Claim("What makes the difference is the correction by P(V)", "grad log p(y) - grad log P(V) [secondary]",
                   f"without it rejection finds the bottleneck in {toy['uncorrected']} of {seeds}, with it, exactly, in {toy['exact']}", "as above",
                   verdict(toy["exact"] - toy["uncorrected"] >= 4)),
-            Claim("On real tables the most likely network within the budget is in the best 10 % there", "finds networks on the front [secondary]",
-                  "exact: " + ", ".join(f"{name} {percent(share(name, 'exact'), 0)}" for name in searches) + " of the searches", f"best of as many draws: {digits} {percent(top_random, 0)}",
-                  verdict(all(share(name, "exact") >= 0.8 for name in searches))),
+            Claim(f"On {digits} the most likely network within the budget is in the best 10 % there", "finds networks on the front [secondary]",
+                  f"exact: in {percent(share(digits, 'exact'), 0)} of the searches", f"best of as many draws: {percent(top_random, 0)}", verdict(share(digits, "exact") >= 0.8)),
+            Claim("So it is on the other tables", "as above",
+                  "exact: " + ", ".join(f"{name} {percent(share(name, 'exact'), 0)} ({_points(regret(name, 'exact'))} points below the best)" for name in others), "best of as many draws: " + ", ".join(f"{name} {percent(known[name].random(plan['evaluations'])[0], 0)}" for name in others),
+                  verdict(all(share(name, "exact") >= 0.8 for name in others))),
             Claim("It ends at better networks within the budget than the absolute reward", "misses the optimum or overshoots [secondary]",
                   "validation points more than the absolute reward at beta -2 (a mode over the budget counts as the worst member within it): "
                   + ", ".join(f"{name} {_points(one)}" for name, one in zip(searches, against, strict=True)),
