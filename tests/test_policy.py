@@ -5,11 +5,14 @@ from random import Random
 import numpy as np
 import pytest
 
-from niwaki.factor.factor import Limit
+from niwaki.distribution.independent import Independent
+from niwaki.distribution.tree import Tree
+from niwaki.factor.factor import Cost, Factor, Limit
 from niwaki.factor.within import within
 from niwaki.objective import Lagrangian, Objective, macs
 from niwaki.space.size import taken
 from niwaki.space.space import Decision, Space
+from niwaki.strategy.learned import Learned
 from niwaki.strategy.lstm import Lstm
 from niwaki.strategy.policy import Rejecting, softmaxes
 from niwaki.strategy.policy_gradient import BEST_ACCURACY, Adam, Clipped, DelayedRamp, Moments, PolicyGradient
@@ -294,3 +297,45 @@ def test_what_failed_is_learned_from_as_the_worst_reward():
     after = strategy.tell(state, [Trial(2, bad, {}, status="failed")])
     assert after.parameters[0, 1] < state.parameters[0, 1]
     assert {dict(arch)["a"] for arch in strategy.ask(after, 50, Random(0), pending=())} == {0}
+
+
+# ---------------------------------------------------------------- distributions
+
+
+@pytest.mark.parametrize("bounded", [False, True], ids=["whole", "within"])
+def test_independent_softmaxes_are_the_independent_distribution(bounded):
+    space = toy_space()
+    cost = toy_macs(space)
+    where = within(space, [Limit(cost, cost.maximum()[0] // 3)]) if bounded else space
+    ours, theirs = softmaxes(where), Learned(Independent.init)(where)
+    logits = np.random.default_rng(0).normal(size=ours.initial().shape)
+    counts = [len(decision.options) for decision in space]
+    flat = np.concatenate([row[:count] for row, count in zip(logits, counts, strict=True)])
+    rows = ours.sample(logits, 7, np.random.default_rng(1))
+    weights = np.random.default_rng(2).normal(size=7)
+    assert theirs.log_prob(flat, rows) == pytest.approx(ours.log_prob(logits, rows), abs=1e-10)
+    expected = ours.gradient(logits, rows, weights, 0.0, 0)
+    found = theirs.gradient(flat, rows, weights, 0.0, 0)
+    assert found == pytest.approx(np.concatenate([row[:count] for row, count in zip(expected, counts, strict=True)]), abs=1e-9)
+    if bounded:
+        assert theirs.mode(flat) == ours.mode(logits)
+
+
+@pytest.mark.parametrize("bounded", [False, True], ids=["whole", "within"])
+def test_a_tree_learns_by_the_gradient_of_its_log_probability(bounded):
+    space = branching()
+    cost = Cost("cost", "", (Factor(("b", "c"), np.arange(12, dtype=np.int64).reshape(3, 4)),), space)
+    policy = Learned(Tree.init)(within(space, [Limit(cost, 6)]) if bounded else space)
+    parameters = drawn_parameters(policy, scale=0.7)
+    rows = policy.sample(parameters, 5, np.random.default_rng(0))
+    weights, direction = np.random.default_rng(1).normal(size=(2, 5))[0], np.random.default_rng(2).normal(size=parameters.shape)
+
+    def value(at):
+        return float(weights @ policy.log_prob(at, rows)) + (0.0 if bounded else 0.2 * policy.distribution(at).entropy())
+
+    slope = (value(parameters + 1e-5 * direction) - value(parameters - 1e-5 * direction)) / 2e-5
+    assert float(policy.gradient(parameters, rows, weights, 0.0 if bounded else 0.2, 0) @ direction) == pytest.approx(slope, rel=1e-6)
+
+
+def test_a_tree_keeps_the_contract_of_a_strategy():
+    check_strategy(PolicyGradient(controller=Learned(Tree.init), optimizer=Adam(0.05), batch_size=4, name="tree"), evaluations=24)
