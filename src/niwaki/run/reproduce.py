@@ -16,7 +16,7 @@ from typing import Any
 
 from niwaki.deploy.card import versions
 from niwaki.run.claims import write_section
-from niwaki.run.experiments import dmasking, mnasnet, multihardware, tabnas, tunas, zero_cost
+from niwaki.run.experiments import dmasking, mnasnet, multihardware, objectives, rate_constraints, tabnas, tunas, zero_cost
 from niwaki.run.experiments.experiment import Experiment, Plan
 from niwaki.run.folder import Folder, RunError
 from niwaki.run.progress import Progress, Silent
@@ -29,6 +29,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     mnasnet.EXPERIMENT,
     tunas.EXPERIMENT,
     multihardware.EXPERIMENT,
+    objectives.EXPERIMENT,
+    rate_constraints.EXPERIMENT,
 )
 METHODS = {name: experiment for experiment in EXPERIMENTS for name in experiment.names}
 
