@@ -20,7 +20,7 @@ from niwaki.space.space import Decision, Space
 from niwaki.strategy.default import Default, DefaultState, _View
 from niwaki.strategy.surrogate import (
     NOISES,
-    Belief,
+    Model,
     Points,
     Scale,
     Setting,
@@ -68,7 +68,7 @@ def test_the_posterior_is_that_of_scikit_learn(mixture):
     rng = np.random.default_rng(0)
     told, others, targets = points_of(rng, 12), points_of(rng, 30), rng.standard_normal(12)
     setting = Setting(mixture, 1.5, 0.05)
-    belief = Belief(setting, told, targets, others)
+    belief = Model(setting, told.apart, targets)(others, told.squared_distances(others))
     x, z = flat(told, mixture), flat(others, mixture)
     gram = regressor(setting, 1.0).kernel(x)
     inverse = np.linalg.inv(gram)
@@ -107,11 +107,11 @@ def test_assuming_a_point_is_conditioning_on_its_mean():
     rng = np.random.default_rng(1)
     told, others, targets = points_of(rng, 10), points_of(rng, 20), rng.standard_normal(10)
     setting = Setting(0.5, 1.0, 0.01)
-    belief = Belief(setting, told, targets, others)
+    belief = Model(setting, told.apart, targets)(others, told.squared_distances(others))
     for place in (3, 11):
         belief.assume_(place)
     joined = told.and_(others.at(np.array([3, 11])))
-    anew = Belief(setting, joined, np.concatenate([targets, belief.mean[[3, 11]]]), others)
+    anew = Model(setting, joined.apart, np.concatenate([targets, belief.mean[[3, 11]]]))(others, joined.squared_distances(others))
     assert np.allclose(belief.mean, anew.mean, atol=2e-3)
     assert np.allclose(belief.left, anew.left, atol=1e-4)
 

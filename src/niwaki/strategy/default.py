@@ -17,6 +17,8 @@ from niwaki.strategy.strategy import SearchSpace, fingerprint, unseen
 from niwaki.strategy.surrogate import (
     NOISES,
     Belief,
+    Model,
+    Points,
     Setting,
     expected_hypervolume_improvement,
     expected_improvement,
@@ -29,9 +31,9 @@ from niwaki.trial import Trial
 
 BEST_ACCURACY = Objective("accuracy")
 STARTS = 10  # architectures at random before anything is modelled
-MOST_TOLD = 320  # trials that a model is conditioned on
+MOST_TOLD = 256  # trials that a model is conditioned on
 MOST_FITTED = 160  # trials from which the settings of the kernel are found
-CELLS = 1 << 21  # of the kernel between told trials and candidates: how many settings are averaged follows from it
+AVERAGED = 256  # settings times trials: fewer settings are averaged where more is known
 MOST_SETTINGS = 4
 CLIMBS = 2  # times that the neighbours of the most promising join a pool
 CLIMBED = 4  # most promising
@@ -187,70 +189,90 @@ class _View:
     """Candidates for one batch, and what is believed of them."""
 
     def __init__(self, strategy: Default, state: DefaultState, out: np.ndarray, generator: np.random.Generator) -> None:
-        self.strategy, self.state, self.generator = strategy, state, generator
-        ground, count = state.ground, len(strategy.objectives)
-        self.known = np.concatenate([state.rows, out])
+        self.state, self.generator = state, generator
+        ground, count, ok = state.ground, len(strategy.objectives), state.status == 1
+        self.several = count > 1
+        self.known, self.out = np.concatenate([state.rows, out]), out
         self.scores = [strategy.targets(state.values, state.status, column) for column in range(count)]
-        ok = state.status == 1
         self.kept = ok & (state.values[:, count:] <= 1).all(axis=1)
-        # limits that nothing exceeded so far have nothing to be learned from
+        # of limits that nothing has exceeded there is nothing to be learned yet
         self.limits = [c for c in range(count, state.values.shape[1]) if state.settings[c] and (state.values[ok, c] > 1).any()]
+        order = np.lexsort((-self.scores[0], ~self.kept, ~ok))
+        self.rows = ground.pool(state.rows[order], generator) if ground.rows is None else ground.rows
+        self.free = ~_in(self.rows, self.known)
+        models = {column: self._models(strategy, column) for column in [*range(count), *self.limits]}
+        points = ground.points(self.rows) if ground.rows is None else ground.listed_points
+        self.beliefs = {column: self._believed(*found, points) for column, found in models.items()}
         if ground.rows is None:
-            order = np.lexsort((-self.scores[0], ~self.kept, ~ok))
-            self._look(ground.pool(state.rows[order], generator), out)
             for _ in range(CLIMBS):
-                promising = np.argsort(-self.value())[:CLIMBED]
-                near = ground.near(self.rows[promising])
-                self._look(np.unique(np.concatenate([self.rows, near]), axis=0), out)
-        else:
-            self._look(ground.rows, out)
-
-    def _look(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Takes `rows` as the candidates."""
-        strategy, state, ground = self.strategy, self.state, self.state.ground
-        self.rows = rows
-        self.free = ~_in(rows, self.known)
-        points = ground.listed_points if rows is ground.rows else ground.points(rows)
-        points = points.and_(ground.points(out)) if len(out) else points
-        self.beliefs: dict[int, list[Belief]] = {}
-        settings = max(1, min(MOST_SETTINGS, CELLS // (len(rows) * min(len(state.rows), MOST_TOLD))))
-        for column in [*range(len(strategy.objectives)), *self.limits]:
-            use = np.flatnonzero(strategy.learned_from(state.values, state.status, column))
-            targets = strategy.targets(state.values[use], state.status[use], column)
-            some = _some(targets, MOST_TOLD)
-            told = ground.points(state.rows[use[some]])
-            taken = state.settings[column][: settings if column == 0 else 1]  # of limits, and of several objectives, the best
-            self.beliefs[column] = [Belief(setting, told, targets[some], points) for setting in taken]
-        for place in range(len(rows), len(points)):
-            self._assume_(place)
+                self._climb(models)
         self._merge()
+
+    def _models(self, strategy: Default, column: int) -> tuple[list[Model], Points]:
+        """Of a column of values, and the points that they were told."""
+        state = self.state
+        use = np.flatnonzero(strategy.learned_from(state.values, state.status, column))
+        targets = strategy.targets(state.values[use], state.status[use], column)
+        some = _some(targets, MOST_TOLD)
+        told = state.ground.points(state.rows[use[some]])
+        apart, most = told.apart, 1 if column or self.several else max(1, AVERAGED // len(some))
+        return [Model(setting, apart, targets[some]) for setting in state.settings[column][:most]], told
+
+    def _believed(self, models: list[Model], told: Points, points: Points) -> list[Belief]:
+        """What `models` say of `points`, those that are out being assumed to come out at their means."""
+        if not len(self.out):
+            apart = told.squared_distances(points)
+            return [model(points, apart) for model in models]
+        points = self.state.ground.points(self.out).and_(points)
+        apart = told.squared_distances(points)
+        beliefs = [model(points, apart) for model in models]
+        for belief in beliefs:
+            for place in range(len(self.out)):
+                belief.assume_(place)
+        return [belief.at(np.arange(len(self.out), len(points))) for belief in beliefs]
+
+    def _climb(self, models: dict[int, tuple[list[Model], Points]]) -> None:
+        """Adds the neighbours of the most promising candidates."""
+        promising = self.rows[np.argsort(-self.value(), kind="stable")[:CLIMBED]]
+        near = self.state.ground.near(promising)
+        near = near[~_in(near, self.rows)]
+        if len(near):
+            points = self.state.ground.points(near)
+            self.beliefs = {
+                column: [old.and_(new) for old, new in zip(self.beliefs[column], self._believed(*found, points), strict=True)]
+                for column, found in models.items()
+            }
+            self.rows = np.concatenate([self.rows, near])
+            self.free = np.concatenate([self.free, ~_in(near, self.known)])
 
     def _merge(self) -> None:
         """Leaves out what computes the same as a known architecture, where the model tells architectures apart by what they compute."""
         ground = self.state.ground
-        first = self.beliefs[0][0].setting if self.beliefs[0] else None
-        if first is None or first.mixture > MERGED or ground.rows is None:
-            return
-        other = self.free & ~np.isin(ground.keys, ground.keys[ground.places_of(self.known)])
-        self.free = other if other.any() else self.free
+        if ground.rows is not None and all(found[0].setting.mixture <= MERGED for found in self.beliefs.values()):
+            other = self.free & ~np.isin(ground.keys, ground.keys[ground.places_of(self.known)])
+            self.free = other if other.any() else self.free
 
     def value(self) -> np.ndarray:
         """(N,): how promising each candidate is; -inf for those that are known."""
-        size = len(self.rows)
-        value = self._improvement()[:size]
+        value = self._improvement()
         for column in self.limits:
             [belief] = self.beliefs[column]
-            value = value * normal_cdf(-belief.mean / belief.deviation)[:size]
+            value = value * normal_cdf(-belief.mean / belief.deviation)
         return np.where(self.free, value, -np.inf)
 
     def _improvement(self) -> np.ndarray:
-        count = len(self.strategy.objectives)
         if self.limits and not self.kept.any():
             return np.ones(len(self.beliefs[0][0].mean))  # first of all, something that keeps them
-        if count == 2:
+        if len(self.scores) == 2:
             first, second = (self.beliefs[c][0] for c in (0, 1))
             told = np.stack([self.scores[0][self.kept], self.scores[1][self.kept]], axis=1)
             return expected_hypervolume_improvement((first.mean, second.mean), (first.deviation, second.deviation), told)
+        if self.several:  # more than two: one weighted sum of them for each proposal
+            weights = self.generator.dirichlet(np.ones(len(self.scores)))
+            beliefs = [self.beliefs[column][0] for column in range(len(weights))]
+            mean = np.sum([w * b.mean for w, b in zip(weights, beliefs, strict=True)], axis=0)
+            deviation = np.sqrt(np.sum([(w * b.deviation) ** 2 for w, b in zip(weights, beliefs, strict=True)], axis=0))
+            return expected_improvement(mean, deviation, np.max((weights @ np.array(self.scores))[self.kept]))
         best = self.scores[0][self.kept].max()
         total = sum(b.setting.weight for b in self.beliefs[0])
         return np.sum([b.setting.weight / total * expected_improvement(b.mean, b.deviation, best) for b in self.beliefs[0]], axis=0)
@@ -261,8 +283,7 @@ class _View:
             return None
         value = self.value()
         if value.max() <= 0:  # no improvement is expected any more, in single precision: what is known least
-            first, size = self.beliefs[0][0], len(self.rows)
-            value = np.where(self.free, (first.mean + 3 * first.deviation)[:size], -np.inf)
+            value = np.where(self.free, self.beliefs[0][0].mean + 3 * self.beliefs[0][0].deviation, -np.inf)
         ties = np.flatnonzero(value == value.max())
         place = int(ties[self.generator.integers(len(ties))])
         self._assume_(place)

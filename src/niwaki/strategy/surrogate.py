@@ -38,6 +38,12 @@ class Points:
     def and_(self, others: Points) -> Points:
         return Points(np.concatenate([self.choices, others.choices]), np.concatenate([self.structure, others.structure]))
 
+    @property
+    def apart(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N, N), float64: squared distances among themselves."""
+        exact = Points(self.choices.astype(np.float64), self.structure.astype(np.float64))
+        return exact.squared_distances(exact)
+
     def squared_distances(self, others: Points) -> tuple[np.ndarray, np.ndarray]:
         """(N, M) in the choices, and in the structure."""
         return squared_distances(self.choices, others.choices), squared_distances(self.structure, others.structure)
@@ -99,9 +105,7 @@ def settings_of(points: Points, targets: np.ndarray, most: int) -> tuple[Setting
     Mean and amplitude are at their maximum for each: mean = 1'K^-1 y / 1'K^-1 1, amplitude = r'K^-1 r / n. One eigendecomposition serves
     all noises.
     """
-    count = len(targets)
-    exact = Points(points.choices.astype(np.float64), points.structure.astype(np.float64))
-    squared = exact.squared_distances(exact)
+    count, squared = len(targets), points.apart
     right = np.stack([targets, np.ones(count)], axis=1)
     found = []
     for mixture in MIXTURES if points.structure.shape[1] else (1.0,):
@@ -120,27 +124,57 @@ def settings_of(points: Points, targets: np.ndarray, most: int) -> tuple[Setting
     return tuple(Setting(m, length, noise, float(weight)) for (_, m, length, noise), weight in zip(best, weights, strict=True))
 
 
-class Belief:
-    """What one setting says of `points`, conditioned on what was told: mean and variance (N,) of their targets, without noise."""
+class Model:
+    """One setting, conditioned on the `targets` (n,) of what was told."""
 
-    def __init__(self, setting: Setting, told: Points, targets: np.ndarray, points: Points) -> None:
-        self.setting, self.points = setting, points
+    def __init__(self, setting: Setting, told: tuple[np.ndarray, np.ndarray], targets: np.ndarray) -> None:
+        """told: squared distances (n, n) between what was told, float64."""
+        self.setting = setting
         count = len(targets)
-        exact = Points(told.choices.astype(np.float64), told.structure.astype(np.float64))
-        kernel = setting.kernel(exact.squared_distances(exact)) + (setting.noise + JITTER) * np.eye(count)
+        kernel = setting.kernel(told) + (setting.noise + JITTER) * np.eye(count)
         inverse = np.linalg.inv(np.linalg.cholesky(kernel))
         y, one = inverse @ targets, inverse @ np.ones(count)
-        mean = float(one @ y / (one @ one))
-        residual = y - mean * one
+        self.mean = float(one @ y / (one @ one))  # generalised least squares
+        residual = y - self.mean * one
         self.amplitude = float(residual @ residual / count) + 1e-12
-        single = points.choices.dtype
-        self.half = inverse.astype(single) @ setting.kernel(told.squared_distances(points))  # (n, N): its square is what was learned
-        self.mean = mean + residual.astype(single) @ self.half
-        self.left = np.maximum(1 - np.einsum("ij,ij->j", self.half, self.half), LEAST_VARIANCE)  # of the variance, as a part
+        self.inverse, self.residual = inverse.astype(np.float32), residual.astype(np.float32)
+
+    def __call__(self, points: Points, apart: tuple[np.ndarray, np.ndarray]) -> Belief:
+        """apart: squared distances (n, N) from what was told to `points`."""
+        half = self.inverse @ self.setting.kernel(apart)
+        left = np.maximum(1 - np.einsum("ij,ij->j", half, half), LEAST_VARIANCE)
+        return Belief(self.setting, self.amplitude, points, half, self.mean + self.residual @ half, left)
+
+
+@dataclass
+class Belief:
+    """What one setting says of N points: the mean of their targets, and how much is left of the variance, as a part of the amplitude.
+
+    half: (n, N), inverse Cholesky factor times kernel; the sum of its squares is what was learned of the variance.
+    """
+
+    setting: Setting
+    amplitude: float
+    points: Points
+    half: np.ndarray
+    mean: np.ndarray
+    left: np.ndarray
 
     @property
     def deviation(self) -> np.ndarray:
+        """(N,): without the noise."""
         return np.sqrt(self.amplitude * self.left)
+
+    def at(self, places: np.ndarray) -> Belief:
+        return Belief(self.setting, self.amplitude, self.points.at(places), self.half[:, places], self.mean[places], self.left[places])
+
+    def and_(self, more: Belief) -> Belief:
+        """What the same model says of more points."""
+        joined = (
+            np.concatenate([mine, theirs], axis=-1)
+            for mine, theirs in ((self.half, more.half), (self.mean, more.mean), (self.left, more.left))
+        )
+        return Belief(self.setting, self.amplitude, self.points.and_(more.points), *joined)
 
     def assume_(self, place: int) -> None:
         """Takes the target at point number `place` to come out at its mean: what is out should not be asked for again, nor its like."""
