@@ -105,10 +105,21 @@ def test_paths_of_a_cell_are_counted_as_by_walking_them(cells):
     expected = [walked(cells[at].tolist()) for at in drawn]
     sequences = sorted({sequence for paths in expected for sequence in paths})
     matrix = np.array([[paths.get(sequence, 0) for sequence in sequences] for paths in expected])
-    assert counted.shape[1] == 1 + 3 + 9 + 27
-    ours = counted[drawn]
+    assert counted.shape[1] == 1 + 3 + 9 + 27 + 4  # and live layers, see below
+    ours = counted[drawn, :40]
     used = ours[:, (ours != 0).any(axis=0)]
     assert sorted(map(tuple, used.T.tolist())) == sorted(map(tuple, matrix.T.tolist()))
+
+
+def test_layers_count_where_the_input_reaches_them_and_they_reach_the_output(cells):
+    live = space_of(zoo.network("nasbench201")).features(cells).structure[:, 40:]
+    for cell, found in zip(cells[::37].tolist(), live[::37], strict=True):
+        edges = dict(zip(EDGES_201, cell, strict=True))
+        routes = [((0, 3),), ((0, 1), (1, 3)), ((0, 2), (2, 3)), ((0, 1), (1, 2), (2, 3))]
+        used = {edge for route in routes if all(edges[edge] for edge in route) for edge in route}
+        counts = [sum(edges[edge] == operation for edge in used) for operation in (2, 3, 4)]
+        expected = sorted([*counts, counts[0] + counts[1]])  # 1x1, 3x3, pools; ReLUs and BatchNorms are as many as convolutions
+        assert sorted(np.round(found / live[live > 0].min()).tolist()) == expected
 
 
 def conv(kernel: int) -> Conv:

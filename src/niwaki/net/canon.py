@@ -77,7 +77,9 @@ class Canon:
 
     def paths(self, rows: np.ndarray) -> np.ndarray:
         """float32 (N, F): for each part of the network in which searched branches meet, how many ways lead through it over each sequence
-        of layers: zeros lead nowhere, and the identity is no layer. Parts that are alike are counted once."""
+        of layers, and how many of each layer lie on some way. Zeros lead nowhere, and the identity is no layer. Parts that are alike are
+        counted once. The layers are weighed as much as the ways: two architectures are as far apart in the ones as in the others, on average.
+        """
         columns = _Columns(self.placement.decisions, rows)
         found = [table[columns.code(names)] for names, table in self._path_tables]
         return np.concatenate(found, axis=1) if found else np.zeros((len(rows), 0), dtype=np.float32)
@@ -327,8 +329,36 @@ def _path_table(
         ways[at] = {sequence: count for sequence, count in here.items() if count.any()}
         if sum(map(len, ways.values())) > MOST_PATHS * 16 or len(ways[at]) > MOST_PATHS:
             return np.zeros((size, 0), dtype=np.float32)
-    found = [count for _, count in sorted(ways[result].items(), key=lambda pair: len(pair[0])) if (count != count[0]).any()]
-    return np.stack(found, axis=1) if found else np.zeros((size, 0), dtype=np.float32)
+    sequences = [count for _, count in sorted(ways[result].items(), key=lambda pair: len(pair[0]))]
+    paths, layers_ = _varying(sequences, size), _varying(_live(items, start, result, ways, columns), size)
+    if paths.shape[1] and layers_.shape[1]:
+        layers_ *= np.sqrt(paths.var(axis=0).sum() / layers_.var(axis=0).sum())
+    return np.concatenate([paths, layers_], axis=1)
+
+
+def _live(
+    items: Sequence[Placed], start: int, result: int, ways: Mapping[int, Mapping[tuple[int, ...], np.ndarray]], columns: _Columns
+) -> list[np.ndarray]:
+    """For each layer (N,), how many of it the input reaches and reach the output."""
+    needed: dict[int, Any] = {result: np.ones(columns.count, dtype=bool)}
+    counts: dict[tuple[int, ...], Any] = {}
+    for at, item in reversed(list(enumerate(items, start))):
+        reached = np.zeros(columns.count, dtype=bool)
+        for count in ways.get(at, {}).values():
+            reached |= count > 0
+        live = needed.get(at, np.zeros(columns.count, dtype=bool)) & reached
+        for layers, applies in _layers(item, columns):
+            if layers:
+                counts[layers] = counts.get(layers, np.float32(0)) + (live & applies)
+        for read, edge in zip(item.inputs, item.edges, strict=True):
+            needed[read] = needed.get(read, False) | (live & columns.holds(edge))
+    return [np.asarray(count, dtype=np.float32) for count in counts.values()]
+
+
+def _varying(columns: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """float32 (size, F): the columns that are not the same in all rows, none twice."""
+    different = {column.tobytes(): column for column in columns if (column != column[0]).any()}
+    return np.stack(list(different.values()), axis=1) if different else np.zeros((size, 0), dtype=np.float32)
 
 
 def _layers(item: Placed, columns: _Columns) -> list[tuple[tuple[int, ...], Any]]:

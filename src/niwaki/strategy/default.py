@@ -115,7 +115,7 @@ class Default:
         return asked
 
     def save(self, state: DefaultState) -> tuple[Any, dict[str, np.ndarray]]:
-        settings = [[[s.mixture, s.length, s.noise, s.weight] for s in column] for column in state.settings]
+        settings = [[[s.mixture, s.length, s.linear, s.noise, s.weight] for s in column] for column in state.settings]
         content = {"space": state.space.hash, "settings": settings}
         return content, {"rows": state.rows, "values": state.values, "status": state.status}
 
@@ -178,7 +178,7 @@ class Default:
             use = use[_some(self.targets(values[use], status[use], column), MOST_FITTED)]
             targets = self.targets(values[use], status[use], column)
             if len(use) < 3 or np.ptp(targets) == 0:  # nothing to tell settings apart by
-                found.append((Setting(0.5 if state.ground.has_structure else 1.0, 1.0, NOISES[1]),) if len(use) else ())
+                found.append((Setting(0.5 if state.ground.has_structure else 1.0, 1.0, 0.0, NOISES[1]),) if len(use) else ())
                 continue
             points = points or state.ground.points(rows)
             found.append(settings_of(points.at(use), targets, MOST_SETTINGS))
@@ -215,17 +215,17 @@ class _View:
         targets = strategy.targets(state.values[use], state.status[use], column)
         some = _some(targets, MOST_TOLD)
         told = state.ground.points(state.rows[use[some]])
-        apart, most = told.apart, 1 if column or self.several else max(1, AVERAGED // len(some))
-        return [Model(setting, apart, targets[some]) for setting in state.settings[column][:most]], told
+        among, most = told.among, 1 if column or self.several else max(1, AVERAGED // len(some))
+        return [Model(setting, among, targets[some]) for setting in state.settings[column][:most]], told
 
     def _believed(self, models: list[Model], told: Points, points: Points) -> list[Belief]:
         """What `models` say of `points`, those that are out being assumed to come out at their means."""
         if not len(self.out):
-            apart = told.squared_distances(points)
-            return [model(points, apart) for model in models]
+            relation = told.to(points)
+            return [model(points, relation) for model in models]
         points = self.state.ground.points(self.out).and_(points)
-        apart = told.squared_distances(points)
-        beliefs = [model(points, apart) for model in models]
+        relation = told.to(points)
+        beliefs = [model(points, relation) for model in models]
         for belief in beliefs:
             for place in range(len(self.out)):
                 belief.assume_(place)

@@ -7,15 +7,18 @@ mixture, the length and the noise are taken from a small grid: those that explai
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
 from niwaki.space.rows import Features
 
 MIXTURES = (0.0, 0.25, 0.5, 0.75, 1.0)  # part of the squared distance that is of the options taken; the rest is of the structure
-LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # in units of the root mean square distance between two random architectures
+LENGTHS = (0.5, 1.0, 2.0, 4.0)  # in units of the root mean square distance between two random architectures
+LINEARS = (0.0, 0.5)  # variance of what is linear in the features, where that of the rest is 1
 NOISES = (1e-3, 1e-2, 1e-1)  # variance of what the kernel cannot explain, as a part of the variance that it explains
 JITTER = 1e-6
 LEAST_VARIANCE = 1e-6  # in single precision
@@ -39,14 +42,29 @@ class Points:
         return Points(np.concatenate([self.choices, others.choices]), np.concatenate([self.structure, others.structure]))
 
     @property
-    def apart(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N, N), float64: squared distances among themselves."""
+    def among(self) -> Relation:
+        """Of the points among themselves, in double precision."""
         exact = Points(self.choices.astype(np.float64), self.structure.astype(np.float64))
-        return exact.squared_distances(exact)
+        return exact.to(exact)
 
-    def squared_distances(self, others: Points) -> tuple[np.ndarray, np.ndarray]:
-        """(N, M) in the choices, and in the structure."""
-        return squared_distances(self.choices, others.choices), squared_distances(self.structure, others.structure)
+    def to(self, others: Points) -> Relation:
+        """Of N points to M others."""
+        return Relation(*_related(self.choices, others.choices), *_related(self.structure, others.structure))
+
+
+class Relation(NamedTuple):
+    """How points lie to each other, (N, M) each: squared distances and products, of the choices and of the structure."""
+
+    choices: np.ndarray
+    choices_product: np.ndarray
+    structure: np.ndarray
+    structure_product: np.ndarray
+
+
+def _related(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    product = a @ b.T
+    squared = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * product
+    return np.maximum(squared, 0, out=squared), product
 
 
 @dataclass(frozen=True)
@@ -69,12 +87,6 @@ class Scale:
         return Points(*((block - c) * s for block, c, s in zip(features, self.centres, self.spreads, strict=True)))
 
 
-def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, M) between the rows of (N, F) and (M, F)."""
-    found = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * (a @ b.T)
-    return np.maximum(found, 0, out=found)
-
-
 def matern32(squared: np.ndarray, length: float) -> np.ndarray:
     """(1 + x) exp(-x) with x = sqrt(3) distance / length (Rasmussen & Williams 2006, Eq. 4.17)."""
     x = np.sqrt(squared)
@@ -84,19 +96,34 @@ def matern32(squared: np.ndarray, length: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of the kernel: matern32 of mixture * distance^2 of the choices + (1 - mixture) * that of the structure, over `length`, plus
-    `noise` on the diagonal. weight: of this one among those that are averaged."""
+    """One setting of the kernel: a Matern kernel of the distance, over `length`, and `linear` times the product: what bends and what leans.
+
+    Squared distance and product are `mixture` times those of the choices and 1 - mixture times those of the structure. noise: on the
+    diagonal. weight: of this setting among those that are averaged.
+    """
 
     mixture: float
     length: float
+    linear: float
     noise: float
     weight: float = 1.0
 
-    def kernel(self, squared: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        choices, structure = squared
+    def kernel(self, relation: Relation) -> np.ndarray:
+        """(N, M)"""
         if self.mixture == 1:
-            return matern32(choices, self.length)
-        return matern32(self.mixture * choices + (1 - self.mixture) * structure, self.length)
+            squared, product = relation.choices, relation.choices_product
+        else:
+            squared = self.mixture * relation.choices + (1 - self.mixture) * relation.structure
+            product = self.mixture * relation.choices_product + (1 - self.mixture) * relation.structure_product
+        kernel = matern32(squared, self.length)
+        if self.linear:
+            kernel += (2 * self.linear) * product  # the mean square of a scaled point is 1 / 2
+        return kernel
+
+    def variance(self, points: Points) -> np.ndarray:
+        """(N,): the kernel of each point with itself."""
+        own = self.mixture * (points.choices**2).sum(axis=1) + (1 - self.mixture) * (points.structure**2).sum(axis=1)
+        return 1 + 2 * self.linear * own
 
 
 def settings_of(points: Points, targets: np.ndarray, most: int) -> tuple[Setting, ...]:
@@ -105,30 +132,31 @@ def settings_of(points: Points, targets: np.ndarray, most: int) -> tuple[Setting
     Mean and amplitude are at their maximum for each: mean = 1'K^-1 y / 1'K^-1 1, amplitude = r'K^-1 r / n. One eigendecomposition serves
     all noises.
     """
-    count, squared = len(targets), points.apart
+    count, relation = len(targets), points.among
     right = np.stack([targets, np.ones(count)], axis=1)
-    found = []
-    for mixture in MIXTURES if points.structure.shape[1] else (1.0,):
-        for length in LENGTHS:
-            values, vectors = np.linalg.eigh(Setting(mixture, length, 0.0).kernel(squared))
-            y, one = (vectors.T @ right).T
-            for noise in NOISES:
-                spectrum = np.maximum(values, 0) + noise
-                mean = (one / spectrum @ y) / (one / spectrum @ one)
-                amplitude = ((y - mean * one) ** 2 / spectrum).sum() / count
-                found.append((-0.5 * (np.log(spectrum).sum() + count * math.log(amplitude + 1e-12)), mixture, length, noise))
-    found.sort(reverse=True)
+    found: list[tuple[float, Setting]] = []
+    mixtures = MIXTURES if points.structure.shape[1] else (1.0,)
+    for mixture, length, linear in product(mixtures, LENGTHS, LINEARS):
+        values, vectors = np.linalg.eigh(Setting(mixture, length, linear, 0.0).kernel(relation))
+        y, one = (vectors.T @ right).T
+        for noise in NOISES:
+            spectrum = np.maximum(values, 0) + noise
+            mean = (one / spectrum @ y) / (one / spectrum @ one)
+            amplitude = ((y - mean * one) ** 2 / spectrum).sum() / count
+            likelihood = -0.5 * (np.log(spectrum).sum() + count * math.log(amplitude + 1e-12))
+            found.append((float(likelihood), Setting(mixture, length, linear, noise)))
+    found.sort(key=lambda one: -one[0])
     best = found[:most]
-    weights = np.exp(np.array([likelihood for likelihood, *_ in best]) - best[0][0])
+    weights = np.exp(np.array([likelihood for likelihood, _ in best]) - best[0][0])
     weights /= weights.sum()
-    return tuple(Setting(m, length, noise, float(weight)) for (_, m, length, noise), weight in zip(best, weights, strict=True))
+    return tuple(replace(setting, weight=float(weight)) for (_, setting), weight in zip(best, weights, strict=True))
 
 
 class Model:
     """One setting, conditioned on the `targets` (n,) of what was told."""
 
-    def __init__(self, setting: Setting, told: tuple[np.ndarray, np.ndarray], targets: np.ndarray) -> None:
-        """told: squared distances (n, n) between what was told, float64."""
+    def __init__(self, setting: Setting, told: Relation, targets: np.ndarray) -> None:
+        """told: of what was told among itself."""
         self.setting = setting
         count = len(targets)
         kernel = setting.kernel(told) + (setting.noise + JITTER) * np.eye(count)
@@ -139,10 +167,10 @@ class Model:
         self.amplitude = float(residual @ residual / count) + 1e-12
         self.inverse, self.residual = inverse.astype(np.float32), residual.astype(np.float32)
 
-    def __call__(self, points: Points, apart: tuple[np.ndarray, np.ndarray]) -> Belief:
-        """apart: squared distances (n, N) from what was told to `points`."""
-        half = self.inverse @ self.setting.kernel(apart)
-        left = np.maximum(1 - np.einsum("ij,ij->j", half, half), LEAST_VARIANCE)
+    def __call__(self, points: Points, relation: Relation) -> Belief:
+        """relation: of what was told to `points`."""
+        half = self.inverse @ self.setting.kernel(relation)
+        left = np.maximum(self.setting.variance(points) - np.einsum("ij,ij->j", half, half), LEAST_VARIANCE)
         return Belief(self.setting, self.amplitude, points, half, self.mean + self.residual @ half, left)
 
 
@@ -179,8 +207,9 @@ class Belief:
     def assume_(self, place: int) -> None:
         """Takes the target at point number `place` to come out at its mean: what is out should not be asked for again, nor its like."""
         own = self.half[:, place]
-        covariance = self.setting.kernel(self.points.at(np.array([place])).squared_distances(self.points))[0] - own @ self.half
-        spread = math.sqrt(max(1 + self.setting.noise - float(own @ own), LEAST_VARIANCE))
+        point = self.points.at(np.array([place]))
+        covariance = self.setting.kernel(point.to(self.points))[0] - own @ self.half
+        spread = math.sqrt(max(float(self.setting.variance(point)[0]) + self.setting.noise - float(own @ own), LEAST_VARIANCE))
         learned = (covariance / spread).astype(self.half.dtype)
         self.half = np.concatenate([self.half, learned[None]])
         self.left = np.maximum(self.left - learned**2, LEAST_VARIANCE)
