@@ -71,6 +71,14 @@ def test_the_example_of_an_own_family_is_searched_within_its_budget(short_search
     assert "architectures of" in capsys.readouterr().out
 
 
+def test_the_example_on_a_table_ends_with_a_network_within_its_budget(short_search, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["own_table.py"])
+    runpy.run_path(str(ROOT / "examples" / "own_table.py"))
+    [(_, result)] = short_search
+    assert result.metrics["params"] <= 500
+    assert str(result.metrics["test"]["rmse"]) in capsys.readouterr().out
+
+
 def test_the_configuration_among_the_examples_can_be_read():
     config = load_config(ROOT / "examples" / "fashion.toml", ())
     assert config.data.kind == "npz"

@@ -227,7 +227,7 @@ def test_columns_that_never_change_are_not_given_to_the_network():
 
 def test_metrics_of_classes_are_those_of_scikit_learn():
     columns, classes, _ = people()
-    task = Tabular(table(columns, classes), metric_name="log_loss")
+    task = Tabular(table(columns, classes), metric="log_loss")
     outputs, truth = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 3 % 2
     found, guess = task.metrics(outputs, truth), outputs.argmax(1)
     assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, guess))

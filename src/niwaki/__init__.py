@@ -44,6 +44,8 @@ _HOMES = {
     "niwaki.task.embedded": ("digits",),
     "niwaki.task.folder": ("image_folder",),
     "niwaki.task.images": ("arrays", "npz"),
+    "niwaki.task.table": ("read_table", "table"),
+    "niwaki.task.tabular": ("Tabular",),
     "niwaki.train.recipe": ("Recipe",),
     "niwaki.zoo.mlp": ("mlp",),
     "niwaki.zoo.mobile": ("mobile",),

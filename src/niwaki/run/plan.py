@@ -73,7 +73,8 @@ TRIM = 0.05  # of the architectures within the budget; options of fewer are left
 TABLE_BUDGET = "params<=10000"
 TABLE_RECIPE = Recipe(optimizer="adamw", lr=0.015, weight_decay=1e-4, warmup=0.1, label_smoothing=0.0)
 TABLE_BATCHES = ((20_000, 256), (5_000, 128), (1_000, 64), (0, 32))  # from so many rows on, so many in a batch
-TABLE_STEPS, TABLE_SEARCH_STEPS = 7000, 1500  # of the final training, and of the supernet's weights
+TABLE_STEPS, TABLE_SEARCH_STEPS = 6000, 1000  # of the final training, and of the supernet's weights
+TABLE_FINALISTS = 12  # as FINALISTS; networks that differ in widths alone are less unlike
 PLANNED = {  # what a time limit may reduce where nothing was asked for, and the least that means anything
     ("search", "epochs"): 3,
     ("search", "candidates"): 8,
@@ -102,7 +103,7 @@ def task_of(config: Config) -> AnyTask:
         return Tabular(
             rows,
             validation=data.validation,
-            metric_name=data.metric,
+            metric=data.metric or "auto",
             class_weights=weights,
             knots=data.knots,
             fill=data.fill,
@@ -220,7 +221,8 @@ def decide(config: Config, task: AnyTask, network: Network) -> Config:
     distributions = (sizes if apart == "apart" else 1) * len(config.budget or [""])
     passes = ceil(LOGIT_STEPS * distributions / (search_epochs * batches_per_epoch(len(architecture_part), search_batch)))
     folds = config.search.folds or _folds(task)
-    finalists = config.search.finalists or (FINALISTS if folds == 1 else CROSS_VALIDATED)
+    alone = TABLE_FINALISTS if isinstance(task, Tabular) else FINALISTS
+    finalists = config.search.finalists or (alone if folds == 1 else CROSS_VALIDATED)
     regular_ones = round(REGULAR * (finalists - 1)) if config.method == "dmasking" else 0  # else methods could not be told apart
     if config.search.regular is not None and config.search.regular >= finalists:
         raise ConfigError(
@@ -262,7 +264,7 @@ def decide(config: Config, task: AnyTask, network: Network) -> Config:
         "search.evaluations": 200,
         "train.epochs": final_epochs,
         "train.batch_size": batch,
-        **_told_of(task),
+        **(_told_of(task) if (config.data.kind == "table") == isinstance(task, Tabular) else {}),  # else data and task are others
         **{f"train.{key}": _plain(value) for key, value in asdict(recipe).items() if key not in ("epochs", "batch_size")},
     }
     return config.decided(values)

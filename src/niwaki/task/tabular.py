@@ -69,14 +69,14 @@ class Tabular:
     """A table's rows and their targets. Indices 0..N-1 are the training rows, N.. the test rows, as `table` has them.
 
     validation: share of every class (of every tenth of a target of numbers), or of the groups, that is kept out of the train part; a
-    table that has a validation part of its own keeps it. metric: to be best in; accuracy or rmse, if left out. class_weights: as for images.
+    table that has a validation part of its own keeps it. metric: to be best in; "auto" is accuracy or rmse. class_weights: as for images.
     knots: of the piecewise linear curves that columns of numbers become, 0 for the standardised numbers themselves; left out, by the number
     of rows (at most 24). fill: what a missing number is taken for, beside a column that says so: the train part's mean or median.
     """
 
     table: Table
     validation: float = 0.2
-    metric_name: ClassMetric | NumberMetric | None = None
+    metric: str = "auto"  # what is to be small, such as rmse, becomes its negative, neg_rmse: a search maximizes
     class_weights: Literal["auto", "balanced"] | None = "auto"
     knots: int | None = None
     fill: Literal["mean", "median"] = "mean"
@@ -89,9 +89,11 @@ class Tabular:
 
     def __post_init__(self) -> None:
         possible = get_args(ClassMetric if self.is_classification else NumberMetric)
-        if self.metric_name is not None and self.metric_name not in possible:
+        given = possible[0] if self.metric == "auto" else self.metric.removeprefix("neg_")
+        if given not in possible:
             what = "classes" if self.is_classification else "numbers"
-            raise DataError(f"metric {self.metric_name!r} is none for a target of {what}; it is one of {', '.join(possible)}")
+            raise DataError(f"metric {self.metric!r} is none for a target of {what}; it is one of {', '.join(possible)}")
+        object.__setattr__(self, "metric", MAXIMIZED.get(given, given))
         if not 0 < self.validation < 1:
             raise DataError(f"validation={self.validation} is no share of the data; it lies between 0 and 1, say 0.2")
         if self.class_weights not in ("auto", "balanced", None):
@@ -122,12 +124,7 @@ class Tabular:
     @property
     def asked(self) -> str:
         """The metric by its usual name."""
-        return self.metric_name or ("accuracy" if self.is_classification else "rmse")
-
-    @property
-    def metric(self) -> str:
-        """The entry of `metrics` that the search maximizes: of what is to be small, its negative."""
-        return MAXIMIZED.get(self.asked, self.asked)
+        return self.metric.removeprefix("neg_")
 
     @property
     def source(self) -> str:
