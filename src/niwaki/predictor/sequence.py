@@ -107,9 +107,21 @@ def pooled(steps: Tensor) -> Tensor:
 
 def moved(model: Autoencoder, steps: Tensor, eta: float) -> Tensor:
     """The steps a way of `eta` along the gradient of the predicted score, each of length 1 again."""
+    return F.normalize(steps.detach() + eta * _gradient(model, steps), dim=-1)
+
+
+def moved_at_random(model: Autoencoder, steps: Tensor, eta: float) -> Tensor:
+    """As far, in random directions: what the gradient is worth is the difference (NAO's control). The same model and eta give the same."""
+    gradient = _gradient(model, steps)
+    noise = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(round(1000 * eta)))
+    return F.normalize(steps.detach() + eta * noise * (gradient.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)), dim=-1)
+
+
+def _gradient(model: Autoencoder, steps: Tensor) -> Tensor:
     steps = steps.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(model.score(steps).sum(), steps)
-    return F.normalize(steps.detach() + eta * gradient, dim=-1)
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(model.score(steps).sum(), steps)
+    return gradient
 
 
 def fit_autoencoder(

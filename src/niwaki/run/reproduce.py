@@ -16,7 +16,19 @@ from typing import Any
 
 from niwaki.deploy.card import versions
 from niwaki.run.claims import write_section
-from niwaki.run.experiments import dmasking, mnasnet, multihardware, objectives, rate_constraints, tabnas, tunas, zero_cost
+from niwaki.run.experiments import (
+    dmasking,
+    irlas,
+    mnasnet,
+    multihardware,
+    nao,
+    neural_predictor,
+    objectives,
+    rate_constraints,
+    tabnas,
+    tunas,
+    zero_cost,
+)
 from niwaki.run.experiments.experiment import Experiment, Plan
 from niwaki.run.folder import Folder, RunError
 from niwaki.run.progress import Progress, Silent
@@ -31,6 +43,9 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     multihardware.EXPERIMENT,
     objectives.EXPERIMENT,
     rate_constraints.EXPERIMENT,
+    irlas.EXPERIMENT,
+    nao.EXPERIMENT,
+    neural_predictor.EXPERIMENT,
 )
 METHODS = {name: experiment for experiment in EXPERIMENTS for name in experiment.names}
 

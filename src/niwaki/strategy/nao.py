@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from random import Random
 from typing import Any
 
@@ -12,15 +12,16 @@ import numpy as np
 import torch
 
 from niwaki.objective import Objective
-from niwaki.predictor.sequence import SequenceRecipe, fit_autoencoder, moved
+from niwaki.predictor.sequence import Autoencoder, SequenceRecipe, fit_autoencoder, moved
 from niwaki.space.architecture import Architecture
 from niwaki.strategy.evolution import BEST_ACCURACY, Member, members_from_arrays, members_to_arrays
-from niwaki.strategy.scores import scores_of
+from niwaki.strategy.scores import scores_of, seed_from
 from niwaki.strategy.seen import Log, Seen
 from niwaki.strategy.strategy import SearchSpace, check_space, fingerprint, propose
 from niwaki.strategy.tokens import Tokens
 from niwaki.trial import Trial
 
+Move = Callable[[Autoencoder, torch.Tensor, float], torch.Tensor]  # model, steps, eta -> steps
 Symmetric = Callable[[Tokens, np.ndarray, np.random.Generator], np.ndarray]  # rewrites sequences as others of the same architectures
 PUBLISHED = SequenceRecipe()
 
@@ -108,38 +109,39 @@ class NAO:
 def _generated(strategy: NAO, space: SearchSpace, rows: bytes, scores: bytes) -> tuple[np.ndarray, ...]:
     """The new rows of a round; a function of what is known, so that a resumed search finds the same, fitted again."""
     known = np.frombuffer(rows, dtype=np.int32).reshape(-1, len(space.decisions))
-    value = np.frombuffer(scores, dtype=np.float64)
-    seed = (
-        int.from_bytes(np.random.SeedSequence([*np.frombuffer(scores, dtype=np.uint32).tolist()]).generate_state(2).tobytes(), "little")
-        >> 1
-    )
-    generator, tokens = np.random.default_rng(seed), Tokens(space)
-    sequences = tokens.of(known)
-    unlabelled = None
-    if strategy.recipe.unlabelled:
-        unlabelled = tokens.of(space.sample_many(strategy.recipe.unlabelled, generator))
-    symmetric = None
-    if strategy.symmetric is not None:
-        rewrite = strategy.symmetric
+    return tuple(generate(strategy, space, known, np.frombuffer(scores, dtype=np.float64), moved))
 
-        def symmetric(given: np.ndarray, own: np.random.Generator) -> np.ndarray:
-            return rewrite(tokens, given, own)
 
-    model = fit_autoencoder(sequences, value, tokens.vocabulary, strategy.recipe, seed=seed, symmetric=symmetric, unlabelled=unlabelled)
-    best = np.argsort(-value, kind="stable")[: strategy.seeds]
-    with torch.no_grad():
-        steps = model.encode(torch.from_numpy(sequences[best]))
+def generate(strategy: NAO, space: SearchSpace, known: np.ndarray, scores: np.ndarray, move: Move) -> list[np.ndarray]:
+    """Rows that are new, found by `move` from the best of `known` (N, decisions) with their scores (N,); at most `per_round`."""
+    known = np.ascontiguousarray(known, dtype=np.int32)
+    model, tokens = _fitted(strategy, space, known.tobytes(), np.ascontiguousarray(scores, dtype=np.float64).tobytes())
+    best = np.argsort(-scores, kind="stable")[: strategy.seeds]
     taken, new = set(space.canonical_keys(known).tolist()), list[np.ndarray]()
-    for eta in range(1, strategy.most_eta + 1):
-        if len(new) >= strategy.per_round:
-            break
-        with torch.enable_grad():
-            there = moved(model, steps, float(eta))
-        with torch.no_grad():
-            found = tokens.rows(model.decode(there, tokens.legal))
-        found = found[space.holds(found)]
-        for row, key in zip(found, space.canonical_keys(found).tolist(), strict=True):
-            if key not in taken and len(new) < strategy.per_round:
-                taken.add(key)
-                new.append(row)
-    return tuple(new)
+    with torch.no_grad():
+        steps = model.encode(torch.from_numpy(tokens.of(known[best])))
+        for eta in range(1, strategy.most_eta + 1):
+            if len(new) >= strategy.per_round:
+                break
+            found = tokens.rows(model.decode(move(model, steps, float(eta)), tokens.legal))
+            found = found[space.holds(found)]
+            for row, key in zip(found, space.canonical_keys(found).tolist(), strict=True):
+                if key not in taken and len(new) < strategy.per_round:
+                    taken.add(key)
+                    new.append(row)
+    return new
+
+
+@lru_cache(maxsize=4)
+def _fitted(strategy: NAO, space: SearchSpace, rows: bytes, scores: bytes) -> tuple[Autoencoder, Tokens]:
+    known = np.frombuffer(rows, dtype=np.int32).reshape(-1, len(space.decisions))
+    value, tokens = np.frombuffer(scores, dtype=np.float64), Tokens(space)
+    seed = seed_from(value)
+    unlabelled, symmetric = None, None
+    if strategy.recipe.unlabelled:
+        unlabelled = tokens.of(space.sample_many(strategy.recipe.unlabelled, np.random.default_rng(seed)))
+    if strategy.symmetric is not None:
+        symmetric = partial(strategy.symmetric, tokens)
+    return fit_autoencoder(
+        tokens.of(known), value, tokens.vocabulary, strategy.recipe, seed=seed, symmetric=symmetric, unlabelled=unlabelled
+    ), tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,3 +24,8 @@ def scores_of(objective: Objective, metrics: Sequence[Mapping[str, float]]) -> n
     least = quality[feasible].min() if feasible.any() else quality.min()
     spread = float(np.ptp(quality)) or 1.0
     return np.where(feasible, quality, np.minimum(quality, least) - spread * np.minimum(violation, 1.0))
+
+
+def seed_from(scores: np.ndarray) -> int:
+    """A seed for fitting a model to these scores (N,) float64, which follows from them alone: a resumed search fits the same model. 63 bits."""
+    return int.from_bytes(hashlib.sha256(np.ascontiguousarray(scores).tobytes()).digest()[:8], "little") >> 1
