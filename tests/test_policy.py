@@ -1,5 +1,6 @@
 """Policies against enumeration, updates against hand-written steps, and the contract of a strategy."""
 
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 import numpy as np
@@ -10,8 +11,10 @@ from niwaki.distribution.tree import Tree
 from niwaki.factor.factor import Cost, Factor, Limit
 from niwaki.factor.within import within
 from niwaki.objective import Lagrangian, Objective, macs
+from niwaki.run.ask_tell import AskTellSearch, ask_and_tell, ask_and_tell_side_by_side, attempt
 from niwaki.space.size import taken
 from niwaki.space.space import Decision, Space
+from niwaki.store.engine import open_store
 from niwaki.strategy.learned import Learned
 from niwaki.strategy.lstm import Lstm
 from niwaki.strategy.policy import Rejecting, softmaxes
@@ -339,3 +342,22 @@ def test_a_tree_learns_by_the_gradient_of_its_log_probability(bounded):
 
 def test_a_tree_keeps_the_contract_of_a_strategy():
     check_strategy(PolicyGradient(controller=Learned(Tree.init), optimizer=Adam(0.05), batch_size=4, name="tree"), evaluations=24)
+
+
+def test_what_a_policy_proposes_again_is_a_trial_of_its_own_but_evaluated_once(tmp_path):
+    space = branching()
+    evaluated = []
+
+    def evaluate(arch):
+        evaluated.append(arch)
+        return {"accuracy": 0.1 + len(arch) / 10}
+
+    with open_store(tmp_path / "run.sqlite") as store:
+        search = AskTellSearch(space, space, REINFORCE, store, run="r", evaluations=60, seed=3)
+        trials = ask_and_tell(search, evaluate)
+    assert len(trials) == 60
+    assert len(evaluated) == len(set(evaluated)) == len({trial.arch for trial in trials}) <= 15
+    with open_store(tmp_path / "side.sqlite") as store, ThreadPoolExecutor(2) as pool:
+        search = AskTellSearch(space, space, REINFORCE, store, run="r", evaluations=60, seed=3)
+        beside = ask_and_tell_side_by_side(search, lambda arch: pool.submit(attempt, evaluate, arch))
+    assert [(trial.arch, trial.metrics) for trial in beside] == [(trial.arch, trial.metrics) for trial in trials]

@@ -542,7 +542,14 @@ BUDGETS = ["macs<=9k", "macs<=20k and params<=600", "size<=3kB", "peak_activatio
 
 @pytest.mark.parametrize(
     ("method", "evaluator"),
-    [("dmasking", "shared"), ("random", "shared"), ("random", "scratch"), ("evolution", "shared"), ("evolution", "scratch")],
+    [
+        ("dmasking", "shared"),
+        ("random", "shared"),
+        ("random", "scratch"),
+        ("evolution", "shared"),
+        ("evolution", "scratch"),
+        ("ppo", "shared"),
+    ],
 )
 def test_no_network_is_ever_over_budget(own_task, tmp_path, method, evaluator):
     search, chosen = tiny_search(own_task, tmp_path / "run", BUDGETS, method=method, evaluator=evaluator)

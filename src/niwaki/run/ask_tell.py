@@ -59,6 +59,7 @@ class AskTellSearch:
         self.waiting = store.pending(run, whole)  # number -> architecture, of what is out
         self._done = {trial.number: trial for trial in store.trials(run, whole)}
         self._proposed = len(self._done) + len(self.waiting)
+        self._known = {trial.arch: trial for trial in reversed(self.trials) if trial.status == "ok"}
         if set(self._done) | set(self.waiting) != set(range(self._proposed)):
             raise StoreError(f"the trials and pending proposals of {run!r} in {store.url} leave numbers out; trials of it have been lost")
         self._keep_schedule()
@@ -104,7 +105,14 @@ class AskTellSearch:
         self.store.append(self.run, trial)
         del self.waiting[trial.number]
         self._done[trial.number] = trial
+        if trial.status == "ok":
+            self._known.setdefault(trial.arch, trial)
         self._fresh.append(trial.number)
+
+    def recall(self, arch: Architecture) -> Attempt | None:
+        """What the first trial of `arch` gave, if it was ok: evaluators give the same again, so what a policy draws twice is looked up."""
+        known = self._known.get(arch)
+        return None if known is None else (known.metrics, 0.0)
 
     def _propose(self, count: int) -> bool:
         """Asks the strategy for `count` more and puts them out; False where it has none."""
@@ -164,11 +172,12 @@ def ask_and_tell(
 ) -> list[Trial]:
     """All trials of the search, after evaluating what it asks for, to its end or until `out_of_time`; what is out then is recorded as cut.
 
-    evaluate: gives the metrics of an architecture, or raises EvaluationFailed for one that has none.
+    evaluate: gives the metrics of an architecture, or raises EvaluationFailed for one that has none; the same each time, so a proposal that was
+    evaluated before (a policy's, see `PolicyGradient`) is a trial of its own, but answered from memory.
     """
     while not out_of_time() and (batch := search.ask()):
         number, arch = next(iter(batch.items()))
-        trial = _trial(number, arch, search, attempt(evaluate, arch))
+        trial = _trial(number, arch, search, search.recall(arch) or attempt(evaluate, arch))
         search.finish(trial)
         on_trial(trial)
     _cut(search, on_trial)
@@ -191,7 +200,7 @@ def ask_and_tell_side_by_side(
     while not out_of_time():
         batch = search.ask()
         begun = set(running.values())
-        running |= {submit(arch): number for number, arch in batch.items() if number not in begun}
+        running |= {_recalled(search, arch) or submit(arch): number for number, arch in batch.items() if number not in begun}
         if not running:
             break
         ended = wait(running, timeout=PATIENCE_S, return_when=FIRST_COMPLETED).done
@@ -202,6 +211,14 @@ def ask_and_tell_side_by_side(
             on_trial(trial)
     _cut(search, on_trial)
     return search.trials
+
+
+def _recalled(search: AskTellSearch, arch: Architecture) -> Future[Attempt] | None:
+    if (found := search.recall(arch)) is None:
+        return None
+    future: Future[Attempt] = Future()
+    future.set_result(found)
+    return future
 
 
 def attempt(evaluate: Evaluate, arch: Architecture) -> Attempt:

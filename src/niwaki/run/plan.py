@@ -38,10 +38,11 @@ from niwaki.run.loop import learner_of
 from niwaki.run.model import ModelError, load_model
 from niwaki.run.regular import regular
 from niwaki.run.search import AnyTask, AskTell, Budget, Search
+from niwaki.run.strategies import strategy_named
 from niwaki.run.warm_start import checkpoint_of
 from niwaki.space.size import largest, smallest
 from niwaki.strategy.evolution import RegularizedEvolution
-from niwaki.strategy.random import RandomSearch
+from niwaki.strategy.strategy import Strategy
 from niwaki.task.classify import ImageClassification
 from niwaki.task.cut import DataError
 from niwaki.task.embedded import digits
@@ -505,12 +506,11 @@ def _method(config: Config, metric: str) -> DMasking | AskTell:
     chosen = config.search.model_dump()
     if config.method == "dmasking":
         return DMasking(**{field.name: chosen[field.name] for field in fields(DMasking)})
-    strategy = (
-        RandomSearch()
-        if config.method == "random"
-        else RegularizedEvolution(
-            Objective(metric), population_size=config.search.population_size, tournament_size=config.search.tournament_size
-        )
+    objective = Objective(metric)
+    strategy: Strategy[Any] = (
+        RegularizedEvolution(objective, population_size=config.search.population_size, tournament_size=config.search.tournament_size)
+        if config.method == "evolution"
+        else strategy_named(config.method, (objective,))
     )
     one_shot = OneShot(chosen["epochs"], chosen["batch_size"], chosen["weight_lr"], chosen["momentum"], chosen["weight_decay"])
     return AskTell(strategy, chosen["evaluations"], config.evaluator, one_shot, config.search.proposals)
