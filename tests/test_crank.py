@@ -137,7 +137,7 @@ def test_the_gap_is_primal_less_dual_falls_to_the_tolerance_and_no_other_w_is_be
 
 
 def test_the_objective_never_rises_from_one_step_to_the_next_and_a_large_price_leaves_a_forest():
-    examples, settings = small_examples(), CrankSettings(l2=0.1, passes=200, tolerance=1e-5)
+    examples, settings = small_examples(), CrankSettings(l2=0.1, steps=10, step_passes=200, step_tolerance=1e-5)
     solver = Solver(examples, all_pairs(4), settings.l2)
     solver.run(np.random.default_rng(0), passes=200, tolerance=1e-5)
     steps = 0

@@ -17,6 +17,7 @@ from typing import Any
 from niwaki.deploy.card import versions
 from niwaki.run.claims import write_section
 from niwaki.run.experiments import (
+    crank,
     dmasking,
     irlas,
     mnasnet,
@@ -41,6 +42,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     mnasnet.EXPERIMENT,
     tunas.EXPERIMENT,
     multihardware.EXPERIMENT,
+    crank.EXPERIMENT,
     objectives.EXPERIMENT,
     rate_constraints.EXPERIMENT,
     irlas.EXPERIMENT,

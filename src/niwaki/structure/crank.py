@@ -95,16 +95,19 @@ def simplex(options: int) -> np.ndarray:
 @dataclass(frozen=True)
 class CrankSettings:
     """l2: lambda. mu: first price of non-tree-ness, times `growth` until at most `rest` of the edges' norm is outside a tree.
-    passes: at most, over the examples, in one convex problem; `tolerance` of its duality gap."""
+    passes: at most, over the examples, in one convex problem; `tolerance` of its duality gap. Within the CCCP, whose problems are only
+    steps on the way and go on from each other, both are looser."""
 
     l2: float = 0.01
     mu: float = 1e-3
     growth: float = 3.0
     rest: float = 1e-3
-    steps: int = 10  # CCCP steps at one mu, at most
+    steps: int = 5  # CCCP steps at one mu, at most
     prices: int = 12  # values of mu, at most
     passes: int = 60
     tolerance: float = 1e-3
+    step_passes: int = 10
+    step_tolerance: float = 1e-2
     decrease: float = 1e-4  # relative, of J, below which a CCCP has ended once its tree no longer changes
 
 
@@ -167,7 +170,7 @@ def cccp(solver: Solver, settings: CrankSettings, rng: np.random.Generator) -> l
             if norms[e] > ZERO:
                 u[e] = solver.pair[e] / norms[e]
         solver.lean(u)
-        solver.run(rng, passes=settings.passes, tolerance=settings.tolerance)
+        solver.run(rng, passes=settings.step_passes, tolerance=settings.step_tolerance)
         if solver.objective > value:
             solver.restore(before)
             break
@@ -279,7 +282,7 @@ class Solver:
 
     def _prices(self) -> None:
         """The blocks v_e, all at once, for no two of them meet: v_e = the nearest point of the ball to lambda w_e + v_e."""
-        if self.mu:
+        if self.mu and len(self.edges):
             v = _within_ball(self.l2 * self.pair + self.v, self.mu)
             self.pair -= (v - self.v) / self.l2
             self.v = v

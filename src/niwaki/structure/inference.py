@@ -50,16 +50,12 @@ def full_argmax(unary: np.ndarray, pair: np.ndarray) -> np.ndarray:
     for start in range(0, len(unary), block):
         part = slice(start, start + block)
         here = pair[part] if len(pair) > 1 else pair
-        flat = unary[part].reshape(len(unary[part]), -1)
-        between = np.concatenate([here[:, e] for e in states.across], axis=2) if states.across else None  # (., k, right k) for every left
-        scores = (flat[:, : states.cut] @ states.left_one.T + _inside(here, states.left_pairs, states.left))[:, :, None]
-        scores = scores + (flat[:, states.cut :] @ states.right_one.T + _inside(here, states.right_pairs, states.right))[:, None, :]
-        if between is not None:
-            count = states.left.shape[1]
-            width = unary.shape[2]
-            cross = np.concatenate([between[:, :, i * states.span : (i + 1) * states.span] for i in range(count)], axis=1)
-            assert cross.shape[1:] == (count * width, states.span)
-            scores = scores + states.left_one @ cross @ states.right_one.T
+        flat, shape = unary[part].reshape(len(unary[part]), -1), (len(here), -1)
+        left = flat[:, : states.cut] @ states.left_one.T + here[:, states.left_pairs].reshape(shape) @ states.left_two.T
+        right = flat[:, states.cut :] @ states.right_one.T + here[:, states.right_pairs].reshape(shape) @ states.right_two.T
+        across = here[:, states.across].transpose(0, 1, 3, 2, 4).reshape(len(here), states.cut, flat.shape[1] - states.cut)
+        scores = states.left_one @ across @ states.right_one.T + left[:, :, None]
+        scores += right[:, None, :]
         best = scores.reshape(len(scores), -1).argmax(axis=1)
         first, second = np.divmod(best, len(states.right))
         found[part] = np.concatenate((states.left[first], states.right[second]), axis=1)
@@ -71,11 +67,12 @@ class _States(NamedTuple):
     right: np.ndarray
     left_one: np.ndarray  # (k^h, h k) the same, one-hot
     right_one: np.ndarray
-    left_pairs: list[tuple[int, int, int]]  # (number of the pair, its two columns)
-    right_pairs: list[tuple[int, int, int]]
-    across: list[int]  # numbers of the pairs between the halves, by left label, then right
-    cut: int
-    span: int
+    left_two: np.ndarray  # (k^h, pairs k k) pairs of them, one-hot
+    right_two: np.ndarray
+    left_pairs: np.ndarray  # numbers of the pairs within a half
+    right_pairs: np.ndarray
+    across: np.ndarray  # (h, n - h) numbers of the pairs between the halves
+    cut: int  # h k
 
 
 @lru_cache(maxsize=8)
@@ -85,11 +82,13 @@ def _states(labels: int, options: int) -> _States:
     half = labels // 2
     left, right = (np.array(list(product(range(options), repeat=n)), dtype=np.int64).reshape(options**n, n) for n in (half, labels - half))
     number = {edge: e for e, edge in enumerate(all_pairs(labels))}
+    inside = [list(combinations(range(start, stop), 2)) for start, stop in ((0, half), (half, labels))]
     return _States(
         left, right, _one_hot(left, options), _one_hot(right, options),
-        [(number[i, j], i, j) for i, j in combinations(range(half), 2)],
-        [(number[half + i, half + j], i, j) for i, j in combinations(range(labels - half), 2)],
-        [number[i, j] for i in range(half) for j in range(half, labels)], half * options, (labels - half) * options,
+        _two_hot(left, inside[0], 0, options), _two_hot(right, inside[1], half, options),
+        np.array([number[pair] for pair in inside[0]], dtype=np.int64), np.array([number[pair] for pair in inside[1]], dtype=np.int64),
+        np.array([[number[i, j] for j in range(half, labels)] for i in range(half)], dtype=np.int64).reshape(half, labels - half),
+        half * options,
     )  # fmt: skip
 
 
@@ -97,12 +96,10 @@ def _one_hot(labels: np.ndarray, options: int) -> np.ndarray:
     return np.eye(options)[labels].reshape(len(labels), -1)
 
 
-def _inside(pair: np.ndarray, pairs: Sequence[tuple[int, int, int]], states: np.ndarray) -> np.ndarray:
-    """(N or 1, states): what the pairs within one half add."""
-    total = np.zeros((len(pair), len(states)))
-    for e, i, j in pairs:
-        total += pair[:, e, states[:, i], states[:, j]]
-    return total
+def _two_hot(labels: np.ndarray, pairs: Sequence[Edge], start: int, options: int) -> np.ndarray:
+    """(states, pairs k k): of each pair the one combination of options that a state takes."""
+    columns = [np.eye(options**2)[labels[:, i - start] * options + labels[:, j - start]] for i, j in pairs]
+    return np.concatenate(columns, axis=1) if columns else np.zeros((len(labels), 0))
 
 
 @lru_cache(maxsize=256)
