@@ -8,6 +8,10 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from scipy.stats import chi2
 
+from niwaki.run.experiments.crank import planted
+from niwaki.run.experiments.data import shared_data
+from niwaki.run.folder import RunError
+from niwaki.run.reproduce import reproduce
 from niwaki.structure.crank import CrankSettings, Examples, Solver, cccp, fit_chow_liu, fit_crank, fit_on, simplex
 from niwaki.structure.forest import (
     all_pairs,
@@ -207,3 +211,32 @@ def test_examples_that_do_not_fit_are_refused():
         Examples(np.zeros((3, 2)), np.array([[0], [1], [2]]))
     with pytest.raises(ValueError, match="finite"):
         Examples(np.full((3, 2), np.nan), np.zeros((3, 1)))
+
+
+# --- the experiment ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_planted_values_are_those_of_the_architectures_in_the_order_of_enumeration_and_one_is_the_best():
+    for kind in ("pairwise", "additive"):
+        space, values = planted(kind, 3, 6)
+        assert len(values) == space.size == 64
+        assert (values == values.max()).sum() == 1
+        again = planted(kind, 3, 6)[1]
+        np.testing.assert_array_equal(values, again)
+        best = next(space.from_indices(row) for row in product((0, 1), repeat=6) if values[int("".join(map(str, row)), 2)] == values.max())
+        assert list(space.enumerate())[int(values.argmax())] == best
+    space, values = planted("additive", 3, 6)
+    halves = values.reshape(2, 32)
+    np.testing.assert_allclose(halves[1] - halves[0], (halves[1] - halves[0])[0])  # an option adds the same wherever it is taken
+
+
+def test_the_quick_experiment_writes_a_section_that_decides_nothing_and_goes_on_where_it_was(tmp_path):
+    try:
+        shared_data("multilabel")
+    except RunError as error:
+        pytest.skip(str(error))
+    claims = tmp_path / "claims.md"
+    first = reproduce("crank", out=tmp_path / "run", claims=claims, quick=True, workers=1)
+    assert {claim["verdict"] for claim in first["claims"]} == {"not decided (quick)"}
+    assert "CRANK" in claims.read_text()
+    assert reproduce("crank", out=tmp_path / "run", claims=claims, quick=True, workers=1)["claims"] == first["claims"]

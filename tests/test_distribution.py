@@ -1,6 +1,6 @@
 """Distributions over architectures against sums over all of them."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 from math import exp, log
 from random import Random
 from time import process_time
@@ -367,6 +367,20 @@ def test_the_tree_fitted_to_all_architectures_by_their_weight_is_the_tree_they_w
     members = list(space.enumerate())
     apart = [abs(exp(tree.log_prob(arch)) - exp(found.log_prob(arch))) for arch in members]
     assert sum(apart) / 2 < 0.03
+
+
+def test_moved_to_other_edges_a_tree_keeps_the_marginals_of_these_edges_and_of_all_decisions():
+    space = Space(tuple(Decision(f"d{i}", (0, 1, 2)) for i in range(5)))
+    tree, edges = random_tree(space, 3, scale=1.5), [("d0", "d4"), ("d4", "d1"), ("d2", "d3")]
+    moved = tree.on(edges)
+    assert_same(moved.marginals(), tree.marginals(), atol=1e-10)
+    members = list(space.enumerate())
+    for (first, second), joint in moved.pair_marginals().items():
+        for (i, a), (j, b) in product(enumerate(space[first].options), enumerate(space[second].options)):
+            chance = sum(exp(tree.log_prob(arch)) for arch in members if arch[first] == a and arch[second] == b)
+            assert joint[i, j] == pytest.approx(chance, abs=1e-10)
+    back = tree.on(tree.edges)
+    assert all(back.log_prob(arch) == pytest.approx(tree.log_prob(arch), abs=1e-9) for arch in members)
 
 
 def test_independent_decisions_get_no_edges_and_few_rows_none_either():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from niwaki.distribution.tree import BETWEEN, Edge, Tree
+from niwaki.distribution.tree import Edge, Tree, from_marginals
 from niwaki.factor.buckets import existence
 from niwaki.space.space import Space
 from niwaki.structure.forest import all_pairs, independent_by_g_test, joint_counts, maximum_forest, mutual_information
@@ -27,8 +27,7 @@ def chow_liu_tree(
     independent decisions show in 95 of 100 cases, are left out. A pair is judged on the rows in which both exist, its information weighed by
     their number. keeps: of a forest, whether it may be kept (it may be too wide for a budget); edges are then added one by one, the best first.
 
-    The tables are the likeliest ones (but for the smoothing) where of each edge one end exists whenever the other does; elsewhere they are
-    those of the options given that both exist, and marginals may differ from the counts.
+    Its tables are `from_marginals` of the counts.
     """
     exists = existence(space, rows)
     names, sizes = [d.name for d in space.decisions], [len(d.options) for d in space.decisions]
@@ -48,13 +47,9 @@ def chow_liu_tree(
             if keeps([(names[i], names[j]) for i, j in [*kept, pair]]):
                 kept.append(pair)
         taken = sorted(kept)
-    parameters = {}
-    for i, name in enumerate(names):
-        counts = np.bincount(rows[exists[:, i], i], minlength=sizes[i]) + 1 / sizes[i]
-        parameters[name] = np.log(counts / counts.sum())
+    single = {name: np.bincount(rows[exists[:, i], i], minlength=sizes[i]) + 1 / sizes[i] for i, name in enumerate(names)}
+    joint = {}
     for i, j in taken:
         both = exists[:, i] & exists[:, j]
-        joint = joint_counts(rows[both, i], rows[both, j], (sizes[i], sizes[j])) + 1 / (sizes[i] * sizes[j])
-        joint /= joint.sum()
-        parameters[names[i] + BETWEEN + names[j]] = np.log(joint / (joint.sum(axis=1, keepdims=True) * joint.sum(axis=0)))
-    return Tree(space, parameters)
+        joint[names[i], names[j]] = joint_counts(rows[both, i], rows[both, j], (sizes[i], sizes[j])) + 1 / (sizes[i] * sizes[j])
+    return from_marginals(space, single, joint)

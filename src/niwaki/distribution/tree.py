@@ -123,6 +123,15 @@ class Tree:
         for score, row in self._structure.buckets.best(self._tables):
             yield score - self.log_partition, self.space.from_indices(row.tolist())
 
+    def on(self, edges: Sequence[Edge]) -> Tree:
+        """The tree on other edges with the marginals that these edges and all decisions have here (moment matching; see `from_marginals`)."""
+        joint, least = {}, 1e-12  # a combination that hardly ever occurs keeps a finite potential
+        for edge in edges:
+            buckets = Buckets(self.space, [*self._structure.scopes, edge])
+            chance = buckets.marginals([*self._tables, np.zeros([buckets.sizes[self.space.position(name)] for name in edge])])[-1]
+            joint[edge] = np.maximum(chance[tuple(slice(len(self.space[name].options)) for name in edge)], least)
+        return from_marginals(self.space, {name: np.maximum(p, least) for name, p in self.marginals().items()}, joint)
+
     # ---------------------------------------------------------------- with a cost
 
     def mode_priced(self, cost: Cost, price: float) -> Architecture:
@@ -240,6 +249,20 @@ class _Structure:
         if inside not in self._within:
             self._within[inside] = narrowest(inside.feasible, self.edges)
         return self._within[inside]
+
+
+def from_marginals(space: Space, single: Mapping[str, np.ndarray], joint: Mapping[Edge, np.ndarray]) -> Tree:
+    """The tree with these marginals, or weights that are proportional to them: of each decision given that it exists, (O_i,), and of each edge
+    given that both ends do, (O_i, O_j); all above 0.
+
+    th_i = log p_i and th_ij = log p_ij / (p_i p_j), where the p_i and p_j of the latter are p_ij's own. This is the tree of the greatest
+    likelihood where of each edge one end exists whenever the other does; elsewhere its marginals may differ from those given.
+    """
+    parameters = {name: np.log(weight / weight.sum()) for name, weight in single.items()}
+    for edge, weight in joint.items():
+        p = weight / weight.sum()
+        parameters[BETWEEN.join(edge)] = np.log(p / (p.sum(axis=1, keepdims=True) * p.sum(axis=0)))
+    return Tree(space, parameters)
 
 
 def edges_of(space: Space, names: Mapping[str, object]) -> tuple[Edge, ...]:

@@ -118,7 +118,7 @@ class CrankSearch:
 
     objective: Objective = BEST_ACCURACY
     founders: int = 20
-    growth: float = 1.2
+    growth: float = 1.3
     uniform: float = 0.05
     l2: float = 0.01
     edges: bool = True
