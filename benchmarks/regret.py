@@ -69,8 +69,8 @@ def curves(folder: Path) -> dict[str, np.ndarray]:
     try:
         contest = opened.store.fact("contest")
         return {
-            name: np.array([opened.store.fact(f"result {name}/{seed}")["regret"] for seed in range(contest["seeds"])])
-            for name in contest["contestants"]
+            name: np.array([opened.store.fact(f"result {key}/{seed}")["regret"] for seed in range(contest["seeds"])])
+            for name, key in contest["contestants"].items()
         }
     finally:
         opened.close()

@@ -264,6 +264,41 @@ def test_a_strategy_can_be_compared_with_itself(small):
     assert first == again != other
 
 
+OWN = """
+from niwaki.strategy.local_search import LocalSearch
+from niwaki.strategy.random import RandomSearch
+
+mine = RandomSearch(name="mine")
+number = 3
+
+def made(objectives):
+    return LocalSearch(objectives[0], founders={founders}, name="made")
+
+def broken(objectives):
+    raise KeyError("nothing")
+"""
+
+
+def test_a_strategy_of_ones_own_is_compared_and_searched_again_when_its_file_changes(small, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN.format(founders=10))
+    asks = {
+        "objectives": ["quality"],
+        "evaluations": 30,
+        "seeds": 2,
+        "strategies": [f"{file}:mine", f"{file}:made", "local-search", "random"],
+    }
+    found = bench([small], **asks, out=tmp_path / "run")
+    assert found[f"{file}:mine"]["regret"] == found["random"]["regret"]
+    assert found[f"{file}:made"]["regret"] == found["local-search"]["regret"]
+    file.write_text(OWN.format(founders=1))
+    again = bench([small], **asks, out=tmp_path / "run")
+    assert again[f"{file}:made"]["regret"] != found[f"{file}:made"]["regret"]
+    for attribute, message in (("mime", "it has .*mine"), ("number", "cannot be made"), ("broken", "KeyError"), ("OWN", "has no 'OWN'")):
+        with pytest.raises(UnknownStrategy, match=message):
+            asked(small).contestants([f"{file}:{attribute}"])
+
+
 def test_the_simulated_random_search_is_the_permutation_that_the_test_of_equals_draws(small):
     contest = asked(small, evaluations=40)
     searched = np.array([contest.play("random", seed)["regret"] for seed in range(200)])

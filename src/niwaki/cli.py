@@ -227,7 +227,9 @@ def bench(
     ],
     strategy: Annotated[
         list[str] | None,
-        typer.Option(help="NAME[,NAME...]; random, params and macs are always there. NAME#2 is NAME again with other random numbers."),
+        typer.Option(
+            help="NAME[,NAME...], or file.py:attr; random, params and macs are always there. NAME#2 is NAME again with other random numbers."
+        ),
     ] = None,
     limit: Annotated[
         list[str] | None, typer.Option(help='"pixel3<=4" on a column, or "macs<=50M" on a count of the description; may be repeated.')

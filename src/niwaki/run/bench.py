@@ -19,6 +19,7 @@ from niwaki.run.curves import summary
 from niwaki.run.folder import Folder
 from niwaki.run.progress import Progress, Silent
 from niwaki.run.reproduce import machine
+from niwaki.run.strategies import own_code
 from niwaki.run.workers import Job, Workers
 from niwaki.store.files import atomic_write
 
@@ -52,7 +53,7 @@ def bench(
     Each method's other figures stand beside its "regret"; those of all together are in results.json.
 
     tables, objectives, limits, space, report, seconds, workers, evaluations: see `Question`. strategies: names; random search, and
-    parameters and MACs alone, are always added. seeds: 0 to `seeds` - 1, the same for all. out: the folder of the searches, where finished
+    parameters and MACs alone, are always added; `file.py:attr` is a strategy of one's own. seeds: 0 to `seeds` - 1, the same for all. out: the folder of the searches, where finished
     ones are found again, and of results.json, report.html and regret.svg. processes: that search at once; the results do not depend on it.
     """
     progress = progress or Silent()
@@ -62,7 +63,8 @@ def bench(
         raise BenchError(f"{processes} processes; there is at least one")
     question = Question(tuple(map(str, tables)), tuple(objectives), tuple(limits), space, report, seconds, workers, evaluations)
     contest = contest_of(question)
-    contestants = contest.contestants(strategies)
+    # of a strategy of the caller's own, searches are kept as long as its file stays as it is
+    contestants = {name: f"{name} {own}" if (own := own_code(name)) else name for name in contest.contestants(strategies)}
     facts = contest.facts()
     for note in facts["notes"]:
         progress.note(note)
@@ -75,7 +77,7 @@ def bench(
         out or Path("runs") / f"bench-{contest.table.name}-{_short(asked)}", asked={"bench": asked}, plan=lambda: facts, fresh=fresh
     )
     try:
-        jobs = [Job(f"{name}/{seed}", play, (name, seed)) for seed in range(seeds) for name in contestants]
+        jobs = [Job(f"{key}/{seed}", play, (name, seed)) for seed in range(seeds) for name, key in contestants.items()]
         with Workers(processes, common=(question,)) as pool:
             pool.run(jobs, folder, progress, f"{len(contestants)} searches with {seeds} seeds")
         run = {"command": command, "seeds": f"0 to {seeds - 1}", "finished": _now(), "code": asked["code"], **_machine()}
@@ -104,7 +106,10 @@ def _write(folder: Folder) -> dict[str, Any]:
     contest = folder.store.fact("contest")
     if contest is None:
         raise BenchError(f"{folder.path} holds no finished comparison; `niwaki bench` with the same words goes on with it")
-    records = {name: [folder.store.fact(f"result {name}/{seed}") for seed in range(contest["seeds"])] for name in contest["contestants"]}
+    records = {
+        name: [folder.store.fact(f"result {key}/{seed}") for seed in range(contest["seeds"])]
+        for name, key in contest["contestants"].items()
+    }
     results = {**summary(folder.plan, records), "run": contest["run"]}
     results["checklist"] = [asdict(item) for item in checklist(results)]
     atomic_write(folder.path / "results.json", json.dumps(results, indent=1) + "\n")

@@ -208,7 +208,7 @@ class Contest:
         named = list(dict.fromkeys(strategies))
         for name in named:
             if name not in COUNTS:
-                strategy_named(_plain(name), self.objectives)
+                strategy_named(_plain(name), self.objectives).init(self.space)  # which may refuse the space
             elif self.table.network is None:
                 self.table.cost(name)
         return [*named, *(name for name in always if name not in named)]

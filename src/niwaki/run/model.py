@@ -62,7 +62,7 @@ def load_model(word: str) -> Network | nn.Module | onnx.ModelProto:
     if ":" not in word:
         return zoo.network(word)
     where, _, attribute = word.rpartition(":")
-    found = _module(where)
+    found = module_of(where)
     for part in attribute.split("."):
         if not hasattr(found, part):
             public = ", ".join(name for name in vars(found) if not name.startswith("_"))
@@ -286,7 +286,8 @@ def _choices(file: Path) -> dict[str, Any]:
         raise ModelError(f"--arch {file} is no architecture in JSON: {error}") from error
 
 
-def _module(where: str) -> Any:
+def module_of(where: str) -> Any:
+    """The module called `where`, or run from the file `where`, which ends with .py."""
     if not where.endswith(".py"):
         try:
             return importlib.import_module(where)

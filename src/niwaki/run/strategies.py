@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from niwaki.objective import Objective
 from niwaki.recipe import mnasnet, nao, neural_predictor, tabnas, tunas
+from niwaki.run.model import module_of
 from niwaki.strategy.default import Default
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.exhaustive import Exhaustive
@@ -55,14 +58,48 @@ STRATEGIES: dict[str, Named] = {
 }
 
 
+ALIASES = {"regularized-evolution": "evolution"}
+
+
 def strategy_named(name: str, objectives: Objectives) -> Strategy[Any]:
-    """The strategy called `name` with its defaults, to search for these objectives. "_" is as good as "-"."""
-    found = STRATEGIES.get(name.replace("_", "-"))
+    """The strategy called `name` with its defaults, to search for these objectives. "_" is as good as "-".
+
+    `module:attr` or `file.py:attr` is one of the caller's own: a strategy, or what makes one of the objectives, a tuple.
+    """
+    if ":" in name:
+        return _own(name, objectives)
+    word = name.replace("_", "-")
+    found = STRATEGIES.get(ALIASES.get(word, word))
     if found is None:
-        close = get_close_matches(name.replace("_", "-"), STRATEGIES, n=3)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there are {', '.join(STRATEGIES)}"
+        close = get_close_matches(word, STRATEGIES, n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there are {', '.join(STRATEGIES)}, and file.py:attr"
         raise UnknownStrategy(f"no strategy is called {name!r}; {hint}")
     if len(objectives) > 1 and not found.several:
         able = ", ".join(name for name, named in STRATEGIES.items() if named.several)
         raise UnknownStrategy(f"{name} searches for one objective, not for {len(objectives)} at once; those that do are {able}")
     return found.make(objectives)
+
+
+def own_code(name: str) -> str:
+    """A hash of the file that a strategy of the caller's own stands in; "" for one of ours."""
+    if ":" not in name:
+        return ""
+    file = module_of(name.partition("#")[0].rpartition(":")[0]).__file__
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8] if file else ""
+
+
+def _own(name: str, objectives: Objectives) -> Strategy[Any]:
+    where, _, attribute = name.rpartition(":")
+    module = module_of(where)
+    if attribute not in vars(module):
+        public = ", ".join(one for one in vars(module) if not one.startswith("_"))
+        raise UnknownStrategy(f"{where} has no {attribute!r}; it has {public}")
+    found = getattr(module, attribute)
+    parts = ("name", "init", "ask", "tell")
+    try:
+        made = found(objectives) if isinstance(found, type) or not all(hasattr(found, part) for part in parts) else found
+    except Exception as error:
+        raise UnknownStrategy(f"{name} cannot be made of {objectives}: {type(error).__name__}: {error}") from error
+    if missing := [part for part in parts if not hasattr(made, part)]:
+        raise UnknownStrategy(f"{name} gives a {type(made).__name__}, which has no {missing[0]!r}: it is no strategy")
+    return made
