@@ -14,6 +14,7 @@ from niwaki import zoo
 from niwaki.factor.factor import Limit
 from niwaki.factor.within import within
 from niwaki.net.place import space_of
+from niwaki.nn.build import build
 from niwaki.objective import Objective, parse_budget
 from niwaki.predictor.graph import (
     Fitted,
@@ -35,6 +36,7 @@ from niwaki.strategy.scores import scores_of
 from niwaki.strategy.tokens import Tokens
 from niwaki.testing.toy import toy_evaluate, toy_macs, toy_space
 from niwaki.trial import Trial
+from niwaki.zoo import nao as zoo_nao
 
 QUICK = GraphRecipe(epochs=30, lr=3e-3, width=16, head=16, layers=2)
 SHORT = SequenceRecipe(epochs=60, embedding=8, hidden=16, mlp_width=16, batch_size=64)
@@ -351,3 +353,28 @@ def test_all_that_is_left_holds_the_best_and_more_of_the_predicted_best_is_never
     accuracies = [trial.metrics["accuracy"] for trial in best]
     assert accuracies == sorted(accuracies)
     assert accuracies[-1] == max(evaluate(arch)["accuracy"] for arch in space.enumerate())
+
+
+def test_the_pairs_of_a_node_swapped_are_the_same_program_and_with_their_weights_swapped_the_same_function():
+    small = zoo_nao.nao((3, 16, 16), nodes=3, channels=4)
+    space, rng = space_of(small), Random(2)
+    for _ in range(3):
+        arch = space.sample(rng)
+        node = f"normal.node{rng.randrange(2, 5)}"
+        flip = {f"{node}.{kind}_{side}": arch[f"{node}.{kind}_{other}"] for kind in ("from", "op") for side, other in ("ab", "ba")}
+        other = space.architecture({**arch, **flip})
+        keys = space.canonical_keys(np.array(space.indices([arch, other]), dtype=np.int32))
+        assert keys[0] == keys[1]
+        first, second = build(small, arch, seed=1), build(small, other, seed=2)
+        number = node[-1]
+        swap = str.maketrans("ab", "ba")
+        weights = {}
+        normal = [f"cell{at}_node{number}" for at in (0, 2, 4)]  # cells 1 and 3 are reductions
+        for name in second.state_dict():
+            hit = next((f"{cell}{side}" for cell in normal for side in "ab" if f"{cell}{side}_" in name), None)
+            weights[name] = first.state_dict()[name.replace(hit, hit[:-1] + hit[-1].translate(swap)) if hit else name]
+        second.load_state_dict(weights)
+        images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            difference = (first.eval()(images) - second.eval()(images)).abs().max()
+        assert float(difference) <= 1e-5

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from niwaki.net.place import space_of
 from niwaki.objective import Objective
 from niwaki.predictor.sequence import SequenceRecipe
-from niwaki.space.space import Decision, Space
+from niwaki.space.space import Space
 from niwaki.strategy.evolution import BEST_ACCURACY
 from niwaki.strategy.nao import NAO
 from niwaki.strategy.tokens import Tokens
+from niwaki.zoo.nao import nao as network
 
 PUBLISHED_ERROR = {"CIFAR-10": "1.93 %", "CIFAR-10, weights shared": "2.93 %", "PTB perplexity": "56.0"}  # abstract; not testable here
-NODES = 5  # of a cell; nodes 0 and 1 are the outputs of the two cells before
-OPERATIONS = ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3", "identity")
-CELLS = ("normal", "reduction")
+CELLS = 2  # normal and reduction
 # a hundred scored sequences are too few to be decoded again: .75 of their tokens are; with 500 unscored ones beside them .98
 TABLE = SequenceRecipe(unlabelled=500)
 
@@ -33,22 +33,16 @@ def table(objective: Objective = BEST_ACCURACY) -> NAO:
     return NAO(objective, first=100, per_round=30, seeds=30, most_eta=20, recipe=TABLE)
 
 
-def cells(nodes: int = NODES) -> Space:
-    """The published space as 8 decisions for each of the nodes, 40 tokens in all: in both cells predecessor and operation, twice."""
-    decisions = []
-    for cell in CELLS:
-        for node in range(2, nodes + 2):
-            for side in "ab":
-                decisions.append(Decision(f"{cell}.node{node}.from_{side}", tuple(range(node))))
-                decisions.append(Decision(f"{cell}.node{node}.op_{side}", OPERATIONS))
-    return Space(tuple(decisions))
+def cells() -> Space:
+    """The published space, 8 decisions for each of the nodes, 40 tokens in all: in both cells predecessor and operation, twice."""
+    return space_of(network())
 
 
 def swapped(tokens: Tokens, sequences: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Each sequence of `cells` with the two pairs of one node of each cell, drawn at random, the other way round: the same architecture."""
-    per_cell = sequences.shape[1] // len(CELLS)
+    per_cell = sequences.shape[1] // CELLS
     found = sequences.copy()
-    for cell in range(len(CELLS)):
+    for cell in range(CELLS):
         node = generator.integers(per_cell // 4, size=len(sequences))
         first = cell * per_cell + 4 * node[:, None] + np.arange(4)
         np.put_along_axis(found, first, np.take_along_axis(sequences, first, 1)[:, [2, 3, 0, 1]], 1)

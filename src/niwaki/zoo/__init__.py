@@ -15,6 +15,7 @@ from niwaki.zoo import fbnetv2 as _fbnetv2
 from niwaki.zoo import mnasnet as _mnasnet
 from niwaki.zoo import mobiledets as _mobiledets
 from niwaki.zoo import multihardware as _multihardware
+from niwaki.zoo import nao as _nao
 from niwaki.zoo import nasbench as _nasbench
 from niwaki.zoo import ofa as _ofa
 from niwaki.zoo import tunas as _tunas
@@ -28,6 +29,7 @@ SPACES: Mapping[str, Callable[..., Network]] = {
     "ofa-mobilenetv3": _ofa.ofa_mobilenetv3,
     "nasbench201": _nasbench.nasbench201,
     "nasbench-macro": _nasbench.nasbench_macro,
+    "nao": _nao.nao,
     "mnasnet": _mnasnet.mnasnet,
     "mnasnet-five": _mnasnet.mnasnet_five,
     "mnasnet-per-layer": _mnasnet.mnasnet_per_layer,
