@@ -361,3 +361,39 @@ def test_what_a_policy_proposes_again_is_a_trial_of_its_own_but_evaluated_once(t
         search = AskTellSearch(space, space, REINFORCE, store, run="r", evaluations=60, seed=3)
         beside = ask_and_tell_side_by_side(search, lambda arch: pool.submit(attempt, evaluate, arch))
     assert [(trial.arch, trial.metrics) for trial in beside] == [(trial.arch, trial.metrics) for trial in trials]
+
+
+@pytest.mark.parametrize("strategy", [REINFORCE, PPO], ids=lambda strategy: strategy.name)
+def test_a_search_killed_anywhere_and_resumed_ends_like_one_left_alone(tmp_path, strategy):
+    space = toy_space()
+    inside = within(space, [Limit(toy_macs(space), toy_macs(space).maximum()[0] // 2)])
+    evaluate = toy_evaluate(space)
+
+    def run(name, evaluate):
+        with open_store(tmp_path / f"{name}.sqlite") as store:
+            return ask_and_tell(AskTellSearch(inside, space, strategy, store, run="r", evaluations=120, seed=1), evaluate)
+
+    alone = run("alone", evaluate)
+    for left in (1, 3, 7, 9):
+        calls = iter(range(left))
+
+        def dies(arch, calls=calls):
+            next(calls)  # StopIteration once they are used up
+            return evaluate(arch)
+
+        with pytest.raises(StopIteration):
+            run("killed", dies)
+    assert [(trial.arch, trial.metrics) for trial in run("killed", evaluate)] == [(trial.arch, trial.metrics) for trial in alone]
+
+
+def test_ten_thousand_proposals_of_a_learning_policy_keep_the_budget():
+    space = toy_space()
+    cost = toy_macs(space)
+    limit = Limit(cost, cost.minimum()[0] * 3)
+    inside, evaluate = within(space, [limit]), toy_evaluate(space)
+    strategy = PolicyGradient(optimizer=Adam(0.05, betas=(0.0, 0.999)), batch_size=50)
+    state = strategy.init(inside)
+    for start in range(0, 10_000, 50):
+        asked = strategy.ask(state, 50, Random(start), pending=())
+        assert (cost.batch(np.array(space.indices(asked))) <= limit.upper).all()
+        state = strategy.tell(state, [Trial(start + at, arch, evaluate(arch)) for at, arch in enumerate(asked)])
