@@ -35,6 +35,8 @@ MOST_TOLD = 256  # trials that a model is conditioned on
 MOST_FITTED = 160  # trials from which the settings of the kernel are found
 AVERAGED = 256  # settings times trials: fewer settings are averaged where more is known
 MOST_SETTINGS = 4
+MERGED = 0.0  # largest mixture of the kernel at which architectures that compute the same count as one
+SHORTLIST = 1024  # candidates of a list that are looked at under all settings
 CLIMBS = 2  # times that the neighbours of the most promising join a pool
 CLIMBED = 4  # most promising
 
@@ -201,12 +203,20 @@ class _View:
         self.rows = ground.pool(state.rows[order], generator) if ground.rows is None else ground.rows
         self.free = ~_in(self.rows, self.known)
         models = {column: self._models(strategy, column) for column in [*range(count), *self.limits]}
-        points = ground.points(self.rows) if ground.rows is None else ground.listed_points
-        self.beliefs = {column: self._believed(*found, points) for column, found in models.items()}
+        self.keys = None if ground.rows is None else ground.keys
+        self.last: int | None = None  # proposal, of which nothing is assumed before another is asked for
         if ground.rows is None:
+            self._look(models, ground.points(self.rows))
             for _ in range(CLIMBS):
                 self._climb(models)
-        self._merge()
+        else:
+            self._look({column: (found[:1], told) for column, (found, told) in models.items()}, ground.listed_points)
+            self._merge()
+            if len(self.rows) > SHORTLIST:
+                self._shorten()
+                self._look(models, ground.listed_points.at(self.places))
+            else:
+                self._look(models, ground.listed_points)
 
     def _models(self, strategy: Default, column: int) -> tuple[list[Model], Points]:
         """Of a column of values, and the points that they were told."""
@@ -231,6 +241,15 @@ class _View:
                 belief.assume_(place)
         return [belief.at(np.arange(len(self.out), len(points))) for belief in beliefs]
 
+    def _look(self, models: dict[int, tuple[list[Model], Points]], points: Points) -> None:
+        self.beliefs = {column: self._believed(*found, points) for column, found in models.items()}
+
+    def _shorten(self) -> None:
+        """Leaves the most promising candidates by the first setting alone: the others are looked at under all settings."""
+        self.places = np.sort(np.argpartition(-self.value(), SHORTLIST)[:SHORTLIST])
+        self.rows, self.free = self.rows[self.places], self.free[self.places]
+        self.keys = None if self.keys is None else self.keys[self.places]
+
     def _climb(self, models: dict[int, tuple[list[Model], Points]]) -> None:
         """Adds the neighbours of the most promising candidates."""
         promising = self.rows[np.argsort(-self.value(), kind="stable")[:CLIMBED]]
@@ -248,8 +267,8 @@ class _View:
     def _merge(self) -> None:
         """Leaves out what computes the same as a known architecture, where the model tells architectures apart by what they compute."""
         ground = self.state.ground
-        if ground.rows is not None and all(found[0].setting.mixture <= MERGED for found in self.beliefs.values()):
-            other = self.free & ~np.isin(ground.keys, ground.keys[ground.places_of(self.known)])
+        if self.keys is not None and all(found[0].setting.mixture <= MERGED for found in self.beliefs.values()):
+            other = self.free & ~np.isin(self.keys, ground.keys[ground.places_of(self.known)])
             self.free = other if other.any() else self.free
 
     def value(self) -> np.ndarray:
@@ -281,25 +300,20 @@ class _View:
         """The most promising candidate, from then on taken as known; None if all are."""
         if not self.free.any():
             return None
+        if self.last is not None:
+            for belief in (belief for beliefs in self.beliefs.values() for belief in beliefs):
+                belief.assume_(self.last)
         value = self.value()
         if value.max() <= 0:  # no improvement is expected any more, in single precision: what is known least
             value = np.where(self.free, self.beliefs[0][0].mean + 3 * self.beliefs[0][0].deviation, -np.inf)
         ties = np.flatnonzero(value == value.max())
         place = int(ties[self.generator.integers(len(ties))])
-        self._assume_(place)
+        self.last = place
         row = self.rows[place]
         self.free[place] = False
         self.known = np.concatenate([self.known, row[None]])
         self._merge()
         return row
-
-    def _assume_(self, place: int) -> None:
-        for beliefs in self.beliefs.values():
-            for belief in beliefs:
-                belief.assume_(place)
-
-
-MERGED = 0.0  # largest mixture at which architectures that compute the same are merged
 
 
 def _in(rows: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from itertools import product
+from functools import cached_property
+from itertools import product as grid
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -35,6 +36,11 @@ class Points:
     def __len__(self) -> int:
         return len(self.choices)
 
+    @cached_property
+    def squares(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N,): squared lengths in the two blocks."""
+        return (self.choices * self.choices).sum(axis=1), (self.structure * self.structure).sum(axis=1)
+
     def at(self, places: np.ndarray) -> Points:
         return Points(self.choices[places], self.structure[places])
 
@@ -49,7 +55,15 @@ class Points:
 
     def to(self, others: Points) -> Relation:
         """Of N points to M others."""
-        return Relation(*_related(self.choices, others.choices), *_related(self.structure, others.structure))
+        related = []
+        blocks = (self.choices, self.structure), (others.choices, others.structure)
+        for a, b, a_square, b_square in zip(*blocks, self.squares, others.squares, strict=True):
+            product = a @ b.T
+            squared = product * np.float32(-2)
+            squared += a_square[:, None]
+            squared += b_square
+            related += [np.maximum(squared, 0, out=squared), product]
+        return Relation(*related)
 
 
 class Relation(NamedTuple):
@@ -59,12 +73,6 @@ class Relation(NamedTuple):
     choices_product: np.ndarray
     structure: np.ndarray
     structure_product: np.ndarray
-
-
-def _related(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    product = a @ b.T
-    squared = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * product
-    return np.maximum(squared, 0, out=squared), product
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,18 @@ def matern32(squared: np.ndarray, length: float) -> np.ndarray:
     """(1 + x) exp(-x) with x = sqrt(3) distance / length (Rasmussen & Williams 2006, Eq. 4.17)."""
     x = np.sqrt(squared)
     x *= SQRT3 / length
-    return (1 + x) * np.exp(-x)
+    falling = np.exp(-x)
+    x += 1
+    x *= falling
+    return x
+
+
+def _mixed(first: np.ndarray, second: np.ndarray, part: float) -> np.ndarray:
+    """part * first + (1 - part) * second"""
+    mixed = first - second
+    mixed *= part
+    mixed += second
+    return mixed
 
 
 @dataclass(frozen=True)
@@ -113,8 +132,8 @@ class Setting:
         if self.mixture == 1:
             squared, product = relation.choices, relation.choices_product
         else:
-            squared = self.mixture * relation.choices + (1 - self.mixture) * relation.structure
-            product = self.mixture * relation.choices_product + (1 - self.mixture) * relation.structure_product
+            squared = _mixed(relation.choices, relation.structure, self.mixture)
+            product = _mixed(relation.choices_product, relation.structure_product, self.mixture) if self.linear else relation.choices
         kernel = matern32(squared, self.length)
         if self.linear:
             kernel += (2 * self.linear) * product  # the mean square of a scaled point is 1 / 2
@@ -122,8 +141,8 @@ class Setting:
 
     def variance(self, points: Points) -> np.ndarray:
         """(N,): the kernel of each point with itself."""
-        own = self.mixture * (points.choices**2).sum(axis=1) + (1 - self.mixture) * (points.structure**2).sum(axis=1)
-        return 1 + 2 * self.linear * own
+        choices, structure = points.squares
+        return 1 + 2 * self.linear * (self.mixture * choices + (1 - self.mixture) * structure)
 
 
 def settings_of(points: Points, targets: np.ndarray, most: int) -> tuple[Setting, ...]:
@@ -136,7 +155,7 @@ def settings_of(points: Points, targets: np.ndarray, most: int) -> tuple[Setting
     right = np.stack([targets, np.ones(count)], axis=1)
     found: list[tuple[float, Setting]] = []
     mixtures = MIXTURES if points.structure.shape[1] else (1.0,)
-    for mixture, length, linear in product(mixtures, LENGTHS, LINEARS):
+    for mixture, length, linear in grid(mixtures, LENGTHS, LINEARS):
         values, vectors = np.linalg.eigh(Setting(mixture, length, linear, 0.0).kernel(relation))
         y, one = (vectors.T @ right).T
         for noise in NOISES:
