@@ -33,7 +33,7 @@ from niwaki.run.folder import Folder
 from niwaki.run.statistics import Interval, bootstrap
 from niwaki.run.workers import Job
 
-BUDGETS = {"adult": 5_000, "connect_4": 10_000}
+BUDGETS = {"adult": 5_000, "connect_4": 5_000}
 SEEDS, CONFIGURATIONS = 5, 16
 CATEGORICAL = {  # what a person would call categories; of connect_4 every column
     "adult": ("workclass", "education", "marital-status", "occupation", "relationship", "race", "sex", "native-country"),
@@ -114,10 +114,10 @@ def fitted(folder: str, name: str, seed: int, told: dict[str, Any], fit_on: Sequ
 
 
 def boosted(folder: str, name: str, seed: int) -> dict[str, Any]:
-    """LightGBM with its defaults at a learning rate of 0.05; as many trees as are best on validation, then fitted on both parts."""
+    """LightGBM with its defaults; as many trees as are best on validation, then fitted on both parts."""
     began, data = time.process_time(), Data(folder, name)
-    told: dict[str, Any] = {"learning_rate": 0.05, "random_state": seed, "n_jobs": 1, "verbose": -1, "subsample": 0.9, "subsample_freq": 1}
-    first = lightgbm.LGBMClassifier(n_estimators=1500, **told)
+    told: dict[str, Any] = {"random_state": seed, "n_jobs": 1, "verbose": -1, "subsample": 0.9, "subsample_freq": 1}
+    first = lightgbm.LGBMClassifier(n_estimators=1000, **told)
     (X, y), (X_valid, y_valid) = data.part(0), data.part(1)
     stop = lightgbm.early_stopping(50, verbose=False)
     first.fit(X, y, eval_set=[(X_valid, y_valid)], callbacks=[stop], categorical_feature=data.categories)
@@ -154,51 +154,46 @@ def searched(out: str, folder: str, name: str, seed: int, told: dict[str, Any]) 
 # --- the claim -----------------------------------------------------------------------------------------------------------------------------
 
 
-def peers(path: Path, shared: str, quick: bool) -> dict[str, Any]:
-    """The results of all peers, by set and seed. They do not depend on niwaki's code, and are kept apart from what does."""
-    configurations, seeds = (2, 1) if quick else (CONFIGURATIONS, SEEDS)
-    asked = {"peers": {"budgets": BUDGETS, "configurations": configurations, "seeds": seeds, "protocol": 1}}
-    found: dict[str, Any] = {}
-    with closing(Folder(path, asked=asked)) as folder:
-        tried: list[Job] = []
-        for name, budget in BUDGETS.items():
-            data = Data(shared, name)
-            one_hot = len(data.numbers) + sum(len(np.unique(data.part(0)[0][:, at])) for at in data.categories)
-            classes = len(np.unique(data.y))
-            inputs = {"one-hot": one_hot, "codes": data.X.shape[1]}
-            for seed in range(seeds):
-                for number in range(configurations):
-                    told = drawn(seed, number, inputs, 1 if classes == 2 else classes, budget)
-                    tried.append(Job(f"{name}-{seed}-{number}", fitted, (shared, name, seed, told, (0,), (1,))))
-                tried.append(Job(f"{name}-{seed}-lightgbm", boosted, (shared, name, seed)))
-        results = run_jobs(tried, folder, 1)
-        final = []
-        for name in BUDGETS:
-            for seed in range(seeds):
-                best = max((results[f"{name}-{seed}-{number}"] for number in range(configurations)), key=lambda one: one["accuracy"])
-                final.append(Job(f"{name}-{seed}-best", fitted, (shared, name, seed, best["configuration"], (0, 1), (2,))))
-        results |= run_jobs(final, folder, 1)
-        for name in BUDGETS:
-            for seed in range(seeds):
-                all_tried = [results[f"{name}-{seed}-{number}"] for number in range(configurations)]
-                found[f"{name}-{seed}"] = {
-                    "mlp": results[f"{name}-{seed}-best"] | {"tuning_cpu_s": sum(one["cpu_s"] for one in all_tried)},
-                    "validation": [one["accuracy"] for one in all_tried],
-                    "lightgbm": results[f"{name}-{seed}-lightgbm"],
-                }
-    return found
+def peers(folder: Folder, shared: str, seed: int, configurations: int) -> dict[str, Any]:
+    """The results of all peers of a seed, by set."""
+    tried: list[Job] = []
+    for name, budget in BUDGETS.items():
+        data = Data(shared, name)
+        one_hot = len(data.numbers) + sum(len(np.unique(data.part(0)[0][:, at])) for at in data.categories)
+        classes = len(np.unique(data.y))
+        inputs = {"one-hot": one_hot, "codes": data.X.shape[1]}
+        for number in range(configurations):
+            told = drawn(seed, number, inputs, 1 if classes == 2 else classes, budget)
+            tried.append(Job(f"{name}-{seed}-{number}", fitted, (shared, name, seed, told, (0,), (1,))))
+        tried.append(Job(f"{name}-{seed}-lightgbm", boosted, (shared, name, seed)))
+    results = run_jobs(tried, folder, 1)
+    of_sets = {name: [results[f"{name}-{seed}-{number}"] for number in range(configurations)] for name in BUDGETS}
+    best = {name: max(tried_ones, key=lambda one: one["accuracy"])["configuration"] for name, tried_ones in of_sets.items()}
+    final = run_jobs([Job(f"{name}-{seed}-best", fitted, (shared, name, seed, best[name], (0, 1), (2,))) for name in BUDGETS], folder, 1)
+    return {
+        name: {
+            "mlp": final[f"{name}-{seed}-best"] | {"tuning_cpu_s": sum(one["cpu_s"] for one in of_sets[name])},
+            "validation": [one["accuracy"] for one in of_sets[name]],
+            "lightgbm": results[f"{name}-{seed}-lightgbm"],
+        }
+        for name in BUDGETS
+    }
 
 
-def show(shared: str, work: Path, quick: bool) -> Result:
-    seeds, told = (range(1), QUICK) if quick else (range(SEEDS), {})
-    beside = peers(work / "tabular-peers", shared, quick)
-    with closing(work_folder(work / "tabular", {"budgets": BUDGETS, "seeds": len(seeds)})) as folder:
-        jobs = [
-            Job(f"{name}-{seed}", searched, (str(folder.path / f"run-{name}-{seed}"), shared, name, seed, told))
-            for name in BUDGETS
-            for seed in seeds
-        ]
-        found = run_jobs(jobs, folder, 1)
+def show(shared: str, work: Path, quick: bool, count: int) -> Result:
+    """Seed by seed, so that what is stopped halfway has something to tell. Peers do not depend on niwaki's code, and are kept apart."""
+    seeds, told, configurations = (range(1), QUICK, 2) if quick else (range(count), {}, CONFIGURATIONS)
+    asked = {"peers": {"budgets": BUDGETS, "configurations": configurations, "protocol": 2}}
+    beside, found = {}, {}
+    with (
+        closing(Folder(work / "tabular-peers", asked=asked)) as theirs,
+        closing(work_folder(work / "tabular", {"budgets": BUDGETS})) as folder,
+    ):
+        for seed in seeds:
+            of_seed = peers(theirs, shared, seed, configurations)
+            beside |= {f"{name}-{seed}": of_seed[name] for name in BUDGETS}
+            out = {name: str(folder.path / f"run-{name}-{seed}") for name in BUDGETS}
+            found |= run_jobs([Job(f"{name}-{seed}", searched, (out[name], shared, name, seed, told)) for name in BUDGETS], folder, 1)
     claims, rows = [], []
     for name, budget in BUDGETS.items():
         ours = [found[f"{name}-{seed}"] for seed in seeds]
@@ -259,6 +254,7 @@ def _points(interval: Interval) -> str:
 
 def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--seeds", type=int, default=SEEDS, help="how many of them")
         parser.add_argument("--shared", default=os.environ.get("NIWAKI_SHARED", str(HERE.parent.parent / "shared")), help="above data/")
 
     on_one_thread()
@@ -268,7 +264,7 @@ def main() -> None:
         raise SystemExit(f"there is no {sets / missing[0]}.npz; give the folder above data/ with --shared")
     about = machine(threads=1, seed=0)
     with TemporaryDirectory() as scratch:
-        result = show(str(sets), Path(scratch) if options.quick else (HERE / "work").resolve(), options.quick)
+        result = show(str(sets), Path(scratch) if options.quick else (HERE / "work").resolve(), options.quick, options.seeds)
     say("")
     report(result, about, quick=options.quick)
 
