@@ -21,6 +21,8 @@ from niwaki.net.control import Network
 from niwaki.net.layer import Embed
 from niwaki.net.place import ShapeError, place, space_of
 from niwaki.nn.build import build
+from niwaki.run.config import load_config
+from niwaki.run.plan import search_of
 from niwaki.space.choice import SpaceError
 from niwaki.task.cut import DataError
 from niwaki.task.table import read_table, stored_rows, table
@@ -348,6 +350,23 @@ def test_a_regression_runs_from_end_to_end_in_the_units_of_its_target(niwaki_com
     assert f"test rmse {told['rmse']:.5g}" in again.out
 
 
+def test_tabnas_space_reads_any_table(tmp_path):
+    columns, classes, _ = people()
+    config = load_config(
+        None,
+        (
+            "network=tabnas-criteo",
+            "data.kind=table",
+            f"data.path={written(tmp_path / 'people.csv', columns, classes)}",
+            "budget=params<=41153",
+        ),
+    )
+    decided, search = search_of(config)
+    assert space_of(search.network).size == 8000
+    assert search.recipe.label_smoothing == 0
+    assert decided.undecided() == []
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +414,8 @@ def test_a_column_of_names_is_no_category_unless_one_says_so():
         (["data.path=people.csv", 'budget=["params<=5"]'], "no architecture has params <= 5"),
         (["data.path=people.csv", "network=fbnetv2"], "the rows of a table are read by"),
         (["data.path=people.csv", "data.knots=1"], "at least 2"),
+        (["data.path=parts.npz", "data.validation=0.3"], "the table says itself"),
+        (["data.path=numbers.npz", "train.label_smoothing=0.1"], "the target is a number"),
         (["data.path=people.csv", "data.layout=NHW"], "data.layout says how npz files are laid out"),
     ],
 )
@@ -404,6 +425,9 @@ def test_what_cannot_be_searched_is_told_at_once_with_exit_code_2(niwaki_command
     (tmp_path / "data.txt").write_text("a,b\n1,2\n")
     (tmp_path / "ragged.csv").write_text("a,target\n1,2\n3\n")
     np.savez(tmp_path / "bare.npz", a=np.zeros(3))
+    X, y = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60)
+    np.savez(tmp_path / "parts.npz", X=X, y=y % 2, split=y % 3)
+    np.savez(tmp_path / "numbers.npz", X=X, y=y)
     before = sorted(tmp_path.rglob("*"))
     answer = niwaki_command(
         "search", "--set", "data.kind=table", *(word for one in settings for word in ("--set", one)), "--json", cwd=tmp_path

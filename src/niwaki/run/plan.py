@@ -32,7 +32,7 @@ from niwaki.run import workers
 from niwaki.run.candidates import SPENT, aims_of
 from niwaki.run.choose import FEW, resolutions
 from niwaki.run.clock import working_seconds
-from niwaki.run.config import Config, ConfigError, config_of
+from niwaki.run.config import Config, ConfigError, Data, config_of
 from niwaki.run.finalists import finalist_workers
 from niwaki.run.loop import learner_of
 from niwaki.run.model import ModelError, load_model
@@ -161,6 +161,19 @@ def _check_fits(network: Network, task: AnyTask) -> None:
         )
         example = "a row" if isinstance(task, Tabular) else "an image"
         raise ModelError(f"the network gives {given} for {example}, where {task.outputs} are needed: one for each class of the data")
+
+
+def _check_of_table(config: Config, task: AnyTask) -> None:
+    """Refuses keys that were set and mean nothing for the table of `task`."""
+    if not isinstance(task, Tabular):
+        return
+    idle = []
+    if config.data.kind == "table" and task.table.validation is not None and config.data.validation != Data().validation:
+        idle.append(f"data.validation = {config.data.validation} has no effect: the table says itself which rows are for validation")
+    if config.train.label_smoothing and not task.is_classification:
+        idle.append(f"train.label_smoothing = {config.train.label_smoothing} has no effect: it is for classes, and the target is a number")
+    if idle:
+        raise ConfigError("the configuration", idle)
 
 
 def _sizes(shape: Sequence[int]) -> str:
@@ -339,6 +352,7 @@ def search_of(config: Config, task: AnyTask | None = None, network: Network | No
             [f"warm_start = {config.warm_start!r} is no folder of an earlier search: there is no {checkpoint_of(Path(config.warm_start))}"],
         )
     task = task if task is not None else task_of(config)
+    _check_of_table(config, task)
     given, network = network, network if network is not None else network_of(config, task)
     _check_fits(network, task)
     if config.budget is None:
