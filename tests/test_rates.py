@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score, fbeta_score, precision_reca
 
 from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
+from niwaki.task.task import Task
 from niwaki.train.loop import evaluate, train
 from niwaki.train.rate_bounds import RateBound, area_loss, area_multipliers, area_precisions, bounds, unit
 from niwaki.train.rates import (
@@ -307,7 +308,15 @@ def test_any_classification_task_can_be_trained_for_a_rate():
     assert rated.metric == "precision_at_recall_0.95"
     assert figures["precision_at_recall_0.95"] > 0.4, "0.1 by chance"
     assert {"loss", "accuracy"} <= set(figures)
-    assert rated.describe()["rate"]["kind"] == "precision_at_recall"
+    assert rated.describe() == task.describe() | {
+        "metric": rated.metric,
+        "rate": {"kind": "precision_at_recall", "target": 0.95, "surrogate": None, "bandwidth": 0.02, "share": None},
+        "positive_class": 8,
+        "own_share": 0.2,
+    }
+    missing = [name for name in vars(Task) if not name.startswith("_") and not hasattr(rated, name)]
+    assert not missing, "it is a task in every respect"
+    assert (rated.source, rated.sha256, rated.nbytes) == (task.source, task.sha256, task.nbytes)
     with pytest.raises(RateError, match=r"class 10 cannot be"):
         replace(rated, positive_class=10)
 

@@ -46,6 +46,8 @@ _HOMES = {
     "niwaki.task.images": ("arrays", "npz"),
     "niwaki.task.table": ("read_table", "table"),
     "niwaki.task.tabular": ("Tabular",),
+    "niwaki.objective": ("Objective",),
+    "niwaki.train.rates": ("Rated", "RateObjective", "parse_rate"),
     "niwaki.train.recipe": ("Recipe",),
     "niwaki.zoo.mlp": ("mlp",),
     "niwaki.zoo.mobile": ("mobile",),

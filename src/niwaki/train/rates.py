@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from niwaki.task.task import Part, Task
 
@@ -388,6 +388,18 @@ class Rated:
     def metric(self) -> str:
         return self.objective.name
 
+    @property
+    def source(self) -> str:
+        return self.task.source
+
+    @property
+    def sha256(self) -> str:
+        return self.task.sha256
+
+    @property
+    def nbytes(self) -> int:
+        return self.task.nbytes
+
     def part(self, name: Part) -> Tensor:
         return self.task.part(name)
 
@@ -421,7 +433,15 @@ class Rated:
     def preprocess(self) -> nn.Module:
         return self.task.preprocess()
 
+    def delivered(self, module: fx.GraphModule) -> fx.GraphModule:
+        return self.task.delivered(module)
+
     def describe(self) -> dict[str, Any]:
         """What identifies the task, as JSON."""
         rate = {name: getattr(self.objective, name) for name in self.objective.__dataclass_fields__}
-        return {"task": type(self.task).__name__, "rate": rate, "positive_class": self.positive_class, "own_share": self.own_share}
+        return self.task.describe() | {
+            "metric": self.metric,
+            "rate": rate,
+            "positive_class": self.positive_class,
+            "own_share": self.own_share,
+        }
