@@ -138,6 +138,16 @@ def _found(logits: Tensor, bound: float) -> dict[str, float]:
     }
 
 
+def _within(logits: Tensor, bound: float) -> dict[str, float]:
+    """The most likely network within the limit."""
+    log_p = torch.zeros(())
+    for row in torch.log_softmax(logits.detach(), 1):
+        log_p = log_p[..., None] + row
+    quality, cost = macro()
+    number = int(np.where(cost <= bound, log_p.numpy(), -np.inf).argmax())
+    return {"quality": float(quality.flat[number]), "ratio": float(cost.flat[number]) / bound, "number": number}
+
+
 def policy(plan: Plan, name: str, share: float, start: int) -> dict[str, float]:
     """The network that gradient ascent on the exact E[reward] ends at: what a policy gradient does without its noise."""
     quality, cost = (torch.from_numpy(table) for table in macro())
@@ -171,7 +181,9 @@ def rewards_of(form: Form, bound: float) -> np.ndarray:
 
 
 def constrained(plan: Plan, share: float, start: int) -> dict[str, Any]:
-    """The augmented Lagrangian over 1 - E[accuracy] and E[FLOPs]; after each round the most likely network. The last, and the best feasible."""
+    """The augmented Lagrangian over 1 - E[accuracy] and E[FLOPs]; after each round the most likely network within the limit.
+
+    argmax: the published derivation at the end, which nothing keeps within it. last, best: ours, of the last round and of all."""
     quality, cost = (torch.from_numpy(table) for table in macro())
     bound = bound_of(share)
     objective = Objective("-loss", (flops <= bound,), AugmentedLagrangian())
@@ -183,15 +195,15 @@ def constrained(plan: Plan, share: float, start: int) -> dict[str, Any]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        with torch.no_grad():
+        with torch.no_grad():  # the mean is exact, so it is the true cost of the policy
             state = objective.update(state, [{"loss": 0.0, "flops": expectation(cost, logits).item()}])
-        ends.append(_found(logits, bound))
-    kept = [end for end in ends if end["ratio"] <= 1]
+        ends.append(_within(logits, bound))
     with torch.no_grad():
         expected = expectation(cost, logits).item() / bound
     return {
+        "argmax": _found(logits, bound),
         "last": ends[-1],
-        "best": max(kept, key=lambda end: end["quality"]) if kept else None,
+        "best": max(ends, key=lambda end: end["quality"]),
         "expected_ratio": expected,
         "networks": len({end["number"] for end in ends}),
         "multiplier": state["multipliers"][0],
@@ -281,18 +293,17 @@ def section_of(results: dict[str, Any]) -> Section:
     ratios = {form: [median([one["ratio"] for one in starts]) for starts in of] for form, of in results["policies"].items()}
     off = {form: [max(abs(one["ratio"] - 1) for one in starts) for starts in of] for form, of in results["policies"].items()}
     gaps = [
-        [row["optimum"] - one["best"]["quality"] if one["best"] else None for one in starts]
-        for row, starts in zip(budgets, results["constrained"], strict=True)
+        [row["optimum"] - one["best"]["quality"] for one in starts] for row, starts in zip(budgets, results["constrained"], strict=True)
     ]
-    best_gap = [min((gap for gap in of if gap is not None), default=None) for of in gaps]
-    violations = [max(one["last"]["ratio"] - 1 for one in starts) for starts in results["constrained"]]
+    best_gap, median_gaps = [min(of) for of in gaps], [median(of) for of in gaps]
+    violations = [max(0.0, *(one["argmax"]["ratio"] - 1 for one in starts)) for starts in results["constrained"]]
+    mean_off = [max(one["expected_ratio"] - 1 for one in starts) for starts in results["constrained"]]
     networks = max(one["networks"] for starts in results["constrained"] for one in starts)
     random = {draws: [row["optimum"] - row["random"][draws] for row in budgets] for draws in ("10", "50", "200")}
     picks = results["devices"]["picks"]
     shares = {name: [pick["ratios"][device] for device in DEVICES] for name, pick in picks.items()}
     found_fronts = results["fronts"]
     missed = [abs(ratio - 1) > 0.1 for ratio in largest["mnasnet-soft"]]
-    median_gaps = [median([1.0 if gap is None else gap for gap in of]) for of in gaps]
     return Section(
         "objectives",
         "Rewards, constraints and several devices",
@@ -313,12 +324,14 @@ def section_of(results: dict[str, Any]) -> Section:
                   verdict(all(value <= 0.03 for value in off["tunas-absolute"]))),
             Claim("MnasNet's soft reward misses at least 2 targets by more than 10 % with one exponent (the published failure)", "needed 7 runs to hit a target [published by TuNAS]",
                   f"cost / target of the largest reward: {_list(largest['mnasnet-soft'])}; of the policy's network: {_list(ratios['mnasnet-soft'])}", "does not aim at a cost", verdict(sum(missed) >= 2)),
-            Claim("Augmented Lagrangian: the last derived network exceeds the limit by at most 1 %", "recommended default for gradient searches [ours]",
-                  f"largest violation over starts, by budget: {_percents([max(0.0, v) for v in violations])}", "within the limit by construction", verdict(max(violations) <= 0.01)),
-            Claim("Augmented Lagrangian: the best feasible derived network is within 0.2 points of the constrained optimum", "-",
-                  f"points below it, best of {len(plan['starts'])} starts: {_points(best_gap)}; median start: {_points(median_gaps)} ({networks} different networks looked at at most)",
-                  f"points below: {_points(random['10'])} of 10 draws, {_points(random['50'])} of 50, {_points(random['200'])} of 200",
-                  verdict(all(gap is not None and gap <= 0.002 for gap in best_gap))),
+            Claim("Augmented Lagrangian: the mean cost of the policy exceeds the limit by at most 1 %", "recommended default for gradient searches [ours]",
+                  f"largest violation over starts, by budget: {_percents([max(0.0, v) for v in mean_off])}", "within the limit by construction", verdict(max(mean_off) <= 0.01)),
+            Claim("So does the network of the most likely options (the published derivation)", "a mean that meets a limit does not make the derived network meet it [known pitfall]",
+                  f"largest violation over starts, by budget: {_percents(violations)}; of the most likely network within the limit (ours): none, by construction",
+                  "within the limit by construction", verdict(max(violations) <= 0.01)),
+            Claim("Augmented Lagrangian: the best network within the limit that its rounds derive is within 0.2 points of the constrained optimum", "-",
+                  f"points below it, best of {len(plan['starts'])} starts: {_points(best_gap)}; median start: {_points(median_gaps)} ({networks} different networks in a search at most)",
+                  f"points below: {_points(random['10'])} of 10 draws, {_points(random['50'])} of 50, {_points(random['200'])} of 200", verdict(max(best_gap) <= 0.002)),
             Claim("Several devices: with the worst case as the limit all keep theirs, with the mean at least one does not", "worst-case and average-case searches differ [abstract]",
                   f"spent / limit on {', '.join(DEVICES)}: worst {_list(shares['worst'])} (accuracy {percent(picks['worst']['accuracy'], 2)}), mean {_list(shares['mean'])} "
                   f"({percent(picks['mean']['accuracy'], 2)})", "not a search: all networks listed", verdict(max(shares["worst"]) <= 1 < max(shares["mean"]))),
@@ -333,8 +346,8 @@ def section_of(results: dict[str, Any]) -> Section:
                 (form, *(f"{ratios[form][i]:.3f}, {100 * (row['optimum'] - median([one['quality'] for one in results['policies'][form][i]])):+.2f} points" for i, row in enumerate(budgets)))
                 for form in FORMS
             )),
-            Table("Augmented Lagrangian, by budget", ("budget", "networks within", "optimum", "best feasible: points below, each start", "last: cost / target, each start", "E[cost] / target at the end"), tuple(
-                (f"{row['bound'] / 1e6:.1f} M", f"{row['feasible']:,}", percent(row["optimum"], 2), _points(gap), _list([one["last"]["ratio"] for one in starts]), _list([one["expected_ratio"] for one in starts]))
+            Table("Augmented Lagrangian, by budget", ("budget", "networks within", "optimum", "points below the optimum, each start", "most likely options: cost / target, each start", "E[cost] / target at the end"), tuple(
+                (f"{row['bound'] / 1e6:.1f} M", f"{row['feasible']:,}", percent(row["optimum"], 2), _points(gap), _list([one["argmax"]["ratio"] for one in starts]), _list([one["expected_ratio"] for one in starts]))
                 for row, gap, starts in zip(budgets, gaps, results["constrained"], strict=True)
             )),
             Table("Three devices: the best cell by what must be within the limits", ("within", "accuracy", *DEVICES), tuple(
@@ -353,8 +366,8 @@ def _percents(values: list[float]) -> str:
     return ", ".join(percent(value) for value in values)
 
 
-def _points(values: list[float | None] | list[float]) -> str:
-    return ", ".join("none" if value is None else f"{100 * value:.2f}" for value in values)
+def _points(values: list[float]) -> str:
+    return ", ".join(f"{100 * value:.2f}" for value in values)
 
 
 def _frame(frame: dict[str, Any]) -> str:
