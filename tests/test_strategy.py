@@ -1,9 +1,11 @@
 """Strategies keep their contract; the loop loses nothing when it is stopped; evolution finds more than chance does."""
 
-from dataclasses import dataclass, replace
+import random
+from dataclasses import replace
 from functools import partial
 from random import Random
 
+import numpy as np
 import pytest
 
 from niwaki.distribution.independent import Independent
@@ -59,19 +61,15 @@ def test_every_strategy_keeps_the_contract(strategy):
     check_strategy(strategy)
 
 
-@dataclass(frozen=True)
-class Repeats(RandomSearch):
-    def ask(self, state, count, rng, pending):
-        return super().ask(state, count, rng, [])
+# --- one small broken strategy for each clause
 
 
-@dataclass(frozen=True)
-class Forgets(RandomSearch):
-    def load(self, space, content, arrays):
-        return self.init(space)
+class Nameless(RandomSearch):
+    def __init__(self):
+        super().__init__(name="")
 
 
-class Remembers(RandomSearch):
+class IgnoresItsSeed(RandomSearch):
     """Keeps a counter outside of the state."""
 
     asked = 0
@@ -81,32 +79,198 @@ class Remembers(RandomSearch):
         return super().ask(state, count, Random(self.asked), pending)
 
 
-@dataclass(frozen=True)
+class UsesGlobalRandomness(RandomSearch):
+    def tell(self, state, trials):
+        random.random()
+        return super().tell(state, trials)
+
+
 class TooMany(RandomSearch):
     def ask(self, state, count, rng, pending):
         return super().ask(state, count + 1, rng, pending)
 
 
-@dataclass(frozen=True)
-class LastBatchOnly(RandomSearch):
+class TooFew(RandomSearch):
+    def ask(self, state, count, rng, pending):
+        return super().ask(state, min(count, 5), rng, pending)
+
+
+class AnyMapping(RandomSearch):
+    def ask(self, state, count, rng, pending):
+        return [dict(arch) for arch in super().ask(state, count, rng, pending)]
+
+
+class ForgetsWhatWasTold(RandomSearch):
+    def tell(self, state, trials):
+        return state
+
+
+class RemembersTheLastBatch(RandomSearch):
     def tell(self, state, trials):
         return replace(state, seen=Seen(fingerprint(trial.arch) for trial in trials))
+
+
+class SeesBatches(RandomSearch):
+    """Its state depends on how trials were dealt out."""
+
+    def tell(self, state, trials):
+        return replace(state, seen=state.seen.with_(sorted(fingerprint(trial.arch) for trial in trials)))
+
+
+class ChangesItsState(RandomSearch):
+    def tell(self, state, trials):
+        after = super().tell(state, trials)
+        object.__setattr__(state, "seen", after.seen)
+        return after
+
+
+class AskCounts(RandomSearch):
+    """Its second answer to the same question is another one."""
+
+    def init(self, space):
+        state = super().init(space)
+        object.__setattr__(state, "asked", [0])
+        return state
+
+    def tell(self, state, trials):
+        after = super().tell(state, trials)
+        object.__setattr__(after, "asked", [0])
+        return after
+
+    def ask(self, state, count, rng, pending):
+        state.asked[0] += 1
+        return super().ask(state, count, Random(f"{rng.random()}{state.asked[0]}"), pending)
+
+
+class SavesText(RandomSearch):
+    def save(self, state):
+        return {}, {"seen": np.array([str(name) for name in state.seen])}
+
+
+class ForgetsOnLoading(RandomSearch):
+    def load(self, space, content, arrays):
+        return self.init(space)
+
+
+class CannotLoad(RandomSearch):
+    def load(self, space, content, arrays):
+        raise NotImplementedError
+
+
+class LosesItsPlace(RandomSearch):
+    """What it proposes depends on something that is not saved."""
+
+    def tell(self, state, trials):
+        after = super().tell(state, trials)
+        object.__setattr__(after, "live", True)
+        return after
+
+    def ask(self, state, count, rng, pending):
+        return super().ask(state, count, Random(f"{rng.random()}{hasattr(state, 'live')}"), pending)
+
+
+class IgnoresPending(RandomSearch):
+    def ask(self, state, count, rng, pending):
+        return super().ask(state, count, rng, ())
+
+
+class IgnoresTheBudget(RandomSearch):
+    def init(self, space):
+        return super().init(getattr(space, "space", space))
+
+    def load(self, space, content, arrays):
+        return super().load(getattr(space, "space", space), content, arrays)
+
+
+class OverBudgetNowAndThen(IgnoresTheBudget):
+    """Keeps the budget of small spaces."""
+
+    def init(self, space):
+        return super().init(space) if len(space) > 10 else RandomSearch.init(self, space)
+
+    def load(self, space, content, arrays):
+        return super().load(space, content, arrays) if len(space) > 10 else RandomSearch.load(self, space, content, arrays)
+
+
+class StopsAtFailures(RandomSearch):
+    def tell(self, state, trials):
+        if any(trial.status == "failed" for trial in trials):
+            raise KeyError("accuracy")
+        return super().tell(state, trials)
+
+
+class TriesFailuresAgain(RandomSearch):
+    def tell(self, state, trials):
+        return super().tell(state, [trial for trial in trials if trial.status != "failed"])
+
+
+class TellsApartWhatItAskedFor(RandomSearch):
+    def tell(self, state, trials):
+        if any(trial.source != self.name for trial in trials):
+            raise ValueError("who is that?")
+        return super().tell(state, trials)
+
+
+class CountsTrials(RandomSearch):
+    def tell(self, state, trials):
+        if len({trial.arch for trial in trials}) < len(trials):
+            raise ValueError("told twice")
+        return super().tell(state, trials)
+
+
+class NeedsMetricsOfWhatWasCut(RandomSearch):
+    def tell(self, state, trials):
+        if any(trial.status == "cut" for trial in trials):
+            raise KeyError("accuracy")
+        return super().tell(state, trials)
+
+
+class GivesUpEarly(RandomSearch):
+    def ask(self, state, count, rng, pending):
+        enough = state.space.size == 18 and len(state.seen) > 12
+        return [] if enough else super().ask(state, count, rng, pending)
+
+
+class EndsInAnError(RandomSearch):
+    def ask(self, state, count, rng, pending):
+        asked = super().ask(state, count, rng, pending)
+        return [asked[at] for at in range(count)]
 
 
 @pytest.mark.parametrize(
     ("broken", "clause"),
     [
-        (Repeats(), "pending is not proposed again"),
-        (Forgets(), "comes back from JSON"),
-        (Remembers(), "same seed gives the same search"),
-        (TooMany(), "at most as many"),
-        (LastBatchOnly(), "twice|one by one"),
+        (Nameless, "has a name"),
+        (IgnoresItsSeed, "same seed gives the same search"),
+        (UsesGlobalRandomness, "random numbers come from the given rng alone"),
+        (TooMany, "at most as many as it is asked for"),
+        (TooFew, "as many proposals as it is asked for, whatever the batch"),
+        (AnyMapping, "a proposal is an architecture of the space"),
+        (ForgetsWhatWasTold, "no architecture is proposed twice"),
+        (RemembersTheLastBatch, "no architecture is proposed twice"),
+        (SeesBatches, "telling trials one by one"),
+        (ChangesItsState, "leave the state that they are given as it is"),
+        (AskCounts, "asked twice, it proposes the same"),
+        (SavesText, "can be saved as JSON and arrays; it raised StoreError: array 'seen'"),
+        (ForgetsOnLoading, "comes back from JSON and arrays as it was"),
+        (CannotLoad, "comes back from JSON and arrays as it was; it raised NotImplementedError"),
+        (LosesItsPlace, "a restored state proposes what the state proposed"),
+        (IgnoresPending, "what is pending is not proposed again"),
+        (IgnoresTheBudget, "within a budget, every proposal keeps it"),
+        (OverBudgetNowAndThen, "every one of 10,000 proposals keeps it"),
+        (StopsAtFailures, "failed trials do not stop a search; it raised KeyError"),
+        (TriesFailuresAgain, "failed is not proposed again"),
+        (TellsApartWhatItAskedFor, "never asked for is taken in; it raised ValueError: who is that"),
+        (CountsTrials, "told twice does no harm; it raised ValueError: told twice"),
+        (NeedsMetricsOfWhatWasCut, "cut is taken in; it raised KeyError"),
+        (GivesUpEarly, "a small space is searched to its end"),
+        (EndsInAnError, "a small space is searched to its end, each architecture once, and then nothing is proposed; it raised IndexError"),
     ],
-    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
 def test_the_contract_names_the_clause_that_is_broken(broken, clause):
-    with pytest.raises(ContractError, match=clause):
-        check_strategy(broken)
+    with pytest.raises(ContractError, match=f"the contract of a strategy is broken: .*{clause}"):
+        check_strategy(broken())
 
 
 def test_evolution_proposes_mutations_of_the_population_and_the_oldest_dies():

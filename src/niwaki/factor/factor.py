@@ -102,7 +102,12 @@ class Cost:
 
     def __call__(self, arch: Architecture) -> int:
         """The cost of one architecture, exact."""
-        return int(self.batch(np.array(self.space.indices([arch]), dtype=np.int32))[0])
+        (numbers,) = self.space.indices([arch])
+        entries = [
+            table.item(sum([numbers[position] * stride for position, stride in steps]))  # faster than arrays of one
+            for steps, table in self._steps
+        ]
+        return sum(entries) if self.kind == "sum" else max(entries)
 
     def batch(self, indices: np.ndarray) -> np.ndarray:
         """int64 (N,): the cost of every row of option numbers (N, decisions), canonical as `Space.indices` and `all_rows` give them.
@@ -149,6 +154,11 @@ class Cost:
             strides = [np.int32(step // 8) for step in factor.table.strides]
             flat.append(([self.space.position(name) for name in factor.scope], strides, factor.table.ravel()))
         return flat
+
+    @cached_property
+    def _steps(self) -> list[tuple[tuple[tuple[int, int], ...], np.ndarray]]:
+        """`_flat` for one architecture: (position, stride) of each axis, and the table."""
+        return [(tuple(zip(positions, map(int, strides), strict=True)), table) for positions, strides, table in self._flat]
 
     @cached_property
     def _extremes(self) -> tuple[tuple[int, Architecture], ...]:

@@ -18,7 +18,7 @@ from niwaki.space.choice import BudgetError, Value
 from niwaki.space.rows import Features
 from niwaki.space.space import Decision, Space
 
-TRIES = 64  # mutations drawn before all feasible neighbours are listed instead
+TRIES = 64  # draws that may be over a limit, before those within are counted or listed instead
 
 
 def within(space: Space, limits: Sequence[Limit]) -> Within:
@@ -101,7 +101,7 @@ class Within:
         return self.space.key(arch)
 
     def __contains__(self, arch: object) -> bool:
-        return isinstance(arch, Architecture) and arch.space == self.space.hash and bool(self.keeps([arch])[0])
+        return isinstance(arch, Architecture) and arch.space == self.space.hash and self._keeps(arch)
 
     def keeps(self, architectures: Sequence[Architecture]) -> np.ndarray:
         """bool (N,): which of them keep every limit, by exact cost."""
@@ -136,6 +136,9 @@ class Within:
 
     def sample_uniform(self, rng: Random) -> Architecture:
         """An architecture drawn so that all are equally likely."""
+        for _ in range(TRIES):  # where the limits leave much of the space, this is faster than to draw within them, and as even
+            if self._keeps(arch := self.space.sample_uniform(rng)):
+                return arch
         return self._drawn(self._uniform, rng)
 
     def sample_many(self, count: int, generator: np.random.Generator, probabilities: Probabilities | None = None) -> np.ndarray:
@@ -192,6 +195,9 @@ class Within:
         return first
 
     # ---------------------------------------------------------------- inside
+
+    def _keeps(self, arch: Architecture) -> bool:
+        return all(limit.cost(arch) <= limit.upper for limit in self.limits)
 
     @cached_property
     def _arcs(self) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -13,11 +13,11 @@ from niwaki.space.size import op, taken
 from niwaki.space.space import Decision, Space
 
 
-def toy_space() -> Space:
-    """292 architectures: a depth of 1 to 3, a width and a kernel size for each block, a kind for the second, a switch where depth is 2."""
-    depth = Decision("depth", (1, 2, 3))
+def toy_space(blocks: int = 3) -> Space:
+    """A depth, a width and a kernel size for each block, a kind for the second, a switch where depth is 2. 292 architectures of 3 blocks."""
+    depth = Decision("depth", tuple(range(1, blocks + 1)))
     decisions = [depth]
-    for block in range(3):
+    for block in range(blocks):
         exists = op(">", depth.ref, block) if block else True
         decisions.append(Decision(f"block{block}.width", (8, 16), exists))
         decisions.append(Decision(f"block{block}.kernel", (3, 5), exists))
@@ -29,7 +29,7 @@ def toy_space() -> Space:
 def toy_macs(space: Space) -> Cost:
     """Multiply-adds of the blocks of a toy space: width * kernel^2 each, were they on one pixel."""
     factors = []
-    for block in range(3):
+    for block in range(len(space["depth"].options)):
         width, kernel = space[f"block{block}.width"], space[f"block{block}.kernel"]
         factors.append(factor_of(f"block{block}", width.condition, (width.ref, kernel.ref, kernel.ref)))
     return Cost("macs", "", tuple(factors), space)
