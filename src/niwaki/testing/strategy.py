@@ -30,7 +30,7 @@ class ContractError(AssertionError):
     """A clause of a contract that does not hold."""
 
 
-def check_strategy(strategy: Strategy[Any], *, evaluations: int = 60, asks: int = 10_000) -> None:
+def check_strategy(strategy: Strategy[Any], *, evaluations: int = 60, asks: int = 1_000) -> None:
     """Raises ContractError naming the first clause that `strategy` breaks, on small spaces with known answers.
 
     evaluations: how long the searches are; long enough for the strategy to leave its first phase. asks: for how many proposals it is seen
