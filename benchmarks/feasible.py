@@ -41,7 +41,7 @@ class Scale:
     plan: Plan
 
 
-TABLES = (DataSet("adult", Training(4, 512), 2), DataSet("connect_4", Training(4, 512), 2))
+TABLES = (DataSet("adult", Training(2, 512), 1), DataSet("connect_4", Training(2, 512), 1))
 FULL = Scale(SAMPLES, 20, True, Plan(TABLES))
 QUICK = Scale(
     (64,), 3, False, replace(Plan((DataSet("breast_cancer", Training(1, 64), 1),)), widths=(4, 16), search_seeds=2, evaluations=6)

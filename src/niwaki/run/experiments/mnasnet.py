@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -25,6 +26,7 @@ from niwaki.run.progress import Progress
 from niwaki.run.statistics import bootstrap, spearman
 from niwaki.run.workers import Job, Workers
 from niwaki.space.architecture import Architecture
+from niwaki.store.files import atomic_write
 from niwaki.strategy.lstm import Lstm
 from niwaki.strategy.policy import softmaxes
 from niwaki.zoo.nasbench import nasbench201
@@ -76,26 +78,40 @@ def measure(plan: Plan, folder: Folder, progress: Progress, workers: int) -> dic
     drift = []
     for name, form in (*((f"soft, w = {w}", Product(w, w)) for w in (-0.03, -0.07, -0.15)), ("hard, 0 and -1", mnasnet.HARD)):
         drift.append([name, float(macs[int(np.argmax(rewards_of(form, target)))] / target)])
+    models = [folder.path / "models" / f"{number}.onnx" for number in range(plan.timed)]
+    with Workers(1) as here:
+        jobs_of = [Job(f"model {number}", write_network, (number, str(path))) for number, path in enumerate(models)]
+        written = here.run(jobs_of, folder, progress, f"{plan.timed} networks to be timed")
     timed = []
     for number in range(plan.passes):
         # a process of its own for each, one after the other, with nothing of ours beside it
         with Workers(2) as pool:
-            job = Job(f"timing {number}", time_networks, (plan.timed, plan.timing))
+            job = Job(f"timing {number}", time_networks, ([str(path) for path in models], plan.timing))
             timed.append(pool.run([job], folder, progress, f"timing {plan.timed} networks, pass {number + 1}")[job.name])
-    return {"target": target, "drift": drift, "found": {kind.text: found[job.name] for kind, job in jobs.items()}, "timed": timed}
+    return {
+        "target": target,
+        "drift": drift,
+        "found": {kind.text: found[job.name] for kind, job in jobs.items()},
+        "networks": [written[job.name] for job in jobs_of],
+        "timed": timed,
+    }
 
 
-def time_networks(count: int, protocol: Protocol) -> list[dict[str, Any]]:
-    """Multiply-adds and samples of `count` cells drawn from NAS-Bench-201, one cell a stage, each with all its raw figures."""
+def write_network(number: int, path: str) -> dict[str, Any]:
+    """A cell drawn from NAS-Bench-201, one cell a stage, as an ONNX file; its operations and multiply-adds."""
     network = nasbench201(cells=1)
-    space, cost = space_of(network), count_macs(network)
-    archs = [space.sample_uniform(rng) for rng in (Random(f"timed/{number}") for number in range(count))]
-    steps = {}
-    for number, arch in enumerate(archs):
-        torch.manual_seed(number)
-        steps[str(number)] = onnx_step(to_onnx(build(network, arch), network.input_shape), threads=protocol.threads)
-    found = in_turns(steps, "0", runtime=NAME, protocol=protocol)
-    return [{"macs": cost(arch), "cell": dict(arch), "samples": found[str(number)].to_json()} for number, arch in enumerate(archs)]
+    space = space_of(network)
+    arch = space.sample_uniform(Random(f"timed/{number}"))
+    torch.manual_seed(number)
+    Path(path).parent.mkdir(exist_ok=True)
+    atomic_write(path, to_onnx(build(network, arch), network.input_shape))
+    return {"cell": dict(arch), "macs": count_macs(network)(arch)}
+
+
+def time_networks(models: list[str], protocol: Protocol) -> list[dict[str, Any]]:
+    """The samples of each model, with all raw figures; the first is the reference."""
+    steps = {path: onnx_step(Path(path).read_bytes(), threads=protocol.threads) for path in models}
+    return [samples.to_json() for samples in in_turns(steps, models[0], runtime=NAME, protocol=protocol).values()]
 
 
 def objective_of(form: Form, target: float) -> Objective:
@@ -155,8 +171,8 @@ def section_of(results: dict[str, Any]) -> Section:
         wins = sum(entry["best"] >= entry["random_best"] for entry in one)
         rows.append((kind.text, f"{last.mean:.4f} [{last.low:.4f}, {last.high:.4f}]", f"{random.mean:.4f}", f"{min(above):.1f} to {max(above):.1f}",
                      f"{wins} of {len(one)}", f"{np.mean([entry['off'] for entry in one]):.0%}", f"{np.mean([entry['different'] for entry in one]):.0f}"))  # fmt: skip
-    passes = [[Samples.from_json(one["samples"]) for one in part] for part in results["timed"]]
-    macs = [one["macs"] for one in results["timed"][0]]
+    passes = [[Samples.from_json(one) for one in part] for part in results["timed"]]
+    macs = [one["macs"] for one in results["networks"]]
     pairs = [(a, b) for a in range(len(passes)) for b in range(a)]
     again = [spearman([one.median_ms for one in passes[a]], [one.median_ms for one in passes[b]]) or 0.0 for a, b in pairs]
     ratios = [spearman([one.ratio for one in passes[a]], [one.ratio for one in passes[b]]) or 0.0 for a, b in pairs]
