@@ -153,7 +153,24 @@ class Config(_Section):
     network: Words = "auto"  # "auto" (the mobile family at the size of the data), a name in the zoo, "module:attr" or "file.py:attr"
     data: Data = Data()
     budget: list[str] | None = None
-    method: Literal["dmasking", "default", "random", "evolution", "reinforce", "ppo", "tabnas"] = "dmasking"
+    method: Literal[
+        "dmasking",
+        "default",
+        "random",
+        "exhaustive",
+        "evolution",
+        "local-search",
+        "nsga2",
+        "chow-liu",
+        "crank",
+        "reinforce",
+        "ppo",
+        "nao",
+        "neural-predictor",
+        "q-learning",
+        "tabnas",
+        "optuna",
+    ] = "dmasking"  # or a strategy of run/strategies.py
     evaluator: Literal["shared", "scratch"] = "shared"
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     threads: Count | None = None
@@ -293,7 +310,24 @@ _USES: dict[str, set[str]] = {
     "dmasking": set(Search.model_fields) - _ASKED - {"population_size", "tournament_size"},
     "random": {"finalists", "regular", "folds", "trim", *_SUPERNET, *_ASKED},
     "evolution": {"finalists", "regular", "folds", "trim", *_SUPERNET, *_ASKED, "population_size", "tournament_size"},
-    **{name: {"finalists", "regular", "folds", "trim", *_SUPERNET, *_ASKED} for name in ("default", "reinforce", "ppo", "tabnas")},
+    **{
+        name: {"finalists", "regular", "folds", "trim", *_SUPERNET, *_ASKED}
+        for name in (
+            "default",
+            "exhaustive",
+            "local-search",
+            "nsga2",
+            "chow-liu",
+            "crank",
+            "reinforce",
+            "ppo",
+            "nao",
+            "neural-predictor",
+            "q-learning",
+            "tabnas",
+            "optuna",
+        )
+    },
 }
 
 

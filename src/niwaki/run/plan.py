@@ -524,7 +524,7 @@ def _method(config: Config, metric: str) -> DMasking | AskTell:
     strategy: Strategy[Any] = (
         RegularizedEvolution(objective, population_size=config.search.population_size, tournament_size=config.search.tournament_size)
         if config.method == "evolution"
-        else strategy_named(config.method, (objective,))
+        else strategy_named(config.method, (objective, Objective("-macs")) if config.method == "nsga2" else (objective,))
     )
     one_shot = OneShot(chosen["epochs"], chosen["batch_size"], chosen["weight_lr"], chosen["momentum"], chosen["weight_decay"])
     return AskTell(strategy, chosen["evaluations"], config.evaluator, one_shot, config.search.proposals)
