@@ -57,7 +57,7 @@ class Plan:
     steps_per_round: int = 60
     lr: float = 0.05
     starts: tuple[int, ...] = (0, 1, 2, 3, 4)
-    minutes: str = "about 8 minutes on one idle core"
+    minutes: str = "about 2 minutes on two idle cores"
 
     def to_json(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items() if key != "minutes"}
