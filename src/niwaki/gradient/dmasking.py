@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from math import cos, isfinite, pi
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -167,6 +168,10 @@ class DMaskingSearch:
     @property
     def finished(self) -> bool:
         return self.place[0] >= self.method.epochs
+
+    def probabilities(self) -> list[dict[str, np.ndarray]]:
+        """Of each distribution, by decision."""
+        return [distribution.arrays() for distribution in self.distributions]
 
     def run(self, max_steps: int | None = None) -> None:
         """Takes `max_steps` steps, or as many as are left of the epoch under way."""

@@ -7,8 +7,6 @@ likely option of every decision is taken. Warm-ups are of the shared weights; he
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from niwaki.objective import Objective
 from niwaki.strategy.policy_gradient import Adam, DelayedRamp, PolicyGradient
 
@@ -32,33 +30,6 @@ def controller(objective: Objective, *, steps: int, lr: float = TABLE_LR, delay:
     """The controller for a search of `steps` evaluations. objective: with the form `Absolute(beta)`, which is an objective's own."""
     schedule = DelayedRamp(steps, delay, RAMP)
     return PolicyGradient(objective, optimizer=Adam(lr, betas=(0.0, 0.999), eps=1e-8, schedule=schedule), momentum=MOMENTUM, name=name)
-
-
-@dataclass(frozen=True)
-class WarmUp:
-    """p(step): with this probability a decision is not sampled, but all its operations run, averaged, or its largest width; from 1 to 0.
-
-    share: of all steps. It must be over when the controller begins to learn, or the log-probabilities would be of what was not sampled.
-    """
-
-    total: int
-    share: float = DELAY
-
-    def __post_init__(self) -> None:
-        if self.total < 1 or not 0 <= self.share <= 1:
-            raise ValueError(f"total={self.total}, share={self.share}: at least 1 step, and a share of them from 0 to 1")
-
-    def __call__(self, step: int) -> float:
-        return max(0.0, 1 - step / (self.share * self.total)) if self.share else 0.0
-
-    def before(self, schedule: DelayedRamp) -> WarmUp:
-        """This, or an error where the controller learns while it lasts."""
-        if self.share * self.total > schedule.delay * schedule.total:
-            raise ValueError(
-                f"a warm-up of {self.share:g} of {self.total} steps ends after the controller begins to learn, at {schedule.delay:g} of "
-                f"{schedule.total}; it must end no later"
-            )
-        return self
 
 
 CLAIMS = {

@@ -79,7 +79,7 @@ def search(
     """Searches `network` for the best member within `budget` on `task`, trains it, exports it, and returns it with its run's folder.
 
     network: a description with choices, or a name ("auto": niwaki's own family at the size of the data). task: the digits, if left out.
-    budget: such as "macs<=5e6"; a list asks for one network each. method: "dmasking", or a strategy: "default", "random", "evolution",
+    budget: such as "macs<=5e6"; a list asks for one network each. method: "dmasking", "tunas", or a strategy: "default", "random", "evolution",
     "reinforce", "ppo", "tabnas". settings: any other key of the configuration, such as {"train.epochs": 30}. The same arguments and folder
     go on with an unfinished run.
     """

@@ -31,6 +31,7 @@ Words = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 
 
 OF_TABLES = ("task", "target", "categorical", "ignore", "split", "groups", "knots", "fill")
+BY_GRADIENT = ("dmasking", "tunas")  # methods that learn weights and a distribution together; the others ask and tell
 DECIDED_OF_TABLES = ("task", "target", "categorical", "knots")  # where nothing is said, the data decide
 OfImages = Literal["accuracy", "balanced_accuracy", "macro_f1"]
 
@@ -99,7 +100,7 @@ class Search(_Section):
     weight_lr: Rate | None = None
     momentum: Part | None = None
     weight_decay: Amount | None = None
-    logit_lr: Rate | None = None
+    logit_lr: Rate | None = None  # of the distribution
     logit_weight_decay: Amount | None = None
     architecture_share: Share | None = None  # of the training part, for the logits
     logit_passes: Count | None = None
@@ -108,7 +109,7 @@ class Search(_Section):
     objective: Literal["mul", "add", "absolute", "limit"] | None = None
     alpha: Amount | None = None
     beta: Amount | None = None
-    cost_weight: Amount | None = None
+    cost_weight: Amount | None = None  # of |log(cost / limit)| in the loss; with tunas -beta, of |cost / limit - 1| in the reward
     candidates: Count | None = None  # architectures of the learned distribution that are judged with shared weights
     finalists: Count | None = None  # networks judged by a short training of their own: the best candidates, and regular networks
     regular: Annotated[int, Field(ge=0)] | None = None  # how many of the finalists are regular networks: alike in all stages
@@ -155,6 +156,7 @@ class Config(_Section):
     budget: list[str] | None = None
     method: Literal[
         "dmasking",
+        "tunas",
         "default",
         "random",
         "exhaustive",
@@ -308,6 +310,7 @@ _SUPERNET = {"epochs", "batch_size", "weight_lr", "momentum", "weight_decay"}  #
 _ASKED = {"evaluations", "proposals"}  # of a strategy
 _USES: dict[str, set[str]] = {
     "dmasking": set(Search.model_fields) - _ASKED - {"population_size", "tournament_size"},
+    "tunas": {"architecture_share", "logit_lr", "cost_weight", "candidates", "finalists", "regular", "folds", "trim", *_SUPERNET},
     "random": {"finalists", "regular", "folds", "trim", *_SUPERNET, *_ASKED},
     "evolution": {"finalists", "regular", "folds", "trim", *_SUPERNET, *_ASKED, "population_size", "tournament_size"},
     **{
@@ -333,13 +336,13 @@ _USES: dict[str, set[str]] = {
 
 def uses(config: Config, key: str) -> bool:
     """Whether a search by the method of `config` looks at `key` ("search.epochs")."""
-    from_scratch = config.method != "dmasking" and config.evaluator == "scratch"  # there is no supernet, and every trial is a finalist
+    from_scratch = config.method not in BY_GRADIENT and config.evaluator == "scratch"  # there is no supernet, and every trial is a finalist
     section, _, field = key.rpartition(".")
     if field in {"regular", "folds", "workers"} and (from_scratch or config.search.finalists == 1):
         return False
     if section == "search":
         return field in _USES[config.method] and not (from_scratch and field in {*_SUPERNET, "finalists"})
-    return not (key == "warm_start" and from_scratch) and not (key == "evaluator" and config.method == "dmasking")
+    return not (key == "warm_start" and from_scratch) and not (key == "evaluator" and config.method in BY_GRADIENT)
 
 
 def changed(config: Config) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from niwaki.gradient.dmasking import DMaskingSearch
+from niwaki.gradient.tunas import TuNASSearch
 from niwaki.run.clock import Clock
 from niwaki.run.folder import Folder, RunError
 from niwaki.run.progress import Progress
@@ -21,7 +22,7 @@ CHUNK_S = 1.0  # seconds between looks at the clock
 
 
 class _Learner(Protocol):
-    """A training of a supernet: DMaskingSearch or OneShotSearch."""
+    """A training of a supernet: DMaskingSearch, TuNASSearch or OneShotSearch."""
 
     step: int
     history: list[Any]
@@ -115,7 +116,7 @@ def _log(learner: _Learner | Training, folder: Folder, name: str, logged: int) -
     """Stores the records of epochs that are over, with the probabilities of the choices where some are learned."""
     for record in learner.history[logged:]:
         row = {key: value for key, value in vars(record).items() if key != "epoch"}
-        if isinstance(learner, DMaskingSearch) and record is learner.history[-1]:
-            row["probabilities"] = [{key: p.tolist() for key, p in d.arrays().items()} for d in learner.distributions]
+        if isinstance(learner, (DMaskingSearch, TuNASSearch)) and record is learner.history[-1]:
+            row["probabilities"] = [{key: p.tolist() for key, p in own.items()} for own in learner.probabilities()]
         folder.store.log("run", name, record.epoch, row)
     return len(learner.history)

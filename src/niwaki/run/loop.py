@@ -15,6 +15,7 @@ from niwaki.evaluate.shared import SharedWeights
 from niwaki.factor.within import Within, within
 from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.one_shot import OneShotSearch
+from niwaki.gradient.tunas import TuNAS, TuNASSearch
 from niwaki.net.place import space_of
 from niwaki.nn.build import build
 from niwaki.run.ask_tell import AskTellSearch, ask_and_tell
@@ -39,7 +40,7 @@ def run(search: Search, folder: Folder, progress: Progress | None = None) -> lis
     spaces = [within(space, budget.limits) for budget in search.budgets]
     clock = Clock(folder, search, spaces)
     aims = aims_of(search, spaces)
-    if isinstance(search.method, DMasking):
+    if isinstance(search.method, (DMasking, TuNAS)):
         _by_gradient(search, search.method, aims, folder, progress, clock)
     else:
         _by_asking(search, search.method, spaces, folder, progress, clock)
@@ -53,8 +54,8 @@ def run(search: Search, folder: Folder, progress: Progress | None = None) -> lis
     return chosen
 
 
-def _by_gradient(search: Search, method: DMasking, aims: Sequence[Aim], folder: Folder, progress: Progress, clock: Clock) -> None:
-    """Trials of candidates from the distributions that DMaskingNAS learned, one run of trials for each budget."""
+def _by_gradient(search: Search, method: DMasking | TuNAS, aims: Sequence[Aim], folder: Folder, progress: Progress, clock: Clock) -> None:
+    """Trials of candidates from the distributions that were learned with the weights, one run of trials for each budget."""
     if all(folder.store.fact(f"result candidates {at}") for at in range(len(search.budgets))):
         return
     learner = learner_of(search, method, aims)
@@ -67,14 +68,16 @@ def _by_gradient(search: Search, method: DMasking, aims: Sequence[Aim], folder: 
     folder.book("judging")
 
 
-def _warm(learner: DMaskingSearch | OneShotSearch, search: Search, folder: Folder) -> None:
+def _warm(learner: DMaskingSearch | TuNASSearch | OneShotSearch, search: Search, folder: Folder) -> None:
     """Starts from the weights of an earlier run, if that was asked for."""
     if search.warm_start is not None:
         folder.note(warm_start_(learner, search.warm_start))
 
 
-def learner_of(search: Search, method: DMasking, aims: Sequence[Aim]) -> DMaskingSearch:
+def learner_of(search: Search, method: DMasking | TuNAS, aims: Sequence[Aim]) -> DMaskingSearch | TuNASSearch:
     spaces, taken = [aim.space for aim in aims], [aim.taken for aim in aims]
+    if isinstance(method, TuNAS):
+        return TuNASSearch(search.network, search.task, spaces, method, seed=search.seed, device=search.device)
     return DMaskingSearch(search.network, search.task, spaces, method, taken=taken, seed=search.seed, device=search.device)
 
 
@@ -82,7 +85,7 @@ def _judge_candidates(
     search: Search,
     at: int,
     aims: Sequence[Aim],
-    learner: DMaskingSearch,
+    learner: DMaskingSearch | TuNASSearch,
     judge: SharedWeights,
     folder: Folder,
     progress: Progress,
@@ -92,7 +95,7 @@ def _judge_candidates(
     of_budget = [number for number, aim in enumerate(aims) if aim.budget == at]
     archs: list[Architecture] = []
     for turn, number in enumerate(of_budget):
-        probabilities = learner.distributions[number].arrays()
+        probabilities = learner.probabilities()[number]
         folder.store.set_fact(f"probabilities {number}", {name: p.tolist() for name, p in probabilities.items()})
         count = search.candidates // len(of_budget) + (turn < search.candidates % len(of_budget))
         archs += candidates_of(search, number, aims[number], probabilities, max(1, count), folder)
@@ -102,7 +105,7 @@ def _judge_candidates(
         if out_of_time() and any(trial.status == "ok" for trial in judged):  # one network there must be
             folder.note(f"The time limit cut the judging of candidates short: {len(judged)} of {len(archs)} were judged.")
             break
-        judged.append(_judged(search, number, arch, judge, "dmasking"))
+        judged.append(_judged(search, number, arch, judge, "tunas" if isinstance(search.method, TuNAS) else "dmasking"))
         folder.store.append(run_name(at), judged[-1])
         progress.advance(number + 1)
     return len(judged)

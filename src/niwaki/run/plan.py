@@ -21,8 +21,10 @@ from niwaki.evaluate.shared import SharedWeights
 from niwaki.factor.eliminate import even
 from niwaki.factor.factor import Cost, Limit
 from niwaki.factor.within import within
+from niwaki.gradient.controller import Control
 from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.one_shot import OneShot, OneShotSearch
+from niwaki.gradient.tunas import TuNAS, TuNASSearch
 from niwaki.net.control import Network
 from niwaki.net.edit import restrict
 from niwaki.net.place import place, space_of
@@ -32,7 +34,7 @@ from niwaki.run import workers
 from niwaki.run.candidates import SPENT, aims_of
 from niwaki.run.choose import FEW, resolutions
 from niwaki.run.clock import working_seconds
-from niwaki.run.config import Config, ConfigError, Data, config_of
+from niwaki.run.config import BY_GRADIENT, Config, ConfigError, Data, config_of
 from niwaki.run.finalists import finalist_workers
 from niwaki.run.loop import learner_of
 from niwaki.run.model import ModelError, load_model
@@ -237,7 +239,7 @@ def decide(config: Config, task: AnyTask, network: Network) -> Config:
     folds = config.search.folds or _folds(task)
     alone = TABLE_FINALISTS if isinstance(task, Tabular) else FINALISTS
     finalists = config.search.finalists or (alone if folds == 1 else CROSS_VALIDATED)
-    regular_ones = round(REGULAR * (finalists - 1)) if config.method == "dmasking" else 0  # else methods could not be told apart
+    regular_ones = round(REGULAR * (finalists - 1)) if config.method in BY_GRADIENT else 0  # else methods could not be told apart
     if config.search.regular is not None and config.search.regular >= finalists:
         raise ConfigError(
             "the configuration",
@@ -269,7 +271,7 @@ def decide(config: Config, task: AnyTask, network: Network) -> Config:
         "search.objective": "absolute",
         "search.alpha": published.alpha,
         "search.beta": published.beta,
-        "search.cost_weight": COST_WEIGHT,
+        "search.cost_weight": -Control().beta if config.method == "tunas" else COST_WEIGHT,
         "search.candidates": 48,
         "search.finalists": finalists,
         "search.regular": regular_ones,
@@ -369,7 +371,7 @@ def search_of(config: Config, task: AnyTask | None = None, network: Network | No
     config = decide(config, task, network)
     if (folds := config.search.folds or 1) > 1:
         task.folds(folds)  # raises DataError
-    from_scratch = config.method != "dmasking" and config.evaluator == "scratch"  # its trials are what finalists are elsewhere
+    from_scratch = config.method not in BY_GRADIENT and config.evaluator == "scratch"  # its trials are what finalists are elsewhere
     search = Search(
         network, task, budgets, costs,
         method=_method(config, task.metric),
@@ -446,8 +448,8 @@ def _share(phase: str, config: Config, smaller: Config) -> float:
         return getattr(getattr(smaller, section), key) / getattr(getattr(config, section), key)
 
     proxy = _proxy(_recipe(smaller)).epochs / _proxy(_recipe(config)).epochs
-    trials = ratio("search", "candidates") if config.method == "dmasking" else ratio("search", "evaluations")
-    from_scratch = config.method != "dmasking" and config.evaluator == "scratch"
+    trials = ratio("search", "candidates") if config.method in BY_GRADIENT else ratio("search", "evaluations")
+    from_scratch = config.method not in BY_GRADIENT and config.evaluator == "scratch"
     return {
         "search": trials * proxy if from_scratch else ratio("search", "epochs"),
         "judging": trials,
@@ -479,21 +481,23 @@ def estimate(search: Search) -> dict[str, float]:
     if isinstance(method, AskTell) and method.evaluator == "scratch":
         seconds["search"] = from_scratch * method.evaluations
     else:
-        learner: DMaskingSearch | OneShotSearch
-        if isinstance(method, DMasking):
+        learner: DMaskingSearch | TuNASSearch | OneShotSearch
+        if isinstance(method, AskTell):
+            learner = OneShotSearch(search.network, search.task, spaces, method.one_shot, device=search.device)
+        else:
             learner = learner_of(search, method, aims_of(search, spaces))
-            weight_steps = method.epochs * learner.weight_steps
+        if isinstance(learner, DMaskingSearch):
+            weight_steps = learner.method.epochs * learner.weight_steps
             seconds["search"] = weight_steps * _seconds_per_step(learner)
-            if method.warmup_epochs < method.epochs:  # steps on the logits run all paths, and cost several times as much
-                learner.step = method.warmup_epochs * learner.weight_steps + learner.weight_steps
+            if learner.method.warmup_epochs < learner.method.epochs:  # steps on the logits run all paths, and cost several times as much
+                learner.step = learner.method.warmup_epochs * learner.weight_steps + learner.weight_steps
                 seconds["search"] += (learner.total_steps - weight_steps) * _seconds_per_step(learner)
         else:
-            learner = OneShotSearch(search.network, search.task, spaces, method.one_shot, device=search.device)
             seconds["search"] = learner.total_steps * _seconds_per_step(learner)
         began = time.perf_counter()
         with suppress(EvaluationFailed):  # what a few steps have made is not always of any use; how long it takes is the same
             SharedWeights(learner.net, search.task)(archs[0][0])
-        trials = search.candidates if isinstance(method, DMasking) else method.evaluations
+        trials = method.evaluations if isinstance(method, AskTell) else search.candidates
         seconds["judging"] = (time.perf_counter() - began) * trials * len(spaces)
     if search.finalists > 1:
         side_by_side = finalist_workers(search)
@@ -507,7 +511,7 @@ def estimate(search: Search) -> dict[str, float]:
     return seconds
 
 
-def _seconds_per_step(learner: DMaskingSearch | OneShotSearch | Training, steps: int = 4) -> float:
+def _seconds_per_step(learner: DMaskingSearch | TuNASSearch | OneShotSearch | Training, steps: int = 4) -> float:
     began, before = time.perf_counter(), learner.step
     with suppress(TrainingDiverged):  # the work itself will find that out, and keep its last good state
         learner.run(1)  # the first one allocates
@@ -516,10 +520,14 @@ def _seconds_per_step(learner: DMaskingSearch | OneShotSearch | Training, steps:
     return (time.perf_counter() - began) / max(1, learner.step - before)
 
 
-def _method(config: Config, metric: str) -> DMasking | AskTell:
+def _method(config: Config, metric: str) -> DMasking | TuNAS | AskTell:
     chosen = config.search.model_dump()
     if config.method == "dmasking":
         return DMasking(**{field.name: chosen[field.name] for field in fields(DMasking)})
+    if config.method == "tunas":
+        alike = ("epochs", "batch_size", "weight_lr", "momentum", "weight_decay", "architecture_share")
+        control = Control(lr=chosen["logit_lr"], beta=-chosen["cost_weight"])
+        return TuNAS(**{name: chosen[name] for name in alike}, control=control)
     objective = Objective(metric)
     strategy: Strategy[Any] = (
         RegularizedEvolution(objective, population_size=config.search.population_size, tournament_size=config.search.tournament_size)

@@ -10,6 +10,7 @@ from torch import fx
 from niwaki.factor.factor import Cost, Limit
 from niwaki.gradient.dmasking import DMasking
 from niwaki.gradient.one_shot import OneShot
+from niwaki.gradient.tunas import TuNAS
 from niwaki.net.control import Network
 from niwaki.space.architecture import Architecture
 from niwaki.strategy.strategy import Strategy
@@ -50,7 +51,7 @@ class Search:
     task: AnyTask
     budgets: tuple[Budget, ...]
     costs: dict[str, Cost]
-    method: DMasking | AskTell
+    method: DMasking | TuNAS | AskTell
     recipe: Recipe
     proxy: Recipe
     candidates: int = 1

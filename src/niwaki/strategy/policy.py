@@ -6,7 +6,7 @@ nothing to a log-probability, to an entropy, or to a gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil, log
 from typing import Protocol
@@ -82,6 +82,14 @@ class Existence:
             exists[:, position] = self.at(rows, position)
         return exists
 
+    def possible(self, row: np.ndarray, undecided: np.ndarray) -> np.ndarray:
+        """bool (D,): which decisions exist for some options of those that are `undecided` (bool, (D,)), with the options of `row` (D,) for the others."""
+        exists = np.ones(len(row), dtype=bool)
+        for position, (asked, answers) in self._rules.items():  # what is asked for comes before
+            at = tuple(slice(None) if exists[p] and undecided[p] else int(row[p]) if exists[p] else 0 for p in asked)
+            exists[position] = bool(np.any(answers[at]))
+        return exists
+
     def canonical_(self, rows: np.ndarray) -> np.ndarray:
         """`rows`, in place 0 where a decision does not exist."""
         for position in self._rules:
@@ -117,9 +125,13 @@ class Softmaxes:
         return {decision.name: p[row, : self.counts[row]] for row, decision in enumerate(self.space.decisions)}
 
     def sample(self, parameters: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+        return self.existence.canonical_(self.sample_all(parameters, count, generator))
+
+    def sample_all(self, parameters: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+        """(count, decisions): an option for every decision, also where it does not exist."""
         below = np.exp(self.log_softmax(parameters)).cumsum(axis=1)[:, :-1]  # (D, O-1): rounding leaves the last option what is missing
         drawn = (generator.random((count, self.shape[0], 1)) >= below).sum(axis=2)
-        return self.existence.canonical_(np.minimum(drawn, self.counts - 1))
+        return np.minimum(drawn, self.counts - 1)
 
     def log_prob(self, parameters: np.ndarray, rows: np.ndarray) -> np.ndarray:
         log_p = self.log_softmax(parameters)[np.arange(self.shape[0]), rows]  # (N, D)
@@ -137,6 +149,12 @@ class Softmaxes:
             own_entropy = -(p * surprise).sum(axis=1, keepdims=True)
             gradient -= entropy * exists.mean(axis=0)[:, None] * p * (surprise + own_entropy)
         return gradient
+
+    def partial_gradient(self, parameters: np.ndarray, row: np.ndarray, counted: np.ndarray) -> np.ndarray:
+        """d log p(the options of `row` (D,) of the decisions `counted`, bool (D,)) / d logits: what was not drawn by the policy does not count."""
+        gradient = -np.exp(self.log_softmax(parameters))
+        gradient[np.arange(len(row)), row] += 1
+        return gradient * counted[:, None]
 
     def mode(self, parameters: np.ndarray) -> Architecture:
         """The most likely option of every decision: "argmax of every decision's final logits" (TuNAS). What a decision that does not exist
@@ -176,6 +194,17 @@ class Conditioned:
             gradient -= total * self.log_feasible(parameters)[1]
         return gradient
 
+    def partial_gradient(self, parameters: np.ndarray, row: np.ndarray, counted: np.ndarray) -> np.ndarray:
+        """d log p(the options of `row` of the decisions `counted` | V) / d logits, all others summed out, exactly: log P(counted, V) - log P(V).
+
+        row (D,): an option for each that is counted; a decision that does not exist is counted as if drawn from its softmax. BudgetError,
+        where no architecture within the budgets has these options.
+        """
+        p = self.softmaxes.probabilities(parameters)
+        given = {name: np.eye(len(own))[row[at]] if counted[at] else own for at, (name, own) in enumerate(p.items())}
+        together = self._by_logits(p, self.feasible.log_probability(given)[1]) * ~counted[:, None]
+        return self.softmaxes.partial_gradient(parameters, row, counted) + together - self.log_feasible(parameters)[1]
+
     def mode(self, parameters: np.ndarray) -> Architecture:
         """argmax of p(y | V), which the argmax of p may be far from: conditioned, what is over budget is free to keep its probability."""
         return most_likely(self.feasible, self.softmaxes.probabilities(parameters))
@@ -184,11 +213,14 @@ class Conditioned:
         """log P(V), and its gradient by the logits (D, O)."""
         p = self.softmaxes.probabilities(parameters)
         found, by_probability = self.feasible.log_probability(p)
+        return found, self._by_logits(p, by_probability)
+
+    def _by_logits(self, p: Mapping[str, np.ndarray], by_probability: Mapping[str, np.ndarray]) -> np.ndarray:
+        """(D, O): a gradient by probabilities, through the softmax."""
         gradient = np.zeros(self.softmaxes.shape)
         for row, (name, own) in enumerate(p.items()):
-            slope = by_probability[name]
-            gradient[row, : len(own)] = own * (slope - own @ slope)  # through the softmax
-        return found, gradient
+            gradient[row, : len(own)] = own * (by_probability[name] - own @ by_probability[name])
+        return gradient
 
 
 def softmaxes(space: SearchSpace) -> Softmaxes | Conditioned:

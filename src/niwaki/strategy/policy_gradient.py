@@ -49,6 +49,33 @@ class DelayedRamp:
 
 
 @dataclass(frozen=True)
+class WarmUp:
+    """p(step): with this probability a decision is not sampled, but all its operations run, averaged, or its largest width; from 1 to 0.
+
+    share: of all steps. It must be over when the controller begins to learn, or the log-probabilities would be of what was not sampled.
+    """
+
+    total: int
+    share: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.total < 1 or not 0 <= self.share <= 1:
+            raise ValueError(f"total={self.total}, share={self.share}: at least 1 step, and a share of them from 0 to 1")
+
+    def __call__(self, step: int) -> float:
+        return max(0.0, 1 - step / (self.share * self.total)) if self.share else 0.0
+
+    def before(self, schedule: DelayedRamp) -> WarmUp:
+        """This, or an error where the controller learns while it lasts."""
+        if self.share * self.total > schedule.delay * schedule.total:
+            raise ValueError(
+                f"a warm-up of {self.share:g} of {self.total} steps ends after the controller begins to learn, at {schedule.delay:g} of "
+                f"{schedule.total}; it must end no later"
+            )
+        return self
+
+
+@dataclass(frozen=True)
 class Moments:
     """What Adam keeps: running means of the gradient and of its square, and the number of gradients."""
 
@@ -146,6 +173,21 @@ class Clipped:
         return parameters, moments
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """A zero-debiased exponential average of rewards (TuNAS): numerator and denominator, both decaying."""
+
+    above: float = 0.0
+    below: float = 0.0
+
+    def after(self, reward: float, momentum: float) -> Baseline:
+        return Baseline(momentum * self.above + (1 - momentum) * reward, momentum * self.below + (1 - momentum))
+
+    @property
+    def value(self) -> float:
+        return self.above / self.below
+
+
 # --- the strategy -----------------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +206,7 @@ class PolicyState:
     policy: Policy
     parameters: np.ndarray
     moments: Moments
-    average: tuple[float, float] = (0.0, 0.0)  # of rewards, decaying: numerator and denominator
+    average: Baseline = field(default_factory=Baseline)
     batch: tuple[Rewarded, ...] = ()  # not learned from yet
     shaping: State = field(default_factory=dict)  # of the objective's form, where it has a state
     worst: float | None = None  # reward told so far: that of a failed trial
@@ -244,9 +286,8 @@ class PolicyGradient:
     def _learned(self, state: PolicyState) -> PolicyState:
         rows = np.array(state.space.indices([one.arch for one in state.batch]), dtype=np.int64)
         rewards = np.array([one.reward for one in state.batch])
-        m, (above, below) = self.momentum, state.average
-        average = (m * above + (1 - m) * float(rewards.mean()), m * below + (1 - m))
-        advantages = rewards - average[0] / average[1]
+        average = state.average.after(float(rewards.mean()), self.momentum)
+        advantages = rewards - average.value
         parameters, moments = self.update(state.policy, state.parameters, state.moments, rows, advantages, self.optimizer)
         shaping = self.objective.update(state.shaping, [one.metrics for one in state.batch if one.metrics is not None])
         return replace(state, parameters=parameters, moments=moments, average=average, batch=(), shaping=shaping)
@@ -255,7 +296,7 @@ class PolicyGradient:
         content = {
             "space": state.space.hash,
             "steps": state.moments.steps,
-            "average": list(state.average),
+            "average": [state.average.above, state.average.below],
             "batch": [
                 {
                     "row": state.space.indices([one.arch])[0],
@@ -282,7 +323,7 @@ class PolicyGradient:
             state,
             parameters=arrays["parameters"],
             moments=Moments(arrays["first"], arrays["second"], content["steps"]),
-            average=tuple(content["average"]),
+            average=Baseline(*content["average"]),
             batch=tuple(Rewarded(space.from_indices(one["row"]), one["reward"], one["metrics"]) for one in content["batch"]),
             shaping=content["shaping"],
             worst=content["worst"],
