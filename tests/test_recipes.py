@@ -11,7 +11,7 @@ from niwaki.recipe import mnasnet, multihardware, tunas
 from niwaki.space.choice import BudgetError
 from niwaki.space.space import Decision, Space
 from niwaki.strategy.policy import softmaxes
-from niwaki.strategy.policy_gradient import DelayedRamp
+from niwaki.strategy.policy_gradient import DelayedRamp, WarmUp
 from niwaki.testing.strategy import check_strategy
 from niwaki.trial import Trial
 
@@ -93,13 +93,13 @@ def test_the_absolute_reward_is_best_at_the_target_for_every_beta_above_the_slop
 
 def test_warm_ups_fade_to_nothing_when_the_controller_begins():
     """TuNAS, check 3: with the learning rate's schedule, in test_policy.py, at steps 0, 12.5 %, 25 % and 100 %."""
-    warm_up = tunas.WarmUp(1000)
+    warm_up = WarmUp(1000)
     assert [warm_up(step) for step in (0, 125, 250, 1000)] == [1, 0.5, 0, 0]
     schedule = tunas.controller(Objective("accuracy"), steps=1000).optimizer.schedule
     assert [schedule(step) for step in (0, 125, 250, 1000)] == [0, 0, 1, 10]
     assert warm_up.before(schedule) == warm_up
     with pytest.raises(ValueError, match=r"must end no later"):
-        tunas.WarmUp(1000, 0.3).before(DelayedRamp(1000))
+        WarmUp(1000, 0.3).before(DelayedRamp(1000))
 
 
 # ---------------------------------------------------------------- several devices

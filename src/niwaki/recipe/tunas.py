@@ -2,7 +2,7 @@
 
 Parts: independent softmaxes from zero; REINFORCE, one architecture a step, baseline with momentum 0.95; the absolute reward, whose optimum is at the
 target (objective/reward.py); Adam without a first moment, whose rate waits and then grows; the spaces (zoo/tunas.py). At the end the most
-likely option of every decision is taken. Warm-ups are of the shared weights; here is their schedule.
+likely option of every decision is taken. Shared weights and warm-ups: gradient/tunas.py and gradient/controller.py.
 """
 
 from __future__ import annotations
