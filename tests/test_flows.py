@@ -60,7 +60,7 @@ def test_one_space_runs_under_every_strategy(name):
 
 
 def test_every_strategy_can_be_said_in_a_configuration():
-    assert {"dmasking", *STRATEGIES} == set(get_args(Config.model_fields["method"].annotation))
+    assert {"dmasking", "tunas", *STRATEGIES} == set(get_args(Config.model_fields["method"].annotation))
 
 
 def test_the_same_space_runs_under_differentiable_masking():
