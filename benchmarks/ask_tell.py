@@ -134,7 +134,7 @@ def main() -> None:
     )
     harness.on_one_thread()
     about = harness.machine(threads=1, seed=given.seed)
-    rounds, trials = (1, 100) if given.quick else (5, 1000)
+    rounds, trials = (1, 100) if given.quick else (3, 1000)
     rows, figures, claims, default_rounds = [], {}, [], (2 if given.quick else 20)
 
     def measured(steps: dict[str, Callable[[], float]]) -> dict[str, float]:
@@ -157,14 +157,14 @@ def main() -> None:
         few = trials // 5
         steps[f"Optuna {optuna.__version__} {name}|memory"] = lambda m=make, n=few: optuna_ms(m, n, None)  # type: ignore[misc]
 
-        def on_disk(m: Callable[[], Any] = make, n: int = max(10, trials // 20)) -> float:
+        def on_disk(m: Callable[[], Any] = make, n: int = max(10, trials // 50)) -> float:
             with tempfile.TemporaryDirectory() as folder:
                 return optuna_ms(m, n, f"sqlite:///{folder}/study.db")
 
         steps[f"Optuna {optuna.__version__} {name}|stored"] = on_disk
     found = measured(steps)
     if given.pyglove:
-        command = [given.pyglove, "-W", "ignore", "-c", PYGLOVE, *map(str, (DECISIONS, OPTIONS, max(20, trials // 5)))]
+        command = [given.pyglove, "-W", "ignore", "-c", PYGLOVE, *map(str, (DECISIONS, OPTIONS, max(20, trials // 10)))]
         answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
         found |= {f"PyGlove {name}|memory": value for name, value in answer.items()}
     for label in dict.fromkeys(name.partition("|")[0] for name in found):
@@ -203,7 +203,7 @@ def main() -> None:
             tuple(claims),
             (harness.Table(f"CPU per trial, {DECISIONS} decisions of {OPTIONS} options", ("method", "in memory", "SQLite"), tuple(rows)),),
             (
-                f"{trials:,} trials in memory, {trials // 4} stored, a fifth and a twentieth of {trials:,} for Optuna; medians of {rounds} rounds, in turns. "
+                f"{trials:,} trials in memory, {trials // 4} stored, {trials // 5} and {trials // 50} for Optuna, {trials // 10} for PyGlove; medians of {rounds} rounds, in turns. "
                 "Stored: every proposal before it is evaluated and every trial when it is finished, each a commit on the disk.",
                 "Conditional: a depth of 1 to 8 and three decisions of each block.",
             ),
