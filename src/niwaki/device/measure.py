@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -102,13 +103,14 @@ def in_turns(
     """
     if reference not in steps:
         raise MeasureError(f"the reference {reference!r} is none of the steps: {', '.join(steps)}")
-    repeats = {}
+    clock, repeats = (cpu if protocol.threads == 1 else wall), {}
     for name, step in steps.items():
+        least = float("inf")  # of the warm-up: what else the machine does must not decide how often a step is repeated
         for _ in range(protocol.warmup):
-            began = wall()
+            began = clock()
             step()
-            took = wall() - began
-        repeats[name] = max(1, min(10_000, int(np.ceil(protocol.least_ms / max(1e3 * took, 1e-6)))))
+            least = min(least, 1e3 * (clock() - began))
+        repeats[name] = max(1, min(10_000, ceil(protocol.least_ms / max(least, 1e-6))))
 
     def sample(name: str) -> tuple[float, float]:
         step, count = steps[name], repeats[name]
