@@ -21,7 +21,7 @@ from niwaki.space.choice import BudgetError, SpaceError
 from niwaki.space.space import Decision, Space
 from niwaki.strategy.tree_policy import DistributionPolicy
 from niwaki.structure.forest import mutual_information
-from niwaki.structure.surrogate import Ridge, crank_tree
+from niwaki.structure.surrogate import Ridge, crank_tree, features, worth_having
 from niwaki.testing.toy import toy_macs, toy_space
 from random_spaces import random_factors, random_space
 
@@ -429,6 +429,28 @@ def test_crank_finds_the_pairs_that_rewards_depend_on():
     )
     found = crank_tree(rows, np.ones_like(rows, dtype=bool), [3] * 8, rewards)
     assert {(0, 5), (2, 5), (1, 7)} <= set(found)
+
+
+def test_edges_worth_having_are_those_that_leaving_one_out_asks_for():
+    """The error in closed form against as many fits without one row; planted edges are kept, and where there are none, none."""
+    rng = np.random.default_rng(0)
+    rows, exists = rng.integers(0, 2, size=(40, 6)), np.ones((40, 6), dtype=bool)
+    signs = 1.0 - 2 * rows
+    edges = [(0, 1), (2, 3), (4, 5), (0, 5)]
+    additive = signs @ rng.normal(size=6) + 0.3 * rng.normal(size=40)
+    coupled = additive + 2 * signs[:, 0] * signs[:, 1] - 2 * signs[:, 2] * signs[:, 3]
+    assert worth_having(edges, rows, exists, [2] * 6, additive, 0.01) == []
+    assert worth_having(edges, rows, exists, [2] * 6, coupled, 0.01) == edges[:2]
+    target = (coupled - coupled.mean()) / coupled.std()
+    errors = []
+    for count in (0, 1, 2, 4):
+        x = features(rows, exists, [2] * 6, edges[:count]).matrix
+        left = [
+            SkRidge(alpha=0.01 * 40, fit_intercept=False).fit(np.delete(x, i, 0), np.delete(target, i)).predict(x[i : i + 1])[0]
+            for i in range(40)
+        ]
+        errors.append(((target - left) ** 2).mean())
+    assert int(np.argmin(errors)) == 2
 
 
 def test_the_surrogate_is_the_ridge_regression_and_its_tables_are_its_predictions():

@@ -22,7 +22,7 @@ from niwaki.space.space import Space
 from niwaki.strategy.evolution import BEST_ACCURACY, Member, members_from_arrays, members_to_arrays
 from niwaki.strategy.seen import Log, Seen
 from niwaki.strategy.strategy import SearchSpace, check_space, fingerprint, propose
-from niwaki.structure.surrogate import Ridge, crank_tree
+from niwaki.structure.surrogate import Ridge, crank_tree, worth_having
 from niwaki.trial import Trial
 
 MOST_OPEN = 200_000  # arcs of an elimination within budgets; edges that would need more are left out
@@ -113,7 +113,7 @@ class CrankSearch:
 
     Each proposal is the exact best, within the budgets, under one draw from the posterior of the ridge regression on the tree (Thompson
     sampling, ours: the best under the mean itself would be proposed again and again until it is told). The tree is relearned whenever
-    `growth` times as many architectures are known. edges: False leaves an additive surrogate, for comparison.
+    `growth` times as many architectures are known, and keeps as many of its edges as leave-one-out error asks for. edges: False leaves an additive surrogate, for comparison.
     """
 
     objective: Objective = BEST_ACCURACY
@@ -170,7 +170,8 @@ class CrankSearch:
         space = _whole(state.space)
         rows, exists, rewards = self._data(state)
         names = [d.name for d in space.decisions]
-        found = crank_tree(rows, exists, [len(d.options) for d in space.decisions], rewards, l2=self.l2)
+        options = [len(d.options) for d in space.decisions]
+        found = worth_having(crank_tree(rows, exists, options, rewards, l2=self.l2), rows, exists, options, rewards, self.l2)
         edges = [(names[i], names[j]) for i, j in found]
         keeps = _affordable(state.space)
         if keeps(edges):
