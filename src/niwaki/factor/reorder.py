@@ -13,7 +13,7 @@ from niwaki.factor.factor import Cost, Limit
 from niwaki.space.size import refs
 from niwaki.space.space import Space
 
-STARTS = 16  # orders that are tried
+STARTS = 6  # orders that are tried
 
 
 @dataclass(frozen=True, eq=False)
