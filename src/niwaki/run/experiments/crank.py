@@ -33,7 +33,8 @@ from niwaki.task.task import derive_seed
 from niwaki.trial import Trial
 
 MODELS = ("independent", "chow_liu", "crank", "full")
-CHAIN_C = (0.003, 0.01, 0.03, 0.1, 1.0, 10.0)  # of scikit-learn's logistic regressions, beside ours: one for each label, given those before it
+# C of scikit-learn's logistic regressions, beside ours: one for each label, given those before it
+CHAIN_C = (0.003, 0.01, 0.03, 0.1, 1.0, 10.0)
 SETS = ("scene", "yeast", "emotions")
 SEARCHES: dict[str, Callable[[], Strategy[Any]]] = {
     "random": RandomSearch,
