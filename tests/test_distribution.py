@@ -19,7 +19,7 @@ from niwaki.factor.factor import Cost, CostError, Factor, Limit
 from niwaki.factor.within import within
 from niwaki.space.choice import BudgetError, SpaceError
 from niwaki.space.space import Decision, Space
-from niwaki.strategy.tree_policy import DistributionPolicy
+from niwaki.strategy.learned import Learned
 from niwaki.structure.forest import mutual_information
 from niwaki.structure.surrogate import Ridge, crank_tree, features, worth_having
 from niwaki.testing.toy import toy_macs, toy_space
@@ -406,13 +406,13 @@ def test_in_a_space_with_conditions_marginals_are_the_counts_smoothed():
 @pytest.mark.parametrize("start", [Tree.init, Independent.init])
 def test_a_policy_of_a_distribution_has_the_gradient_of_central_differences(start, budget):
     space = toy_space()
-    policy = DistributionPolicy(space if budget is None else within(space, [Limit(toy_macs(space), budget)]), start)
+    policy = Learned(start)(space if budget is None else within(space, [Limit(toy_macs(space), budget)]))
     generator = np.random.default_rng(0)
     parameters = policy.initial() + generator.normal(size=policy.initial().shape)
     rows, weights = policy.sample(parameters, 6, generator), generator.normal(size=6)
 
     def value(parameters):
-        return (weights * policy.log_prob(parameters, rows)).sum() + 0.3 * policy.at(parameters).entropy()
+        return (weights * policy.log_prob(parameters, rows)).sum() + 0.3 * policy.distribution(parameters).entropy()
 
     found = policy.gradient(parameters, rows, weights, 0.3, 0)
     steps = 1e-5 * np.eye(len(parameters))

@@ -2,13 +2,11 @@
 
 import random
 from dataclasses import replace
-from functools import partial
 from random import Random
 
 import numpy as np
 import pytest
 
-from niwaki.distribution.independent import Independent
 from niwaki.factor.factor import Limit
 from niwaki.factor.within import within
 from niwaki.objective import Objective, macs
@@ -24,13 +22,11 @@ from niwaki.strategy.local_search import LocalSearch
 from niwaki.strategy.nao import NAO
 from niwaki.strategy.neural_predictor import NeuralPredictor
 from niwaki.strategy.nsga2 import NSGA2
-from niwaki.strategy.policy_gradient import PolicyGradient
 from niwaki.strategy.q_learning import QLearning
 from niwaki.strategy.random import RandomSearch
 from niwaki.strategy.seen import Seen
 from niwaki.strategy.strategy import fingerprint
 from niwaki.strategy.tree import ChowLiuSearch, CrankSearch
-from niwaki.strategy.tree_policy import DistributionPolicy, trees
 from niwaki.testing.strategy import ContractError, check_strategy
 from niwaki.testing.toy import toy_accuracy, toy_evaluate, toy_macs, toy_space
 from niwaki.trial import EvaluationFailed, Trial
@@ -53,8 +49,6 @@ LEARNED = [
     ChowLiuSearch(founders=12, edges=False),
     CrankSearch(founders=12),
     CrankSearch(founders=12, edges=False),
-    PolicyGradient(controller=trees, batch_size=4),
-    PolicyGradient(controller=partial(DistributionPolicy, start=Independent.init), batch_size=4),
 ]
 
 

@@ -98,7 +98,7 @@ class ChowLiuSearch:
         space = _whole(state.space)
         ranked = sorted(state.members, key=lambda known: known.order, reverse=True)
         rows = np.array([known.row for known in ranked[: max(2, round(self.elites * len(ranked)))]], dtype=np.int64)
-        return chow_liu_tree(space, rows, keeps=_affordable(state.space) if self.edges else lambda edges: not edges)
+        return chow_liu_tree(space, rows, edges=self.edges, keeps=_affordable(state.space))
 
     def save(self, state: TreeState) -> tuple[Any, dict[str, np.ndarray]]:
         return _saved(state)

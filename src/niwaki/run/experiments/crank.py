@@ -56,7 +56,7 @@ class Plan:
     decisions: int = 12
     seeds: int = 20
     first_seed: int = 100  # others than those that the searches were looked at with
-    evaluations: int = 800
+    evaluations: int = 500
     minutes: str = "about 8 minutes on an idle core"
 
     def to_json(self) -> dict[str, Any]:
