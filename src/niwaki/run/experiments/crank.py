@@ -110,10 +110,12 @@ def fitted(plan: Plan, name: str, model: str) -> dict[str, Any]:
     order = np.random.default_rng(derive_seed(0, name)).permutation(len(train.y))
     third = len(order) // 3
 
-    def fit(examples: Examples, settings: CrankSettings, rng: np.random.Generator) -> Predictor:
-        return _predictor("independent" if model == "independent" else "chow_liu", examples, settings, rng)
+    judge = "independent" if model == "independent" else "chow_liu"
 
-    l2 = best_l2(train.part(order[third:]), train.part(order[:third]), plan.grid, fit, plan.settings, seed)
+    def fit(examples: Examples, settings: CrankSettings, rng: np.random.Generator) -> Predictor:
+        return _predictor(judge, examples, settings, rng)
+
+    l2 = best_l2(train.part(order[third:]), train.part(order[:third]), plan.grid, fit, plan.settings, derive_seed(0, f"{name} {judge}"))
     settings = replace(plan.settings, l2=l2)
     path: list[Any] = []
     if model == "crank":
