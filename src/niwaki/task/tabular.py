@@ -28,6 +28,7 @@ MAXIMIZED: Mapping[str, str] = {
     "rmse": "neg_rmse",
     "mae": "neg_mae",
 }  # what is to be small, by scikit-learn's names
+VALUES_AT_ONCE = 2**22  # compared with the categories
 MOST_KNOTS = 24  # of the curve of a column of numbers
 
 
@@ -239,7 +240,7 @@ class Tabular:
             mean, std = float(known.mean()), float(known.std())
             fill = mean if self.fill == "mean" else float(np.median(known))
             knots = knots_of((known - mean) / std, self.most_knots) if self.most_knots else ()
-            found.append(_Number(at, mean, std, fill, bool(np.isnan(values).any()), knots))
+            found.append(_Number(at, mean, std, fill, bool(np.isnan(values).any()), knots if len(knots) > 1 else ()))
         return tuple(found)
 
     @cached_property
@@ -302,8 +303,9 @@ class Tabular:
             if self._balanced:
                 counts = np.bincount(self.table.targets[self._parts.split[0]], minlength=self.outputs)
                 weights = torch.from_numpy(counts.sum() / (self.outputs * counts)).float().to(device)
-            with torch.no_grad():  # a part at a time, for the look-up of categories is wide
-                inputs = torch.cat([encode(part) for part in rows.split(8192)])
+            wide = rows.shape[1] + sum(one.rows for one in self.categories)
+            with torch.no_grad():
+                inputs = torch.cat([encode(part) for part in rows.split(max(1, VALUES_AT_ONCE // wide))])
             self._devices[device] = _OnDevice(inputs.to(device), self._targets.to(device), weights)
         return self._devices[device]
 
