@@ -385,6 +385,14 @@ def test_the_command_line_prints_one_entry_for_each_evaluation(cells, tmp_path, 
     assert len(niwaki_command("report", tmp_path / "run", "--checklist", "--json").json["checklist"]) == 14
 
 
+def test_the_folder_of_a_comparison_is_none_of_a_search(small, tmp_path, niwaki_command):
+    bench([small], objectives=["quality"], evaluations=5, seeds=1, out=tmp_path / "run")
+    for command in ("resume", "export"):
+        answer = niwaki_command(command, tmp_path / "run")
+        assert answer.code == 2
+        assert "holds a comparison of `niwaki bench`" in answer.err
+
+
 def test_a_search_has_its_checklist_too(finished, niwaki_command):
     items = niwaki_command("report", finished.folder, "--checklist", "--json").json["checklist"]
     status = {item["item"]: item["status"] for item in items}

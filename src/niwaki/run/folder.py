@@ -173,6 +173,11 @@ def check_is_search(path: Path, asked: dict[str, Any]) -> None:
     if method := asked.get("reproduce"):
         again = f"niwaki reproduce {method}{' --quick' if asked.get('quick') else ''} --out {path}"
         raise RunError(f"{path} holds a run of `niwaki reproduce`, not of a search; `{again}` goes on with it, or tells what it found")
+    if "bench" in asked:
+        raise RunError(
+            f"{path} holds a comparison of `niwaki bench`, not a search; `niwaki report {path}` tells what it found, and the words that "
+            f"it was begun with go on with it"
+        )
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
