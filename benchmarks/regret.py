@@ -97,10 +97,10 @@ def outside(kept: Mapping[str, Mapping[str, Sequence[float]]], found: Mapping[st
 
 def _check(table: Path, strategies: list[str], seeds: int) -> int:
     stored = json.loads((RESULTS / "regret.json").read_text())
-    kept = stored["figures"]["regret_of_each_seed"]
+    kept, evaluations = stored["figures"]["regret_of_each_seed"], stored["figures"]["evaluations"]
     with tempfile.TemporaryDirectory() as folder:
         asked = [name for name in strategies if name in kept]
-        bench([table], objectives=[OBJECTIVE], strategies=asked, evaluations=EVALUATIONS, seeds=seeds, out=Path(folder) / "run")
+        bench([table], objectives=[OBJECTIVE], strategies=asked, evaluations=evaluations, seeds=seeds, out=Path(folder) / "run")
         found = curves(Path(folder) / "run")
     wrong = outside(kept, found)
     for line in wrong:
@@ -157,6 +157,8 @@ def _result(results: Mapping[str, Any], found: Mapping[str, np.ndarray], seeds: 
         "`python benchmarks/regret.py --check` runs a part again and fails where it lies outside the interval.",
     )
     figures = {
+        "seeds": seeds,
+        "evaluations": last,
         "regret_of_each_seed": {
             name: {str(at): np.round(regrets[:, at - 1], 6).tolist() for at in counts} for name, regrets in found.items()
         },

@@ -41,6 +41,19 @@ class Named:
     several: bool = False
 
 
+def _optuna(sampler: str) -> Callable[[Objectives], Strategy[Any]]:
+    """A sampler of Optuna with its defaults; Optuna is an extra, and is asked for only where it is named."""
+
+    def make(objectives: Objectives) -> Strategy[Any]:
+        try:
+            adapter, samplers = importlib.import_module("niwaki.strategy.optuna"), importlib.import_module("optuna.samplers")
+        except ModuleNotFoundError as error:
+            raise UnknownStrategy(f"Optuna's samplers need {error.name}: pip install 'niwaki[optuna]'") from error
+        return adapter.OptunaStrategy(lambda seed: getattr(samplers, sampler)(seed=seed), objectives)
+
+    return make
+
+
 STRATEGIES: dict[str, Named] = {
     "default": Named(lambda objectives: Default(objectives), several=True),
     "random": Named(lambda objectives: RandomSearch(), several=True),
@@ -53,6 +66,9 @@ STRATEGIES: dict[str, Named] = {
     "reinforce": Named(lambda objectives: PolicyGradient(objectives[0], optimizer=Adam(tunas.TABLE_LR, betas=(0.0, 0.999)))),
     "ppo": Named(lambda objectives: mnasnet.controller(objectives[0], lr=mnasnet.TABLE_LR, kind=softmaxes, name="ppo")),
     "nao": Named(lambda objectives: nao.table(objectives[0])),
+    "optuna-tpe": Named(_optuna("TPESampler"), several=True),
+    "optuna-nsga2": Named(_optuna("NSGAIISampler"), several=True),
+    "optuna-gp": Named(_optuna("GPSampler"), several=True),
     "neural-predictor": Named(lambda objectives: NeuralPredictor(objectives[0], first=100, recipe=neural_predictor.TABLE)),
     "q-learning": Named(lambda objectives: QLearning(objectives[0], rate=0.1, evaluations=1000)),
     "optuna": Named(lambda objectives: _optuna(objectives), several=True),
