@@ -355,6 +355,15 @@ def test_a_search_that_is_interrupted_loses_no_finished_one(small, tmp_path, mon
     assert len(calls) == 5 + 4  # 8 searches, one of them begun twice
 
 
+def test_optunas_samplers_are_contestants_and_optuna_is_asked_for_where_it_is_missing(small, monkeypatch):
+    pytest.importorskip("optuna")
+    contest = asked(small, evaluations=15)
+    assert len(contest.play("optuna-tpe", 0)["places"]) == 15
+    monkeypatch.setitem(sys.modules, "niwaki.strategy.optuna", None)
+    with pytest.raises(UnknownStrategy, match=r"pip install 'niwaki\[optuna\]'"):
+        contest.contestants(["optuna-tpe"])
+
+
 def test_the_page_and_the_drawing_stand_alone(small, tmp_path):
     bench(
         [small], objectives=["quality"], strategies=["evolution"], evaluations=30, seeds=3, workers=2, seconds="hours", out=tmp_path / "run"
