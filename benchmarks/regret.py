@@ -79,14 +79,17 @@ def curves(folder: Path) -> dict[str, np.ndarray]:
 def outside(kept: Mapping[str, Mapping[str, Sequence[float]]], found: Mapping[str, np.ndarray]) -> list[str]:
     """Where means of `found`, contestant -> (seeds, evaluations), lie outside the interval for the mean of so many of the seeds that are kept.
 
-    kept: contestant -> number of evaluations -> the regret of each seed.
+    kept: contestant -> number of evaluations -> the regret of each seed. One more seed is thought of, that stopped at the worst regret of the
+    count before: where all that are kept have found the best, the next need not.
     """
     wrong = []
     for name, regrets in found.items():
+        before: list[float] = []
         for at, values in kept[name].items():
             if int(at) > regrets.shape[1]:
                 continue
-            known = np.array(values)
+            known = np.array([*values, *before])
+            before = [max(values)]
             picked = np.random.default_rng(int(at)).integers(len(known), size=(RESAMPLES, len(regrets)))
             low, high = np.quantile(known[picked].mean(axis=1), (CHANCE / 2, 1 - CHANCE / 2))
             mean = regrets[:, int(at) - 1].mean()
