@@ -28,6 +28,7 @@ QUICK_TO_RUN = ("local-search", "evolution")  # and random search, parameters an
 SEEDS, EVALUATIONS = 50, 200
 COUNTS = (10, 20, 50, 100, 150, 200)
 RESAMPLES, CHANCE = 20_000, 1e-3  # that a figure lies outside its interval, though nothing is wrong: of each, so of all about 3 %
+ROUNDED = 1e-6  # what is kept
 PLOT = HERE.parent / "docs" / "regret.svg"
 
 
@@ -93,7 +94,7 @@ def outside(kept: Mapping[str, Mapping[str, Sequence[float]]], found: Mapping[st
             picked = np.random.default_rng(int(at)).integers(len(known), size=(RESAMPLES, len(regrets)))
             low, high = np.quantile(known[picked].mean(axis=1), (CHANCE / 2, 1 - CHANCE / 2))
             mean = regrets[:, int(at) - 1].mean()
-            if not low - 1e-9 <= mean <= high + 1e-9:
+            if not low - ROUNDED <= mean <= high + ROUNDED:
                 wrong.append(f"{name} after {at} evaluations: {mean:.4f}, outside {low:.4f} to {high:.4f}")
     return wrong
 

@@ -66,16 +66,14 @@ STRATEGIES: dict[str, Named] = {
     "reinforce": Named(lambda objectives: PolicyGradient(objectives[0], optimizer=Adam(tunas.TABLE_LR, betas=(0.0, 0.999)))),
     "ppo": Named(lambda objectives: mnasnet.controller(objectives[0], lr=mnasnet.TABLE_LR, kind=softmaxes, name="ppo")),
     "nao": Named(lambda objectives: nao.table(objectives[0])),
+    "optuna": Named(_optuna("TPESampler"), several=True),  # its default
     "optuna-tpe": Named(_optuna("TPESampler"), several=True),
     "optuna-nsga2": Named(_optuna("NSGAIISampler"), several=True),
     "optuna-gp": Named(_optuna("GPSampler"), several=True),
     "neural-predictor": Named(lambda objectives: NeuralPredictor(objectives[0], first=100, recipe=neural_predictor.TABLE)),
     "q-learning": Named(lambda objectives: QLearning(objectives[0], rate=0.1, evaluations=1000)),
-    "optuna": Named(lambda objectives: _optuna(objectives), several=True),
     "tabnas": Named(lambda objectives: tabnas.exact(objectives[0], lr=tabnas.TABLE_LR)),
 }
-
-
 ALIASES = {"regularized-evolution": "evolution"}
 
 
@@ -96,16 +94,6 @@ def strategy_named(name: str, objectives: Objectives) -> Strategy[Any]:
         able = ", ".join(name for name, named in STRATEGIES.items() if named.several)
         raise UnknownStrategy(f"{name} searches for one objective, not for {len(objectives)} at once; those that do are {able}")
     return found.make(objectives)
-
-
-def _optuna(objectives: Objectives) -> Strategy[Any]:
-    """Optuna's default sampler; Optuna is an extra, and only its adapter imports it."""
-    try:
-        adapter = importlib.import_module("niwaki.strategy.optuna")
-    except ModuleNotFoundError as error:
-        raise UnknownStrategy("the strategy 'optuna' needs Optuna: pip install 'niwaki[optuna]'") from error
-    made: Strategy[Any] = adapter.OptunaStrategy(objectives=objectives)
-    return made
 
 
 def own_code(name: str) -> str:
