@@ -25,6 +25,7 @@ from niwaki.run.experiments import (
     nao,
     neural_predictor,
     objectives,
+    pyglove,
     rate_constraints,
     tabnas,
     tunas,
@@ -48,6 +49,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     irlas.EXPERIMENT,
     nao.EXPERIMENT,
     neural_predictor.EXPERIMENT,
+    pyglove.EXPERIMENT,
 )
 METHODS = {name: experiment for experiment in EXPERIMENTS for name in experiment.names}
 
