@@ -1,9 +1,9 @@
 """`default` against what people pick today, on tables, devices and objectives: those it was made on, and those it was not.
 
-    python benchmarks/black_box.py [--only QUESTION] [--seeds 50] [--quick]
+    python benchmarks/black_box.py [--only QUESTION] [--seeds 50] [--kept] [--quick]
 
 Every search is kept in benchmarks/work/black_box-HASH/, each once: started again, the benchmark goes on. --only runs the searches of one
-question, and writes nothing else. The order of a question's searches is the same in every run.
+question, and writes nothing else; --kept tells of the seeds that all strategies of a question have finished, and searches no more. The order of a question's searches is the same in every run.
 """
 
 from __future__ import annotations
@@ -227,14 +227,15 @@ def main() -> None:
         questions = [replace(one, evaluations=14) for one in questions]
     seeds = 2 if given.quick else given.seeds
     folder = HERE / "work" / ("black_box-quick" if given.quick else f"black_box-{_code()}")
-    found = {one.name: played(one, Path(given.shared) / "data", folder, seeds) for one in questions}
+    found = {one.name: played(one, Path(given.shared) / "data", folder, seeds, more=not given.kept) for one in questions}
     if not given.only:
-        report(result_of(found, seeds), about, quick=given.quick)
+        report(result_of({name: one for name, one in found.items() if one["seeds"]}), about, quick=given.quick)
 
 
 def _options(parser: ArgumentParser) -> None:
     parser.add_argument("--only", default="", help="the searches of one question")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--kept", action="store_true", help="tell of what is there, search no more")
     parser.add_argument(
         "--shared", default=os.environ.get("NIWAKI_SHARED", str(HERE.parent.parent / "shared")), help="the folder above data/"
     )
@@ -249,7 +250,7 @@ def _code() -> str:
     return found.hexdigest()[:8]
 
 
-def played(asked: Asked, data: Path, folder: Path, seeds: int) -> dict[str, Any]:
+def played(asked: Asked, data: Path, folder: Path, seeds: int, *, more: bool) -> dict[str, Any]:
     """The records of all searches of one question: name -> one record for each seed; and facts of the table."""
     question = Question(
         tuple(str(data / table) for table in asked.tables),
@@ -265,16 +266,23 @@ def played(asked: Asked, data: Path, folder: Path, seeds: int) -> dict[str, Any]
         kept = folder / f"{asked.name.replace(' ', '-')}.{asked.evaluations}.{name}.json"
         records[name] = json.loads(kept.read_text()) if kept.is_file() else []
         began = time.monotonic()
-        while len(records[name]) < seeds:
+        while more and len(records[name]) < seeds:
             log = play(contest, name, len(records[name]))
             records[name].append({"cpu_s": log.cpu_s, **contest.outcome(log)})
             kept.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(kept, json.dumps(records[name]))
-        records[name] = records[name][:seeds]
-        last = np.mean([one["regret"][-1] for one in records[name]])
-        say(f"{asked.name}: {name}, regret at the end {last:.4f}, {time.monotonic() - began:.0f} s")
+        if records[name]:
+            last = np.mean([one["regret"][-1] for one in records[name]])
+            say(f"{asked.name}: {name}, {len(records[name])} seeds, regret at the end {last:.4f}, {time.monotonic() - began:.0f} s")
+    done = min(seeds, *map(len, records.values()))
     facts = contest.facts()
-    return {"asked": asked, "records": records, "feasible": facts["feasible"] / facts["allowed"], "two": len(asked.objectives) > 1}
+    return {
+        "asked": asked,
+        "records": {name: runs[:done] for name, runs in records.items()},
+        "seeds": done,
+        "feasible": facts["feasible"] / facts["allowed"],
+        "two": len(asked.objectives) > 1,
+    }
 
 
 # --- what is told --------------------------------------------------------------------------------------------------------------------
@@ -294,7 +302,7 @@ def _ratio(found: Mapping[str, Any], rival: str, at: int) -> float:
     return ours / theirs if theirs > 0 else (0.0 if ours == 0 else math.inf)
 
 
-def result_of(found: Mapping[str, Mapping[str, Any]], seeds: int) -> Result:
+def result_of(found: Mapping[str, Mapping[str, Any]]) -> Result:
     claims, tables = [], []
     first = found["nb201 accuracy"]
     counts = [at for at in COUNTS_SHOWN if at <= first["asked"].evaluations]
@@ -343,9 +351,9 @@ def result_of(found: Mapping[str, Mapping[str, Any]], seeds: int) -> Result:
         note = f"; {', '.join(asked.limits)}, which {one['feasible']:.0%} keep" if limited else ""
         columns = ("strategy", *map(str, shown), f"none left at {shown[-1]}", *(["within"] if limited else []), "CPU ms")
         signal = f", searched by {asked.objectives[0]}" if asked.report else ""
-        tables.append(Table(f"{name} ({asked.kind}): mean {what}{signal}{note}", columns, tuple(rows)))
+        tables.append(Table(f"{name} ({asked.kind}, {one['seeds']} seeds): mean {what}{signal}{note}", columns, tuple(rows)))
     notes = (
-        f"{seeds} seeds; ± is the standard error. {'; '.join(f'{kind}: {what}' for kind, what in KINDS.items())}.",
+        f"± is the standard error. {'; '.join(f'{kind}: {what}' for kind, what in KINDS.items())}.",
         "Repeats count as evaluations (Optuna's samplers repeat; the others do not). CPU ms: of the search itself, for each evaluation.",
         "`macs` and `params` try the largest first where accuracy counts, the smallest where latency does.",
         "one-hot-gp: a plain Gaussian process, RBF kernel on one-hot options, expected improvement over all that is left.",
