@@ -70,10 +70,10 @@ class Asked:
 BOTH = (NB201, NB201_MS)
 QUESTIONS = (
     Asked(
-        "nb201 accuracy", "tuned", (NB201,), (ACCURACY,), 200, rivals=("optuna-tpe", "one-hot-gp", "evolution", "random", "macs", "params")
+        "nb201 accuracy", "tuned", (NB201,), (ACCURACY,), 150, rivals=("optuna-tpe", "one-hot-gp", "evolution", "random", "macs", "params")
     ),
-    Asked("macro accuracy", "seen", (MACRO,), ("mean_acc",), 200),
-    Asked("nb201 12-epoch signal", "held out", (NB201,), (SIGNAL,), 200, report=ACCURACY),
+    Asked("macro accuracy", "seen", (MACRO,), ("mean_acc",), 150),
+    Asked("nb201 12-epoch signal", "held out", (NB201,), (SIGNAL,), 150, report=ACCURACY),
     Asked("nb201 accuracy, pixel3", "held out", BOTH, (ACCURACY,), limits=("pixel3<=8",)),
     Asked("nb201 accuracy, raspi4", "held out", BOTH, (ACCURACY,), limits=("raspi4<=20",)),
     Asked("nb201 accuracy, eyeriss", "held out", BOTH, (ACCURACY,), limits=("eyeriss<=4.9",)),

@@ -44,7 +44,7 @@ ACCURATE_AND_SMALL = Default((Objective("accuracy"), Objective("-macs")))
     ids=["one objective", "a limit to be learned", "two objectives"],
 )
 def test_it_keeps_the_contract(strategy):
-    check_strategy(strategy, evaluations=40)
+    check_strategy(strategy, evaluations=24)
 
 
 # --- the surrogate ---------------------------------------------------------------------------------------------------------------
@@ -271,6 +271,20 @@ def test_what_was_cut_is_not_held_against_an_architecture_and_not_asked_for_agai
     # what is believed of the others follows from the trials that came to an end
     beliefs = [_View(Default(), of, np.zeros((0, len(space)), dtype=np.int32), np.random.default_rng(0)) for of in (state, after)]
     assert np.allclose(beliefs[0].beliefs[0][0].mean, beliefs[1].beliefs[0][0].mean)
+
+
+def test_where_there_is_nothing_to_choose_the_only_architecture_is_proposed_once():
+    strategy = Default()
+    for space in (Space(()), Space((Decision("a", (1,)),))):
+        state = strategy.init(space)
+        [arch] = strategy.ask(state, 3, Random(0), ())
+        assert strategy.ask(strategy.tell(state, [Trial(0, arch, {"accuracy": 0.5})]), 3, Random(1), ()) == []
+
+
+def test_a_batch_larger_than_the_shortlist_repeats_nothing():
+    space = toy_space()
+    state = Default().tell(Default().init(space), searched(Default(), space, toy_evaluate(space), 12)[0])
+    assert len(set(Default().ask(state, 400, Random(0), ()))) == space.size - 12
 
 
 def test_two_objectives_reach_most_of_the_front():

@@ -36,7 +36,8 @@ MOST_FITTED = 160  # trials from which the settings of the kernel are found
 AVERAGED = 256  # settings times trials: fewer settings are averaged where more is known
 MOST_SETTINGS = 4
 MERGED = 0.0  # largest mixture of the kernel at which architectures that compute the same count as one
-SHORTLIST = 1024  # candidates of a list that are looked at under all settings
+SHORTLIST = 1024  # candidates of a list that are looked at under all settings and trials; all are, under the first and some
+MOST_TOLD_FIRST = 64
 CLIMBS = 2  # times that the neighbours of the most promising join a pool
 CLIMBED = 4  # most promising
 
@@ -202,7 +203,7 @@ class _View:
         order = np.lexsort((-self.scores[0], ~self.kept, ~ok))
         self.rows = ground.pool(state.rows[order], generator) if ground.rows is None else ground.rows
         self.free = ~_in(self.rows, self.known)
-        models = {column: self._models(strategy, column) for column in [*range(count), *self.limits]}
+        models = {column: self._models(strategy, column, MOST_TOLD) for column in [*range(count), *self.limits]}
         self.keys = None if ground.rows is None else ground.keys
         self.last: int | None = None  # proposal, of which nothing is assumed before another is asked for
         if ground.rows is None:
@@ -210,20 +211,22 @@ class _View:
             for _ in range(CLIMBS):
                 self._climb(models)
         else:
-            self._look({column: (found[:1], told) for column, (found, told) in models.items()}, ground.listed_points)
-            self._merge()
             if len(self.rows) > SHORTLIST:
+                few = {column: self._models(strategy, column, MOST_TOLD_FIRST) for column in models}
+                self._look({column: (found[:1], told) for column, (found, told) in few.items()}, ground.listed_points)
+                self._merge()
                 self._shorten()
                 self._look(models, ground.listed_points.at(self.places))
             else:
                 self._look(models, ground.listed_points)
+                self._merge()
 
-    def _models(self, strategy: Default, column: int) -> tuple[list[Model], Points]:
+    def _models(self, strategy: Default, column: int, most_told: int) -> tuple[list[Model], Points]:
         """Of a column of values, and the points that they were told."""
         state = self.state
         use = np.flatnonzero(strategy.learned_from(state.values, state.status, column))
         targets = strategy.targets(state.values[use], state.status[use], column)
-        some = _some(targets, MOST_TOLD)
+        some = _some(targets, most_told)
         told = state.ground.points(state.rows[use[some]])
         among, most = told.among, 1 if column or self.several else max(1, AVERAGED // len(some))
         return [Model(setting, among, targets[some]) for setting in state.settings[column][:most]], told
@@ -245,7 +248,7 @@ class _View:
         self.beliefs = {column: self._believed(*found, points) for column, found in models.items()}
 
     def _shorten(self) -> None:
-        """Leaves the most promising candidates by the first setting alone: the others are looked at under all settings."""
+        """Leaves the most promising candidates."""
         self.places = np.sort(np.argpartition(-self.value(), SHORTLIST)[:SHORTLIST])
         self.rows, self.free = self.rows[self.places], self.free[self.places]
         self.keys = None if self.keys is None else self.keys[self.places]

@@ -27,7 +27,8 @@ class Ground:
         """int32 (N, decisions): all architectures, in their order; None where there are more than 20,000."""
         if self.space.size > MOST_LISTED:
             return None
-        return np.array(self.space.indices(self.space.enumerate()), dtype=np.int32).reshape(-1, len(self.space.decisions))
+        rows = self.space.indices(self.space.enumerate())
+        return np.array(rows, dtype=np.int32).reshape(len(rows), len(self.space.decisions))
 
     @cached_property
     def places(self) -> dict[bytes, int]:
