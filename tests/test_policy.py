@@ -8,6 +8,7 @@ import pytest
 
 from niwaki.distribution.independent import Independent
 from niwaki.distribution.tree import Tree
+from niwaki.evaluate.listed import Listed
 from niwaki.factor.factor import Cost, Factor, Limit
 from niwaki.factor.within import within
 from niwaki.objective import Lagrangian, Objective, macs
@@ -397,3 +398,21 @@ def test_ten_thousand_proposals_of_a_learning_policy_keep_the_budget():
         asked = strategy.ask(state, 50, Random(start), pending=())
         assert (cost.batch(np.array(space.indices(asked))) <= limit.upper).all()
         state = strategy.tell(state, [Trial(start + at, arch, evaluate(arch)) for at, arch in enumerate(asked)])
+
+
+def test_on_a_list_of_architectures_a_policy_is_the_softmaxes_given_the_list():
+    space = toy_space()
+    rows = rows_of(space)[np.random.default_rng(0).choice(space.size, 40, replace=False)]
+    listed = Listed(space, rows)
+    policy, plain = softmaxes(listed), softmaxes(space)
+    logits = drawn_parameters(plain, 4, 0.7)
+    p = np.exp(plain.log_prob(logits, rows))
+    assert np.exp(policy.log_prob(logits, rows)) == pytest.approx(p / p.sum(), rel=1e-10)
+    weights, direction = np.random.default_rng(1).normal(size=40), np.random.default_rng(2).normal(size=logits.shape)
+    ahead, behind = (weights @ policy.log_prob(logits + sign * 1e-6 * direction, rows) for sign in (1, -1))
+    assert float((policy.gradient(logits, rows, weights, 0.0, 0) * direction).sum()) == pytest.approx((ahead - behind) / 2e-6, rel=1e-6)
+    assert space.indices([policy.mode(logits)])[0] == rows[p.argmax()].tolist()
+    assert set(map(tuple, policy.sample(logits, 500, np.random.default_rng(3)).tolist())) <= set(map(tuple, rows.tolist()))
+    state = REINFORCE.init(listed)
+    state = REINFORCE.tell(state, [Trial(0, arch, {"accuracy": 0.5}) for arch in REINFORCE.ask(state, 1, Random(0), pending=())])
+    assert state.moments.steps == 1

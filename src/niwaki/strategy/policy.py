@@ -21,7 +21,7 @@ from niwaki.space.architecture import Architecture
 from niwaki.space.choice import BudgetError, SpaceError
 from niwaki.space.size import refs, values
 from niwaki.space.space import Space
-from niwaki.strategy.strategy import SearchSpace
+from niwaki.strategy.strategy import MOST_LISTED, SearchSpace
 
 PROPOSALS = 4_096  # drawn for each that is kept before architectures within the budgets are drawn by elimination, without rejection
 MOST_REJECTED = 1_000_000  # drawn for each that is kept before a policy that only rejects gives up
@@ -223,9 +223,52 @@ class Conditioned:
         return gradient
 
 
-def softmaxes(space: SearchSpace) -> Softmaxes | Conditioned:
-    """Independent softmaxes on a space; within budgets, given that they hold."""
-    return Conditioned(space) if isinstance(space, Within) else Softmaxes(whole(space))
+class Among:
+    """Independent softmaxes given that the architecture is one of those that the space lists, as the rows of a table that is a sample are.
+
+    p(y | L) = p(y) / sum over the list, with its gradient, and draws, by going through the list. The entropy is that of the softmaxes.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        if space.size > MOST_LISTED:
+            raise SpaceError(
+                f"a policy needs a Space, one within budgets, or a list of at most {MOST_LISTED:,}; this one has {space.size:,}"
+            )
+        self.softmaxes = Softmaxes(Space(tuple(space.decisions)))
+        self.rows = np.array(space.indices(space.enumerate()), dtype=np.int64)  # (listed, decisions)
+        self.space = space
+
+    def initial(self) -> np.ndarray:
+        return self.softmaxes.initial()
+
+    def sample(self, parameters: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+        return self.rows[generator.choice(len(self.rows), count, p=self._chances(parameters)[1])]
+
+    def log_prob(self, parameters: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return self.softmaxes.log_prob(parameters, rows) - self._chances(parameters)[0]
+
+    def gradient(self, parameters: np.ndarray, rows: np.ndarray, weights: np.ndarray, entropy: float, step: int) -> np.ndarray:
+        gradient = self.softmaxes.gradient(parameters, rows, weights, entropy, step)
+        if total := float(weights.sum()):
+            gradient -= total * self.softmaxes.gradient(parameters, self.rows, self._chances(parameters)[1], 0.0, step)
+        return gradient
+
+    def mode(self, parameters: np.ndarray) -> Architecture:
+        return self.space.from_indices(self.rows[int(np.argmax(self.softmaxes.log_prob(parameters, self.rows)))].tolist())
+
+    def _chances(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        """log of the probability of the list, and p of each row given the list."""
+        log_p = self.softmaxes.log_prob(parameters, self.rows)
+        most = float(log_p.max())
+        p = np.exp(log_p - most)
+        return most + log(float(p.sum())), p / p.sum()
+
+
+def softmaxes(space: SearchSpace) -> Softmaxes | Conditioned | Among:
+    """Independent softmaxes on a space; within budgets given that they hold, and on a list given that it has the architecture."""
+    if isinstance(space, Within) and isinstance(space.space, Space):
+        return Conditioned(space)
+    return Softmaxes(space) if isinstance(space, Space) else Among(space)
 
 
 def whole(space: SearchSpace) -> Space:
