@@ -27,6 +27,7 @@ from niwaki import (
 from niwaki.factor.expect import expected
 from niwaki.gradient.controller import Control, PathController, filters_of
 from niwaki.gradient.tunas import Rounds, TuNAS, TuNASSearch, batch_statistics
+from niwaki.gradient.weights import rising_cosine
 from niwaki.net.layer import Activation
 from niwaki.nn.supernet import supernet
 from niwaki.zoo import tunas as spaces
@@ -321,8 +322,7 @@ def test_settings_that_cannot_be_are_named(changes, message):
 
 
 def test_the_weights_learning_rate_rises_and_falls_to_nothing():
-    method = TuNAS(weight_lr=1.0, weight_warm_up=0.1)
-    rates = [method.weight_lr_at(step, 100) for step in range(101)]
+    rates = [rising_cosine(1.0, 0.1, step, 100) for step in range(101)]
     assert rates[:3] == pytest.approx([1 / 11, 2 / 11, 3 / 11])
     assert rates[10] == max(rates) == 1.0
     assert rates[55] == pytest.approx(0.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from math import cos, isfinite, pi
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from niwaki.factor.within import Within
 from niwaki.gradient.controller import Control, PathController, filters_of
-from niwaki.gradient.weights import load_state_, saved, sgd, state_of
+from niwaki.gradient.weights import load_state_, rising_cosine, saved, sgd, state_of
 from niwaki.net.control import Network
 from niwaki.nn.supernet import supernet
 from niwaki.task.task import Task, derive_seed
@@ -63,13 +63,6 @@ class TuNAS:
         ]
         if wrong:
             raise ValueError(f"TuNAS cannot run with {'; '.join(wrong)}")
-
-    def weight_lr_at(self, step: int, total: int) -> float:
-        """Of step 0, 1, ... of `total`."""
-        rising = round(self.weight_warm_up * total)
-        if step < rising:
-            return self.weight_lr * (step + 1) / (rising + 1)
-        return self.weight_lr * (1 + cos(pi * (step - rising) / max(1, total - rising))) / 2
 
 
 @dataclass(frozen=True)
@@ -144,7 +137,7 @@ class TuNASSearch:
         draw = self.controllers[at].draw(np.random.default_rng(derive_seed(self.seed, "path", self.step)))
         decisions = on_device(draw.decisions, self.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = method.weight_lr_at(self.step, self.total_steps)
+            group["lr"] = rising_cosine(method.weight_lr, method.weight_warm_up, self.step, self.total_steps)
         seed_dropout(derive_seed(self.seed, "dropout", epoch, step), self.device)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))
         inputs, targets = self.task.augmented_batch(indices, self.device, generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import cos, pi
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,14 @@ def sgd(net: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> t
         ],
         lr=lr, momentum=momentum, foreach=True,
     )  # fmt: skip
+
+
+def rising_cosine(lr: float, warm_up: float, step: int, total: int) -> float:
+    """Learning rate of step 0, 1, ... of `total`: up to `lr` over the share `warm_up` of them, then to 0 along half a cosine."""
+    rising = round(warm_up * total)
+    if step < rising:
+        return lr * (step + 1) / (rising + 1)
+    return lr * (1 + cos(pi * (step - rising) / max(1, total - rising))) / 2
 
 
 def state_of(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""TuNAS's controller and reward as experiments, on NAS-Bench-201: where a search ends, and at which cost. Shared weights are another matter."""
+"""TuNAS's controller and reward as experiments, on NAS-Bench-201: where a search ends, and at which cost. Shared weights: tunas_shared.py."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from niwaki.run.claims import Claim, Section, Table, Verdict, percent
 from niwaki.run.experiments.data import shared_data
 from niwaki.run.experiments.experiment import Experiment
 from niwaki.run.experiments.searching import searched
+from niwaki.run.experiments.tunas_shared import ABOUT, BUDGETS, SHARED, SharedPlan, claims_of, run_members, run_search
 from niwaki.run.folder import Folder
 from niwaki.run.progress import Progress
 from niwaki.run.statistics import bootstrap
@@ -65,13 +66,14 @@ class Plan:
 
     searches: tuple[Search, ...] = SEARCHES
     seeds: int = 20
-    minutes: str = "about 2 minutes on one core"
+    shared: SharedPlan = SHARED
+    minutes: str = "about 6 minutes on one core"
 
     def to_json(self) -> dict[str, Any]:
-        return {"searches": [asdict(one) for one in self.searches], "seeds": self.seeds}
+        return {"searches": [asdict(one) for one in self.searches], "seeds": self.seeds, "shared": asdict(self.shared)}
 
 
-QUICK = Plan(tuple(replace(one, steps=100) for one in (SEARCHES[0], *SEARCHES[-2:])), 2, "seconds")
+QUICK = Plan(tuple(replace(one, steps=100) for one in (SEARCHES[0], *SEARCHES[-2:])), 2, SharedPlan(1, 2, 1), "seconds")
 
 
 @lru_cache(maxsize=1)
@@ -83,6 +85,12 @@ def measure(plan: Plan, folder: Folder, progress: Progress, workers: int) -> dic
     jobs = {one: Job(f"search {one.text}", run_searches, (one, plan.seeds)) for one in plan.searches}
     with Workers(workers) as pool:
         found = pool.run(list(jobs.values()), folder, progress, f"{len(jobs)} kinds of search")
+        seeds = range(plan.shared.seeds)
+        shared = {"members": [Job(f"members {seed}", run_members, (plan.shared, seed)) for seed in seeds]} | {
+            budget: [Job(f"shared {budget} {seed}", run_search, (budget, plan.shared, seed)) for seed in seeds] for budget in BUDGETS
+        }
+        made = [job for of_kind in shared.values() for job in of_kind]
+        trained = pool.run(made, folder, progress, f"{len(made)} searches with shared weights, and trainings")
     table = benchmark()
     macs = table.cost("macs").astype(float)
     target = float(np.median(macs))
@@ -98,6 +106,7 @@ def measure(plan: Plan, folder: Folder, progress: Progress, workers: int) -> dic
         "near": int((np.abs(macs / target - 1) <= NEAR).sum()),
         "found": {one.text: found[job.name] for one, job in jobs.items()},
         "fronts": fronts,
+        "shared": {kind: [trained[job.name] for job in of_kind] for kind, of_kind in shared.items()},
         "draw": float(np.mean([bool(near) and rank <= TOP for near, rank in map(_standing_of(SIGNAL), range(len(macs)))])),
     }
 
@@ -186,16 +195,18 @@ def section_of(results: dict[str, Any]) -> Section:
     fronts = results["fronts"]
     held = [one for one in fronts if one["form"] == "absolute"]
     drift = [one["ratio"] for one in fronts if one["form"] == "soft"]
+    shared_claims, shared_tables = claims_of(results["shared"], SharedPlan(**results["plan"]["shared"]), verdict)
     better = bootstrap([a["truth"] - b["truth"] for a, b in zip(found[main]["policy"], found[main]["random"], strict=True)])
     return Section(
         "tunas",
-        "TuNAS: controller and reward",
+        "TuNAS: controller, reward and shared weights",
         (
             f"NAS-Bench-201, 15,625 cells: the signal is the validation accuracy after 12 epochs, the cost multiply-adds (only {results['costs']} different values), the target "
             f"their median, {results['target'] / 1e6:.1f} million, within 10 % of which {results['near']:,} cells lie. REINFORCE on independent softmaxes, one cell a step, "
             f"momentum {tunas.MOMENTUM}, Adam without a first moment, a learning rate that waits for a quarter of the steps and then grows tenfold; {seeds} seeds; at the "
-            f"end the most likely option of each decision. The supernet's part of TuNAS is not in these figures: here every step's reward is exact.",
+            f"end the most likely option of each decision. Here every step's reward is exact; shared weights come after.",
             f"A step costs one evaluation here, so 3,000 steps may look at a fifth of the table, and random search of equal cost does. One random draw meets both conditions in {percent(results['draw'])}.",
+            ABOUT,
         ),
         (
             Claim(tunas.CLAIMS["target"][0], tunas.CLAIMS["target"][1],
@@ -211,9 +222,10 @@ def section_of(results: dict[str, Any]) -> Section:
             Claim("The search beats random search of equal cost", tunas.CLAIMS["quality"][1],
                   f"{TRUTH.replace('_', ' ')} of what is found: {better.mean:+.2f} points [{better.low:+.2f}, {better.high:+.2f}] against random search",
                   "best reward of as many draws, in the table below", verdict(better.low > 0)),
+            *shared_claims,
             Claim("ImageNet accuracy of the found networks", "ProxylessNAS, enlarged and MobileNetV3-like spaces [paper]", "ImageNet and a supernet at that scale are not here", "-", "not testable here"),
         ),
-        (Table(f"Where {seeds} searches of each kind end", ("search", "network", "off target, mean", "within 10 % of the target", "in the top 5 % there", "both", "test accuracy after 200 epochs"), tuple(rows)),),
+        (Table(f"Where {seeds} searches of each kind end", ("search", "network", "off target, mean", "within 10 % of the target", "in the top 5 % there", "both", "test accuracy after 200 epochs"), tuple(rows)), *shared_tables),
         quick=quick,
     )  # fmt: skip
 
