@@ -189,7 +189,7 @@ def test_a_path_is_the_same_from_every_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (["evaluator=scratch", "search.evaluations=7"], {"evaluator": "random and evolution", "search.evaluations": "random and evolution"}),
+        (["evaluator=scratch", "search.evaluations=7"], {"evaluator": "it is for strategies", "search.evaluations": "it is for strategies"}),
         (["search.population_size=20", "search.tournament_size=2"], {"search.population_size": "for evolution", "search.tournament_size": "for evolution"}),
         (["method=random", "search.candidates=9", "search.objective=mul"], {"search.candidates": "for dmasking", "search.objective": "for dmasking"}),
         (["method=random", "search.population_size=20"], {"search.population_size": "for evolution"}),

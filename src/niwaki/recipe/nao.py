@@ -28,9 +28,10 @@ def published(objective: Objective = BEST_ACCURACY) -> NAO:
     return NAO(objective, recipe=SequenceRecipe(per_step=2), symmetric=swapped)
 
 
-def table(objective: Objective = BEST_ACCURACY) -> NAO:
-    """100, then 30 from the best 30 in each round."""
-    return NAO(objective, first=100, per_round=30, seeds=30, most_eta=20, recipe=TABLE)
+def table(objective: Objective = BEST_ACCURACY, evaluations: int = 200) -> NAO:
+    """Half of the evaluations at random, then rounds of 15 % from as many of the best: 100 and 30 of 200."""
+    per_round = max(1, round(0.15 * evaluations))
+    return NAO(objective, first=max(2, evaluations // 2), per_round=per_round, seeds=per_round, most_eta=20, recipe=TABLE)
 
 
 def cells() -> Space:

@@ -37,6 +37,11 @@ class Found:
     seconds: float
 
 
+def of_evaluations(objective: Objective = BEST_ACCURACY, evaluations: int = 200) -> NeuralPredictor:
+    """N is half of the evaluations, at most the paper's 172, and K the rest."""
+    return NeuralPredictor(objective, first=max(2, min(PUBLISHED_N, evaluations // 2)), recipe=TABLE)
+
+
 def search(
     space: SearchSpace,
     evaluate: Callable[[Architecture], Mapping[str, float]],

@@ -31,7 +31,13 @@ Words = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 
 
 OF_TABLES = ("task", "target", "categorical", "ignore", "split", "groups", "knots", "fill")
+# in run/strategies.py; named here, too, because a configuration is read without all that they import
+STRATEGY_NAMES = (
+    *("default", "random", "exhaustive", "evolution", "local-search", "nsga2", "chow-liu", "crank", "reinforce", "ppo", "tabnas", "nao"),
+    *("neural-predictor", "q-learning", "optuna", "optuna-tpe", "optuna-nsga2", "optuna-gp"),
+)
 BY_GRADIENT = ("dmasking", "tunas")  # methods that learn weights and a distribution together; the others ask and tell
+METHODS = (*BY_GRADIENT, *STRATEGY_NAMES)
 DECIDED_OF_TABLES = ("task", "target", "categorical", "knots")  # where nothing is said, the data decide
 OfImages = Literal["accuracy", "balanced_accuracy", "macro_f1"]
 
@@ -154,25 +160,7 @@ class Config(_Section):
     network: Words = "auto"  # "auto" (the mobile family at the size of the data), a name in the zoo, "module:attr" or "file.py:attr"
     data: Data = Data()
     budget: list[str] | None = None
-    method: Literal[
-        "dmasking",
-        "tunas",
-        "default",
-        "random",
-        "exhaustive",
-        "evolution",
-        "local-search",
-        "nsga2",
-        "chow-liu",
-        "crank",
-        "reinforce",
-        "ppo",
-        "nao",
-        "neural-predictor",
-        "q-learning",
-        "tabnas",
-        "optuna",
-    ] = "dmasking"  # or a strategy of run/strategies.py
+    method: Words = "dmasking"  # one of METHODS, or a strategy of the caller's own, "file.py:attr"
     evaluator: Literal["shared", "scratch"] = "shared"
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     threads: Count | None = None
@@ -182,6 +170,17 @@ class Config(_Section):
     train: Train = Train()
     warm_start: Words | None = None  # the folder of an earlier run
     minutes: Rate | None = None
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        word = value if ":" in value else value.replace("_", "-")
+        if ":" not in word and word not in METHODS:
+            close = get_close_matches(word, METHODS, n=1)
+            raise _mistake(
+                f"method = {value!r}{f' (did you mean {close[0]}?)' if close else ''}: it is one of {', '.join(METHODS)}, or file.py:attr"
+            )
+        return word
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -308,29 +307,12 @@ def _merged(table: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
 
 _SUPERNET = {"epochs", "batch_size", "weight_lr", "momentum", "weight_decay"}  # how its weights are trained
 _ASKED = {"evaluations", "proposals"}  # of a strategy
+_OF_STRATEGIES = {"finalists", "regular", "folds", "trim", *_SUPERNET, *_ASKED}
 _USES: dict[str, set[str]] = {
     "dmasking": set(Search.model_fields) - _ASKED - {"population_size", "tournament_size"},
     "tunas": {"architecture_share", "logit_lr", "cost_weight", "candidates", "finalists", "regular", "folds", "trim", *_SUPERNET},
-    "random": {"finalists", "regular", "folds", "trim", *_SUPERNET, *_ASKED},
-    "evolution": {"finalists", "regular", "folds", "trim", *_SUPERNET, *_ASKED, "population_size", "tournament_size"},
-    **{
-        name: {"finalists", "regular", "folds", "trim", *_SUPERNET, *_ASKED}
-        for name in (
-            "default",
-            "exhaustive",
-            "local-search",
-            "nsga2",
-            "chow-liu",
-            "crank",
-            "reinforce",
-            "ppo",
-            "nao",
-            "neural-predictor",
-            "q-learning",
-            "tabnas",
-            "optuna",
-        )
-    },
+    **dict.fromkeys(STRATEGY_NAMES, _OF_STRATEGIES),
+    "evolution": {*_OF_STRATEGIES, "population_size", "tournament_size"},
 }
 
 
@@ -341,7 +323,7 @@ def uses(config: Config, key: str) -> bool:
     if field in {"regular", "folds", "workers"} and (from_scratch or config.search.finalists == 1):
         return False
     if section == "search":
-        return field in _USES[config.method] and not (from_scratch and field in {*_SUPERNET, "finalists"})
+        return field in _USES.get(config.method, _OF_STRATEGIES) and not (from_scratch and field in {*_SUPERNET, "finalists"})
     return not (key == "warm_start" and from_scratch) and not (key == "evaluator" and config.method in BY_GRADIENT)
 
 
@@ -356,13 +338,18 @@ def without_effect(config: Config) -> list[str]:
     told = []
     for key, value in changed(config).items():
         if not uses(config, key):
-            methods = [method for method in _USES if uses(config.model_copy(update={"method": method, "evaluator": "shared"}), key)]
+            methods = [method for method in METHODS if uses(config.model_copy(update={"method": method, "evaluator": "shared"}), key)]
             if config.search.finalists == 1 and key in ("search.regular", "search.folds", "workers"):
                 why = "search.finalists = 1 is chosen without a training of its own"
             elif config.method in methods:
                 why = "evaluator = scratch trains each network by itself"
             else:
-                why = f"method = {config.method} does not use it; it is for {' and '.join(methods)}"
+                of_strategies = set(STRATEGY_NAMES) <= set(methods)  # too many to name
+                those = [
+                    *(method for method in methods if method not in STRATEGY_NAMES or not of_strategies),
+                    *["strategies"] * of_strategies,
+                ]
+                why = f"method = {config.method} does not use it; it is for {' and '.join(those)}"
             told.append(f"{key} = {value!r} has no effect: {why}")
     return told
 

@@ -208,7 +208,7 @@ class Contest:
         named = list(dict.fromkeys(strategies))
         for name in named:
             if name not in COUNTS:
-                strategy_named(_plain(name), self.objectives).init(self.space)  # which may refuse the space
+                strategy_named(_plain(name), self.objectives, self.evaluations).init(self.space)  # which may refuse the space
             elif self.table.network is None:
                 self.table.cost(name)
         return [*named, *(name for name in always if name not in named)]
@@ -219,7 +219,7 @@ class Contest:
             log = in_order(self._by_count(name, seed), lambda place: float(self.seconds[place]), workers=self.question.workers)
         else:
             log = simulate(
-                strategy_named(_plain(name), self.objectives),
+                strategy_named(_plain(name), self.objectives, self.evaluations),
                 self.space,
                 self._evaluate,
                 evaluations=self.evaluations,

@@ -520,6 +520,9 @@ def _seconds_per_step(learner: DMaskingSearch | TuNASSearch | OneShotSearch | Tr
     return (time.perf_counter() - began) / max(1, learner.step - before)
 
 
+TWO_OBJECTIVES = ("nsga2", "optuna-nsga2")  # methods that look for a whole front
+
+
 def _method(config: Config, metric: str) -> DMasking | TuNAS | AskTell:
     chosen = config.search.model_dump()
     if config.method == "dmasking":
@@ -528,11 +531,13 @@ def _method(config: Config, metric: str) -> DMasking | TuNAS | AskTell:
         alike = ("epochs", "batch_size", "weight_lr", "momentum", "weight_decay", "architecture_share")
         control = Control(lr=chosen["logit_lr"], beta=-chosen["cost_weight"])
         return TuNAS(**{name: chosen[name] for name in alike}, control=control)
-    objective = Objective(metric)
+    objectives: tuple[Objective, ...] = (Objective(metric),)
+    if config.method in TWO_OBJECTIVES:  # the second is to need little of what is scarce
+        objectives += (Objective(f"-{config.budgets[0][0].metric if config.budgets else 'macs'}"),)
     strategy: Strategy[Any] = (
-        RegularizedEvolution(objective, population_size=config.search.population_size, tournament_size=config.search.tournament_size)
+        RegularizedEvolution(objectives[0], population_size=config.search.population_size, tournament_size=config.search.tournament_size)
         if config.method == "evolution"
-        else strategy_named(config.method, (objective, Objective("-macs")) if config.method == "nsga2" else (objective,))
+        else strategy_named(config.method, objectives, chosen["evaluations"])
     )
     one_shot = OneShot(chosen["epochs"], chosen["batch_size"], chosen["weight_lr"], chosen["momentum"], chosen["weight_decay"])
     return AskTell(strategy, chosen["evaluations"], config.evaluator, one_shot, config.search.proposals)

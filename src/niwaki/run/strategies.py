@@ -17,7 +17,6 @@ from niwaki.strategy.default import Default
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.exhaustive import Exhaustive
 from niwaki.strategy.local_search import LocalSearch
-from niwaki.strategy.neural_predictor import NeuralPredictor
 from niwaki.strategy.nsga2 import NSGA2
 from niwaki.strategy.policy import softmaxes
 from niwaki.strategy.policy_gradient import Adam, PolicyGradient
@@ -35,16 +34,20 @@ class UnknownStrategy(ValueError):
 
 @dataclass(frozen=True)
 class Named:
-    """A strategy as a name stands for it. several: whether it searches for more than one objective at once."""
+    """A strategy as a name stands for it. make: of the objectives and the number of evaluations, which some of them divide into phases.
 
-    make: Callable[[Objectives], Strategy[Any]]
+    several: whether it searches for more than one objective at once. least: evaluations that it needs to do anything of its own.
+    """
+
+    make: Callable[[Objectives, int], Strategy[Any]]
     several: bool = False
+    least: int = 1
 
 
-def _optuna(sampler: str) -> Callable[[Objectives], Strategy[Any]]:
+def _optuna(sampler: str) -> Callable[[Objectives, int], Strategy[Any]]:
     """A sampler of Optuna with its defaults; Optuna is an extra, and is asked for only where it is named."""
 
-    def make(objectives: Objectives) -> Strategy[Any]:
+    def make(objectives: Objectives, evaluations: int) -> Strategy[Any]:
         try:
             adapter, samplers = importlib.import_module("niwaki.strategy.optuna"), importlib.import_module("optuna.samplers")
         except ModuleNotFoundError as error:
@@ -55,30 +58,30 @@ def _optuna(sampler: str) -> Callable[[Objectives], Strategy[Any]]:
 
 
 STRATEGIES: dict[str, Named] = {
-    "default": Named(lambda objectives: Default(objectives), several=True),
-    "random": Named(lambda objectives: RandomSearch(), several=True),
-    "exhaustive": Named(lambda objectives: Exhaustive(), several=True),
-    "evolution": Named(lambda objectives: RegularizedEvolution(objectives[0])),
-    "local-search": Named(lambda objectives: LocalSearch(objectives[0])),
-    "chow-liu": Named(lambda objectives: ChowLiuSearch(objectives[0])),
-    "crank": Named(lambda objectives: CrankSearch(objectives[0])),
-    "nsga2": Named(lambda objectives: NSGA2(objectives), several=True),
-    "reinforce": Named(lambda objectives: PolicyGradient(objectives[0], optimizer=Adam(tunas.TABLE_LR, betas=(0.0, 0.999)))),
-    "ppo": Named(lambda objectives: mnasnet.controller(objectives[0], lr=mnasnet.TABLE_LR, kind=softmaxes, name="ppo")),
-    "nao": Named(lambda objectives: nao.table(objectives[0])),
+    "default": Named(lambda objectives, evaluations: Default(objectives), several=True),
+    "random": Named(lambda objectives, evaluations: RandomSearch(), several=True),
+    "exhaustive": Named(lambda objectives, evaluations: Exhaustive(), several=True),
+    "evolution": Named(lambda objectives, evaluations: RegularizedEvolution(objectives[0])),
+    "local-search": Named(lambda objectives, evaluations: LocalSearch(objectives[0])),
+    "chow-liu": Named(lambda objectives, evaluations: ChowLiuSearch(objectives[0])),
+    "crank": Named(lambda objectives, evaluations: CrankSearch(objectives[0])),
+    "nsga2": Named(lambda objectives, evaluations: NSGA2(objectives), several=True),
+    "reinforce": Named(lambda objectives, evaluations: PolicyGradient(objectives[0], optimizer=Adam(tunas.TABLE_LR, betas=(0.0, 0.999)))),
+    "ppo": Named(lambda objectives, evaluations: mnasnet.controller(objectives[0], lr=mnasnet.TABLE_LR, kind=softmaxes, name="ppo")),
+    "nao": Named(lambda objectives, evaluations: nao.table(objectives[0], evaluations), least=20),
     "optuna": Named(_optuna("TPESampler"), several=True),  # its default
     "optuna-tpe": Named(_optuna("TPESampler"), several=True),
     "optuna-nsga2": Named(_optuna("NSGAIISampler"), several=True),
     "optuna-gp": Named(_optuna("GPSampler"), several=True),
-    "neural-predictor": Named(lambda objectives: NeuralPredictor(objectives[0], first=100, recipe=neural_predictor.TABLE)),
-    "q-learning": Named(lambda objectives: QLearning(objectives[0], rate=0.1, evaluations=1000)),
-    "tabnas": Named(lambda objectives: tabnas.exact(objectives[0], lr=tabnas.TABLE_LR)),
+    "neural-predictor": Named(lambda objectives, evaluations: neural_predictor.of_evaluations(objectives[0], evaluations), least=10),
+    "q-learning": Named(lambda objectives, evaluations: QLearning(objectives[0], rate=0.1, evaluations=evaluations), least=2),
+    "tabnas": Named(lambda objectives, evaluations: tabnas.exact(objectives[0], lr=tabnas.TABLE_LR)),
 }
 ALIASES = {"regularized-evolution": "evolution"}
 
 
-def strategy_named(name: str, objectives: Objectives) -> Strategy[Any]:
-    """The strategy called `name` with its defaults, to search for these objectives. "_" is as good as "-".
+def strategy_named(name: str, objectives: Objectives, evaluations: int = 200) -> Strategy[Any]:
+    """The strategy called `name` with its defaults, to search for these objectives in so many evaluations. "_" is as good as "-".
 
     `module:attr` or `file.py:attr` is one of the caller's own: a strategy, or what makes one of the objectives, a tuple.
     """
@@ -93,7 +96,9 @@ def strategy_named(name: str, objectives: Objectives) -> Strategy[Any]:
     if len(objectives) > 1 and not found.several:
         able = ", ".join(name for name, named in STRATEGIES.items() if named.several)
         raise UnknownStrategy(f"{name} searches for one objective, not for {len(objectives)} at once; those that do are {able}")
-    return found.make(objectives)
+    if evaluations < found.least:
+        raise UnknownStrategy(f"{name} needs at least {found.least} evaluations to do anything of its own, and is given {evaluations}")
+    return found.make(objectives, evaluations)
 
 
 def own_code(name: str) -> str:
