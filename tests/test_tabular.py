@@ -23,9 +23,10 @@ from niwaki.net.place import ShapeError, place, space_of
 from niwaki.nn.build import build
 from niwaki.run.config import load_config
 from niwaki.run.plan import search_of
+from niwaki.run.ship import answers
 from niwaki.space.choice import SpaceError
 from niwaki.task.cut import DataError
-from niwaki.task.table import read_table, stored_rows, table
+from niwaki.task.table import describe, read_table, stored_rows, table
 from niwaki.task.tabular import Tabular
 from niwaki.zoo.mlp import TABNAS_BUDGET, mlp
 
@@ -179,6 +180,121 @@ def test_groups_are_never_divided():
 )  # fmt: skip
 def test_texts_and_few_whole_numbers_are_classes_and_anything_else_is_a_number(targets, classes):
     assert table(np.random.default_rng(0).normal(size=(120, 2)), targets).class_names == classes
+
+
+# --- what tables of users hold ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numbers", [100_000_001, 1_700_000_000, 2**53 - 2])
+def test_whole_numbers_that_float32_would_merge_stay_different(numbers, tmp_path):
+    """As categories, as numbers, in the exported model's input and in what the network reads."""
+    ids = numbers + np.arange(80) % 2
+    given = table({"id": ids}, np.array(["x", "y"])[np.arange(80) % 2])
+    task = Tabular(given)
+    assert task.ignored == []
+    assert given.columns[0].values == (float(numbers), float(numbers + 1))
+    inputs, truth = task.batch(torch.arange(len(given.rows)), torch.device("cpu"))
+    assert set(zip(inputs[:, 0].tolist(), truth.tolist(), strict=True)) == {(0.0, 0), (1.0, 1)}
+    times = Tabular(table({"time": np.int64(numbers) - np.arange(300)}, np.random.default_rng(0).normal(size=300)))
+    read = times.batch(torch.arange(300), torch.device("cpu"))[0]
+    assert len(read.unique(dim=0)) > 290, "all but those beyond the end knots"
+    plain = Tabular(times.table, knots=0)
+    assert len(plain.batch(torch.arange(300), torch.device("cpu"))[0].unique()) == 300
+    assert read_table(written(tmp_path / "ids.csv", {"id": ids}, np.array(["x", "y"])[np.arange(80) % 2])).sha256 == given.sha256
+
+
+@pytest.mark.parametrize("kind", ["array", "csv", "parquet"])
+def test_whole_numbers_that_float64_would_merge_are_kept_by_their_text_or_refused(kind, tmp_path):
+    classes, ids = np.array(["x", "y"])[np.arange(80) % 2], 2**60 + np.arange(80) % 2
+
+    def read(ids, **settings):
+        if kind == "array":
+            return table({"id": ids}, classes, **settings)
+        return read_table(written(tmp_path / f"ids.{kind}", {"id": ids.tolist()}, classes), **settings)
+
+    given = read(ids)
+    assert given.columns[0].names == (str(2**60), str(2**60 + 1))
+    assert set(given.rows[:, 0]) == {0.0, 1.0}
+    stored = stored_rows({"id": np.array([2**60 + 1, 2**60, 7], object)}, given.columns, "new")
+    assert stored[:, 0].tolist()[:2] == [1.0, 0.0]
+    assert np.isnan(stored[2, 0])
+    with pytest.raises(DataError, match=r"'id' holds whole numbers beyond 2\*\*53.*data.ignore.*data.categorical"):
+        read(2**60 + np.arange(80))
+    assert len(read(2**60 + np.arange(80), categorical=["id"]).columns[0].names) == 64
+
+
+def test_two_whole_values_are_classes_and_a_metric_says_what_a_target_is(tmp_path):
+    age = {"age": np.arange(30.0)}
+    for target in ([False, True] * 15, [0, 1] * 15, [3.0, 7.0] * 15):
+        assert len(table(age, target).class_names) == 2
+    assert table(age, [0.25, 1.0] * 15).class_names is None
+    assert table(age, [0, 1, 2] * 10).class_names is None, "few rows"
+    data = written(tmp_path / "few.csv", {"age": range(30)}, [0, 1, 2] * 10)
+    for metric, classes in (("accuracy", 3), ("log_loss", 3), ("rmse", None), ("r2", None)):
+        settings = ("data.kind=table", f"data.path={data}", f"data.metric={metric}", 'budget=["params<=1500"]')
+        decided, search = search_of(load_config(None, settings))
+        assert len(search.task.table.class_names or ()) == (classes or 0)
+        assert decided.data.task == ("classification" if classes else "regression")
+
+
+@pytest.mark.parametrize("wrong", ["abc", "1,200"])
+def test_a_text_in_a_column_of_numbers_is_told_and_not_taken_for_a_category(wrong, tmp_path):
+    ages: list[object] = [20 + at % 60 for at in range(300)]
+    ages[17] = wrong
+    columns, classes = {"age": ages, "city": ["Nara", "Uji"] * 150}, ["a", "b"] * 150
+    path = written(tmp_path / "ages.csv", columns, classes)
+    with pytest.raises(
+        DataError,
+        match=rf"'age' holds numbers, and 1 text that is none: '{wrong}' in row 17.*data.missing.*data.categorical=\[\"city\", \"age\"\]",
+    ):
+        read_table(path)
+    assert len(read_table(path, categorical=["city", "age"]).columns[0].names) > 50
+    told = read_table(path, missing=[wrong])
+    assert told.columns[0].values is None
+    assert np.isnan(told.rows).sum() + np.isnan(told.test_rows).sum() == 1
+    assert told.missing_texts == {"age": {wrong: 1}}
+
+
+def test_which_texts_stand_for_missing_values_can_be_said_and_is_told(tmp_path):
+    country, said = np.array(["NA", "JP", "FR", "na"] * 30), np.array(["None", "Some"] * 60)
+    path = written(tmp_path / "texts.csv", {"country": country, "age": np.arange(120.0)}, said)
+    with pytest.raises(DataError, match=r"is missing in 60 rows \('None' 60 times; data.missing says"):
+        read_table(path)
+    kept = read_table(path, missing=["?"])
+    assert kept.class_names == ("None", "Some")
+    assert kept.columns[0].names == ("FR", "JP", "NA", "na")
+    assert kept.missing_texts == {}
+    settings = ("data.kind=table", f"data.path={path}", "data.target=age", 'budget=["params<=1500"]')
+    decided, search = search_of(load_config(None, settings))
+    assert "na" in decided.data.missing
+    assert search.task.describe()["missing_texts"] == {"country": {"NA": 30, "na": 30}, "target": {"None": 60}}
+    assert search_of(load_config(None, (*settings, 'data.missing=["?"]')))[0].data.missing == ["?"]
+
+
+def test_errors_name_the_file_alone_and_reports_say_what_was_cut(tmp_path):
+    path = written(tmp_path / "one.csv", {"flat": [1] * 80}, ["a", "b"] * 40)
+    loaded = read_table(path)
+    assert loaded.source == str(path)
+    assert "20% of the rows cut off as the test part" in describe(loaded)["source"]
+    with pytest.raises(DataError, match=rf"^{path}: no column has two different values"):
+        Tabular(loaded)
+
+
+def test_what_is_ignored_is_no_target_and_no_split(tmp_path):
+    path = written(tmp_path / "parts.csv", {"age": range(80), "split": ["train", "test"] * 40}, ["a", "b"] * 40)
+    assert [column.name for column in read_table(path, ignore=["split"]).columns] == ["age"]
+    assert len(read_table(path, ignore=["split"]).rows) == 64
+    with pytest.raises(DataError, match=r"both data.target and in data.ignore"):
+        read_table(path, target="target", ignore=["target"])
+
+
+def test_targets_are_shown_as_they_are_stored():
+    targets = np.where(np.arange(100) % 4 == 0, 0.0, np.arange(100) * 1000.1)
+    task = Tabular(table({"x": np.arange(100.0)}, targets, kind="regression"))
+    network = mlp(task.columns, 1)
+    told = answers(task, build(network, space_of(network).sample(random.Random(0))), "cpu")
+    assert [truth for truth, _ in told["pairs"]] == task.table.test_targets.tolist()
+    assert {row["label"] for row in told["mistakes"]} <= {f"{value:.5g}" for value in targets}
 
 
 # --- what enters the network --------------------------------------------------------------------------------------------------
@@ -407,7 +523,10 @@ def test_a_column_of_names_is_no_category_unless_one_says_so():
         (["data.path=data.txt"], "a table is a file of one of the kinds"),
         (["data.path=people.csv", "data.target=wage"], "no column 'wage' (data.target)"),
         (["data.path=people.csv", 'data.categorical=["town"]'], "no column 'town'"),
-        (["data.path=people.csv", "data.metric=rmse"], "is none for a target of classes"),
+        (["data.path=people.csv", "data.metric=rmse"], "a data.metric of numbers"),
+        (["data.path=people.csv", "data.metric=rmse", "data.task=classification"], "is none for a target of classes"),
+        (["data.path=people.csv", 'data.ignore=["age","target"]'], "both data.target and in data.ignore"),
+        (["data.path=one.csv"], "/one.csv has a single class"),
         (["data.path=people.csv", "data.task=regression"], "holds texts such as"),
         (["data.path=ragged.csv"], "line 3: 1 values where the first line names 2 columns"),
         (["data.path=bare.npz"], "no array X"),
@@ -422,6 +541,7 @@ def test_a_column_of_names_is_no_category_unless_one_says_so():
 def test_what_cannot_be_searched_is_told_at_once_with_exit_code_2(niwaki_command, tmp_path, settings, message):
     columns, classes, _ = people(60)
     written(tmp_path / "people.csv", columns, classes)
+    written(tmp_path / "one.csv", columns, ["a"] * 60)
     (tmp_path / "data.txt").write_text("a,b\n1,2\n")
     (tmp_path / "ragged.csv").write_text("a,target\n1,2\n3\n")
     np.savez(tmp_path / "bare.npz", a=np.zeros(3))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from niwaki.store.files import atomic_write
-from niwaki.task.table import Column
+from niwaki.task.table import MISSING, Column
 
 FORMAT = 1  # of architecture.json and of the metadata; raised when a reader of the old form would be misled
 PACKAGES = ("niwaki", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "safetensors", "scikit-learn", "pillow")
@@ -50,10 +50,12 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class TableForm:
-    """How the rows of a table are stored, float32 (N, D) with NaN where a value is missing, and what is predicted of them."""
+    """How the rows of a table are stored, float64 (N, D) with NaN where a value is missing, and what is predicted of them. missing: texts that
+    stand for missing values."""
 
     columns: tuple[Column, ...]
     target: Column
+    missing: tuple[str, ...] = MISSING
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> TableForm:
@@ -61,7 +63,7 @@ class TableForm:
             values, names = one["values"], one["names"]
             return Column(one["name"], None if values is None else tuple(values), None if names is None else tuple(names))
 
-        return TableForm(tuple(map(column, data["columns"])), column(data["target"]))
+        return TableForm(tuple(map(column, data["columns"])), column(data["target"]), tuple(data.get("missing", MISSING)))
 
 
 @dataclass(frozen=True)

@@ -89,10 +89,14 @@ class ExportedModel:
         self.class_names: tuple[str, ...] = tuple(json.loads(properties["class_names"]))
         form = json.loads(properties["preprocessing"])
         self.preprocessing = TableForm.from_json(form) if "columns" in form else Preprocessing(**form)
-        self._input, self._batch = self._session.get_inputs()[0].name, ROWS if "columns" in form else BATCH
+        given = self._session.get_inputs()[0]
+        self._of_table, self._float32 = "columns" in form, given.type == "tensor(float)"
+        self._input, self._batch = given.name, ROWS if "columns" in form else BATCH
 
     def logits(self, examples: NDArray) -> NDArray:
         """(N, K), of images as stored, (N, H, W[, C]), or of rows as stored, (N, D); of a model that predicts a number, (N, 1)."""
+        if self._of_table:  # an early model's rows are float32
+            examples = examples.astype(np.float32 if self._float32 else np.float64)
         starts = range(0, len(examples), self._batch)
         return np.concatenate([self._session.run(None, {self._input: examples[start : start + self._batch]})[0] for start in starts])
 
@@ -141,19 +145,19 @@ def _of_table(file: Path, form: TableForm, model: ExportedModel) -> list[Predict
         and set(frame) - {"y", "split", "groups"} == {f"x{at}" for at in range(len(names))}
     ):
         frame |= {name: frame[f"x{at}"] for at, name in enumerate(names)}
-    outputs = model.logits(stored_rows(frame, form.columns, str(file)))
+    outputs = model.logits(stored_rows(frame, form.columns, str(file), form.missing))
     sources = [f"{file}[{at}]" for at in range(len(outputs))]
     known = frame.get(target)
     if model.class_names:
-        return _predictions(model, outputs, sources, [None] * len(outputs) if known is None else _classes(known, model, file))
-    truths = numbers(known) if known is not None else None
+        return _predictions(model, outputs, sources, [None] * len(outputs) if known is None else _classes(known, model, file, form.missing))
+    truths = numbers(known, form.missing) if known is not None else None
     given = [None] * len(outputs) if truths is None else [None if value != value else value for value in truths.tolist()]
     return [Estimate(source, float(value), truth) for source, value, truth in zip(sources, outputs[:, 0], given, strict=True)]
 
 
-def _classes(targets: NDArray, model: ExportedModel, file: Path) -> list[str | None]:
+def _classes(targets: NDArray, model: ExportedModel, file: Path, missing: Sequence[str]) -> list[str | None]:
     """The classes that a file states, by name, or as class numbers where the file is an array file."""
-    said = texts(targets)
+    said = texts(targets, missing)
     if file.suffix.lower() == ".npz":
         by_number = {str(at): name for at, name in enumerate(model.class_names)}
         return [None if text is None else by_number.get(text) for text in said]

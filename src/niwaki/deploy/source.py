@@ -111,6 +111,7 @@ def source_of(
     if isinstance(stored, TableForm):
         parts |= {
             "COLUMNS": _columns(stored),
+            "MISSING": repr(("", *stored.missing)),
             "CLASSES": f"{_class_names(card.class_names)}\n" if card.class_names else "",
             "TELL": _TELL_CLASS if card.class_names else _TELL_NUMBER,
             "GIVES": "logits" if card.class_names else "values",
@@ -317,8 +318,9 @@ def _tensor_definition(module: fx.GraphModule, name: str, value: Tensor) -> list
 def _formula(rows: Tensor) -> str | None:
     """The rows that a nearest-neighbour resize reads, floor(i H / size), as a formula instead of a list of numbers; and a matrix that says
     to which of a few each of many belongs."""
-    if rows.dim() == 2 and len(rows) > 1 and torch.equal(rows, torch.eye(rows.shape[1])[rows.argmax(1)]):
-        return f"torch.eye({rows.shape[1]})[{rows.argmax(1).tolist()}]"
+    if rows.dim() == 2 and len(rows) > 1 and torch.equal(rows, torch.eye(rows.shape[1], dtype=rows.dtype)[rows.argmax(1)]):
+        dtype = "" if rows.dtype == torch.float32 else f", dtype={rows.dtype}"
+        return f"torch.eye({rows.shape[1]}{dtype})[{rows.argmax(1).tolist()}]"
     if rows.dtype != torch.int64 or rows.dim() != 1 or len(rows) < 2:
         return None
     size, steps = len(rows), torch.arange(len(rows))
@@ -578,7 +580,7 @@ _READ_NO_IMAGE = '''def read_image(path: str | Path) -> Tensor:
 _TABLE_TEMPLATE = '''"""@TITLE@
 
     python model.py FILE.csv...                          prints @SAYS@ of each row of tables with the columns below
-    net = load(); @GIVES@ = net(Preprocess()(rows))      rows as stored: float32 B x columns, NaN where a value is missing
+    net = load(); @GIVES@ = net(Preprocess()(rows))      rows as stored: float64 B x columns, NaN where a value is missing
 
 Needs torch. The weights are in model.safetensors, beside this file.
 """
@@ -594,7 +596,7 @@ from torch import Tensor, nn
 @IMPORTS@
 # Each column: its name, and the texts of its categories, which are stored as their place here, 0 the first; None: numbers.
 @COLUMNS@
-@CLASSES@MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
+@CLASSES@MISSING = @MISSING@
 
 
 @PREPROCESS@
@@ -610,7 +612,7 @@ def read_rows(path: str | Path) -> Tensor:
     """The rows of a CSV file as the training data store theirs; what is missing, or a text that is no category, is NaN."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         lines = list(csv.DictReader(file))
-    return torch.tensor([[stored(line[name], names) for name, names in COLUMNS] for line in lines])
+    return torch.tensor([[stored(line[name], names) for name, names in COLUMNS] for line in lines], dtype=torch.float64)
 
 
 def stored(text: str, names: tuple[str, ...] | None) -> float:

@@ -363,7 +363,7 @@ def _snippet(data: Data | None) -> str:
         last = "classes = outputs.argmax(1)" if data.classes else "predictions = outputs[:, 0]"
         return (
             f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("model.onnx")\nname = session.get_inputs()[0].name\n'
-            f"# rows: float32, {shape}, NaN where a value is missing, categories of text by their number in architecture.json\n"
+            f"# rows: float64, {shape}, NaN where a value is missing, categories of text by their number in architecture.json\n"
             f"outputs, = session.run(None, {{name: rows}})\n{last}"
         )
     return (

@@ -272,6 +272,11 @@ def _remarks(folder: Folder, search: Search, asked: Config) -> Iterator[str]:
         for limit in budget.limits:
             if limit.upper >= (most := limit.cost.maximum()[0]):
                 yield f"The budget {budget.text} keeps nothing out: the largest network has {most:,} {limit.cost.unit or limit.cost.name}."
+    if missing := folder.plan["data"].get("missing_texts"):
+        told = "; ".join(
+            f"{name}: {', '.join(f'{text!r} {count} times' for text, count in found.items())}" for name, found in missing.items()
+        )
+        yield f"Texts taken for missing values (data.missing says which): {told}."
     decided = folder.plan["config"]
     if shortened := [
         f"{section}.{key} = {decided[section][key]}"

@@ -30,7 +30,7 @@ Part = Annotated[float, Field(ge=0, lt=1)]
 Words = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 
 
-OF_TABLES = ("task", "target", "categorical", "ignore", "split", "groups", "knots", "fill")
+OF_TABLES = ("task", "target", "categorical", "ignore", "split", "groups", "missing", "knots", "fill")
 # in run/strategies.py; named here, too, because a configuration is read without all that they import
 STRATEGY_NAMES = (
     *("default", "random", "exhaustive", "evolution", "local-search", "nsga2", "chow-liu", "crank", "reinforce", "ppo", "tabnas", "nao"),
@@ -38,7 +38,7 @@ STRATEGY_NAMES = (
 )
 BY_GRADIENT = ("dmasking", "tunas")  # methods that learn weights and a distribution together; the others ask and tell
 METHODS = (*BY_GRADIENT, *STRATEGY_NAMES)
-DECIDED_OF_TABLES = ("task", "target", "categorical", "knots")  # where nothing is said, the data decide
+DECIDED_OF_TABLES = ("task", "target", "categorical", "missing", "knots")  # where nothing is said, the data decide
 OfImages = Literal["accuracy", "balanced_accuracy", "macro_f1"]
 
 
@@ -72,6 +72,7 @@ class Data(_Section):
     ignore: list[Words] | None = None  # columns that are left out
     split: Words | None = None  # the column that says train, validation or test
     groups: Words | None = None  # the column that says which rows belong together
+    missing: list[str] | None = None  # texts that stand for missing values, in any case; an empty one always does
     knots: Annotated[int, Field(ge=0)] | None = None  # of the curves that columns of numbers become; 0: no curves
     fill: Literal["mean", "median"] = "mean"  # what a missing number is taken for
 

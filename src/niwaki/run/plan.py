@@ -50,8 +50,8 @@ from niwaki.task.cut import DataError
 from niwaki.task.embedded import digits
 from niwaki.task.folder import image_folder
 from niwaki.task.images import npz
-from niwaki.task.table import read_table
-from niwaki.task.tabular import Tabular
+from niwaki.task.table import MISSING, read_table
+from niwaki.task.tabular import Tabular, kind_of_metric
 from niwaki.train.loop import Training, TrainingDiverged, batches_per_epoch, start
 from niwaki.train.recipe import Recipe
 from niwaki.trial import EvaluationFailed
@@ -97,11 +97,12 @@ def task_of(config: Config) -> AnyTask:
         rows = read_table(
             str(data.path),
             target=data.target,
-            kind=data.task,
+            kind=data.task or kind_of_metric(data.metric),
             categorical=data.categorical,
             ignore=data.ignore or (),
             split=data.split,
             groups=data.groups,
+            missing=MISSING if data.missing is None else data.missing,
         )
         return Tabular(
             rows,
@@ -307,6 +308,7 @@ def _told_of(task: AnyTask) -> dict[str, Any]:
         "data.task": "classification" if task.is_classification else "regression",
         "data.target": table.target.name,
         "data.categorical": [column.name for column in table.columns if column.values is not None],
+        "data.missing": list(table.missing),
         "data.knots": task.most_knots,
     }
 

@@ -66,7 +66,7 @@ def _class_names(task: AnyTask) -> tuple[str, ...]:
 def _form(task: AnyTask) -> Preprocessing | TableForm:
     """How examples are stored, and what the exported model does to them."""
     if isinstance(task, Tabular):
-        return TableForm(task.table.columns, task.table.target)
+        return TableForm(task.table.columns, task.table.target, task.table.missing)
     images, (mean, std) = task.images, task.normalisation
     return Preprocessing(images.images.shape[1:], str(images.images.dtype), images.pixel_range, tuple(mean.tolist()), tuple(std.tolist()))
 
@@ -83,7 +83,7 @@ def answers(task: AnyTask, module: nn.Module, device: str) -> dict[str, Any]:
     truth = task.labels(indices)
     if isinstance(task, Tabular) and not task.is_classification:
         mean, std = task.target_scale
-        pairs = torch.stack([truth.double(), logits[:, 0].double()], 1) * std + mean
+        pairs = torch.stack([torch.from_numpy(task.table.test_targets.copy()), logits[:, 0].double() * std + mean], 1)
         largest = (pairs[:, 0] - pairs[:, 1]).abs().argsort(descending=True)[:MISTAKES]
         mistakes = [
             {**_row(task, i), "label": f"{pairs[i, 0]:.5g}", "predicted": f"{pairs[i, 1]:.5g}", "probability": None}

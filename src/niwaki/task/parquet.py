@@ -11,7 +11,8 @@ from niwaki.task.cut import DataError
 
 
 def read_parquet(path: Path) -> dict[str, NDArray]:
-    """Columns by name: numbers and truth values as float64, NaN where they are null; texts as objects, None where they are null."""
+    """Columns by name: numbers and truth values as float64, NaN where they are null; texts, and columns of whole numbers that float64 cannot
+    hold, as objects, None where they are null."""
     try:
         from pyarrow import ArrowException, parquet, types  # an extra, and slow to load
     except ImportError as error:
@@ -24,7 +25,11 @@ def read_parquet(path: Path) -> dict[str, NDArray]:
     for name, column in zip(table.column_names, table.columns, strict=True):
         kind = column.type.value_type if types.is_dictionary(column.type) else column.type
         if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind):
-            columns[name] = np.array([np.nan if value is None else float(value) for value in column.to_pylist()])
+            values = column.to_pylist()
+            if types.is_integer(kind) and any(value is not None and abs(value) > 2**53 for value in values):
+                columns[name] = np.array(values, dtype=object)
+            else:
+                columns[name] = np.array([np.nan if value is None else float(value) for value in values])
         elif types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind):
             columns[name] = np.array(column.to_pylist(), dtype=object)
         else:

@@ -18,7 +18,7 @@ from niwaki.net.block import Columns
 from niwaki.task.classify import classification_metrics, confusion_matrix
 from niwaki.task.cut import DataError
 from niwaki.task.split import Parts
-from niwaki.task.table import Table, describe
+from niwaki.task.table import Kind, Table, describe
 from niwaki.task.task import Part
 
 ClassMetric = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
@@ -234,7 +234,7 @@ class Tabular:
         for at, column in enumerate(self.table.columns):
             values = self.table.rows[:, at]
             known = values[self._parts.split[0]]
-            known = known[~np.isnan(known)].astype(np.float64)
+            known = known[~np.isnan(known)]
             if column.values is not None or not len(known) or known.min() == known.max():
                 continue
             mean, std = float(known.mean()), float(known.std())
@@ -251,7 +251,7 @@ class Tabular:
             if column.values is None:
                 continue
             values = self.table.rows[:, at]
-            counts = [int((values == np.float32(value)).sum()) for value in column.values]
+            counts = [int((values == value).sum()) for value in column.values]
             missing = bool(np.isnan(values).any())
             if len(counts) + missing < 2:
                 continue
@@ -311,7 +311,9 @@ class Tabular:
 
 
 class Encode(nn.Module):
-    """Rows as stored, float32 (B, D), NaN where a value is missing, to what the network reads, float32 (B, F).
+    """Rows as stored, float64 (B, D), NaN where a value is missing, to what the network reads, float32 (B, F).
+
+    All is computed in float64, and only then rounded: values that differ by little beside their size stay different.
 
     In turn: standardised numbers that have no curve; for each column of numbers that training rows lack, 1 where it is missing; the places
     of numbers among the knots of their curves, such as 2.5 halfway between the third and the fourth; the codes of categories. A missing number
@@ -343,9 +345,9 @@ class Encode(nn.Module):
         self.has_plain, self.all_plain, self.has_missing = bool(plain), len(plain) == len(numbers), bool(missing)
         if numbers:
             self.register_buffer("number", torch.tensor([one.at for one in numbers]))
-            self.register_buffer("fill", torch.tensor([one.fill for one in numbers]))
-            self.register_buffer("mean", torch.tensor([one.mean for one in numbers]))
-            self.register_buffer("std", torch.tensor([one.std for one in numbers]))
+            self.register_buffer("fill", torch.tensor([one.fill for one in numbers], dtype=torch.float64))
+            self.register_buffer("mean", torch.tensor([one.mean for one in numbers], dtype=torch.float64))
+            self.register_buffer("std", torch.tensor([one.std for one in numbers], dtype=torch.float64))
         if plain and not self.all_plain:
             self.register_buffer("plain", torch.tensor(plain))
         if missing:
@@ -356,13 +358,13 @@ class Encode(nn.Module):
                 (place, low, high) for place, (_, one) in enumerate(curves) for low, high in zip(one.knots, one.knots[1:], strict=False)
             ]
             self.register_buffer("step", torch.tensor([curves[place][0] for place, _, _ in steps]))
-            self.register_buffer("low", torch.tensor([low for _, low, _ in steps]))
-            self.register_buffer("width", torch.tensor([high for _, _, high in steps]) - self.low)
-            self.register_buffer("curve", F.one_hot(torch.tensor([place for place, _, _ in steps]), len(curves)).float())
+            self.register_buffer("low", torch.tensor([low for _, low, _ in steps], dtype=torch.float64))
+            self.register_buffer("width", torch.tensor([high for _, _, high in steps], dtype=torch.float64) - self.low)
+            self.register_buffer("curve", F.one_hot(torch.tensor([place for place, _, _ in steps]), len(curves)).double())
         if categories:
             known = [(place, one, code) for place, one in enumerate(categories) for code in range(len(one.values))]
             self.register_buffer("category", torch.tensor([one.at for _, one, _ in known]))
-            self.register_buffer("value", torch.tensor([one.values[code] for _, one, code in known]))
+            self.register_buffer("value", torch.tensor([one.values[code] for _, one, code in known], dtype=torch.float64))
             self.register_buffer("shift", torch.tensor([float(code - one.other) for _, one, code in known]))
             self.register_buffer("column", F.one_hot(torch.tensor([place for place, _, _ in known]), len(categories)).float())
             self.register_buffer("other", torch.tensor([float(one.other) for one in categories]))
@@ -376,14 +378,21 @@ class Encode(nn.Module):
             if self.has_plain:
                 found.append(numbers if self.all_plain else torch.index_select(numbers, 1, self.plain))
             if self.has_missing:
-                found.append(torch.index_select(missing, 1, self.lacking).float())
+                found.append(torch.index_select(missing, 1, self.lacking).double())
             if not self.all_plain:
                 steps = torch.clamp((torch.index_select(numbers, 1, self.step) - self.low) / self.width, 0.0, 1.0)
                 found.append(torch.matmul(steps, self.curve))
         if self.has_categories:
             same = torch.eq(torch.index_select(rows, 1, self.category), self.value).float()
-            found.append(torch.matmul(same * self.shift, self.column) + self.other)
-        return torch.cat(found, 1)
+            found.append((torch.matmul(same * self.shift, self.column) + self.other).double())
+        return torch.cat(found, 1).float()
+
+
+def kind_of_metric(metric: str | None) -> Kind | None:
+    """Of the target that a metric is for; None where nothing is said."""
+    if metric is None:
+        return None
+    return "regression" if metric.removeprefix("neg_") in get_args(NumberMetric) else "classification"
 
 
 def in_units(module: fx.GraphModule, mean: float, std: float) -> fx.GraphModule:
@@ -400,12 +409,12 @@ def knots_of(values: NDArray, count: int) -> tuple[float, ...]:
     """Up to `count` knots among `values`, in rising order, the least and the largest among them.
 
     All values, where there are so few; else quantiles, of values none of which counts for more than its share of a knot: of a column that is
-    mostly 0, the knots are where the rest is. In float32 different, too.
+    mostly 0, the knots are where the rest is.
 
     >>> knots_of(np.array([0.0] * 97 + [1.0, 2.0, 4.0]), 4)
     (0.0, 1.0, 2.0, 4.0)
     """
-    different, counts = np.unique(values.astype(np.float32), return_counts=True)
+    different, counts = np.unique(values, return_counts=True)
     if len(different) <= count:
         return tuple(map(float, different))
     weights = counts.astype(np.float64)
