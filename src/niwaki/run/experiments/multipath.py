@@ -53,13 +53,13 @@ SIZES: Domains = (("fashion", 10_000), ("digits", 1_000), ("turned", 200))
 class Plan:
     """steps: of a search, and of a training. seeds: of the comparison with single networks, of the conflict, and of the balances each."""
 
-    search_steps: int = 300
-    train_steps: int = 300
+    search_steps: int = 200
+    train_steps: int = 250
     sharing_seeds: int = 3
     conflict_seeds: int = 5
     balance_seeds: int = 5
     balances: tuple[str, ...] = ("uniform", "prioritised", "proportional")
-    minutes: str = "about 8 minutes on one idle core"
+    minutes: str = "about 6 minutes on one idle core"
 
     def to_json(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items() if key != "minutes"}
