@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 import xml.etree.ElementTree as ET
 from itertools import product
@@ -14,9 +15,11 @@ import pytest
 
 from niwaki.evaluate.table import TableError
 from niwaki.run import bench as bench_module
+from niwaki.run.asking import StrategyError
 from niwaki.run.bench import bench, write_comparison
 from niwaki.run.contest import BenchError, Contest, Question
 from niwaki.run.curves import area, summary
+from niwaki.run.folder import RunError
 from niwaki.run.significance import wilcoxon
 from niwaki.run.simulate import Evaluated, in_order, simulate
 from niwaki.run.statistics import expected_picks
@@ -326,9 +329,9 @@ def test_a_comparison_goes_on_where_it_was(small, tmp_path, monkeypatch):
     bench([small], **asks, seeds=2)
     played, play = [], bench_module.play
 
-    def watched(question, name, seed):
+    def watched(question, files, name, seed):
         played.append((name, seed))
-        return play(question, name, seed)
+        return play(question, files, name, seed)
 
     monkeypatch.setattr(bench_module, "play", watched)
     found = bench([small], **asks, seeds=3, strategies=["evolution"])
@@ -341,11 +344,11 @@ def test_a_comparison_goes_on_where_it_was(small, tmp_path, monkeypatch):
 def test_a_search_that_is_interrupted_loses_no_finished_one(small, tmp_path, monkeypatch):
     play, calls = bench_module.play, []
 
-    def interrupted(question, name, seed):
+    def interrupted(question, files, name, seed):
         calls.append((name, seed))
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return play(question, name, seed)
+        return play(question, files, name, seed)
 
     monkeypatch.setattr(bench_module, "play", interrupted)
     asks = {"objectives": ["quality"], "strategies": ["evolution"], "evaluations": 20, "seeds": 4, "out": tmp_path / "run"}
@@ -375,7 +378,14 @@ def test_the_page_and_the_drawing_stand_alone(small, tmp_path):
     assert {"random", "evolution"} <= {text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")}
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert len(results["checklist"]) == 14
-    assert {item["item"]: item["status"] for item in results["checklist"]}["repeated with several seeds"] == "fail"  # 3 are too few
+    items = {item["item"]: item for item in results["checklist"]}
+    assert items["repeated with several seeds"]["status"] == "fail"  # 3 are too few
+    assert items["everything that is needed to run it again"]["status"] == "fail"  # called from Python: there is no command
+    assert (
+        "settings of `default` were chosen while looking at NAS-Bench-201"
+        in items["tuning of the methods told, and its time counted"]["evidence"]
+    )
+    assert items["the same evaluation protocol for all"]["status"] == "pass"
 
 
 def test_the_command_line_prints_one_entry_for_each_evaluation(cells, tmp_path, niwaki_command):
@@ -408,6 +418,48 @@ def test_a_search_has_its_checklist_too(finished, niwaki_command):
     assert status["everything that is needed to run it again"] == "pass"
     assert status["repeated with several seeds"] == "fail"  # it has one
     assert set(status.values()) == {"pass", "fail", "n.a."}
+
+
+def test_a_table_that_has_changed_is_compared_anew_in_the_same_process(tmp_path):
+    arch, file = np.array(list(product(range(4), repeat=3))), tmp_path / "mine.npz"
+    for number, top in enumerate((90.0, 1090.0)):
+        np.savez(file, arch=arch, accuracy=top - ((arch - [3, 0, 2]) ** 2).sum(axis=1))
+        bench([file], objectives=["accuracy"], evaluations=10, seeds=2, out=tmp_path / str(number))
+        assert json.loads((tmp_path / str(number) / "results.json").read_text())["facts"]["best"] == top
+    with pytest.raises(RunError, match="another configuration"):
+        bench([file], objectives=["accuracy"], evaluations=10, seeds=2, out=tmp_path / "0")
+
+
+def test_the_hash_of_the_code_changes_with_any_file_of_it(tmp_path):
+    package = tmp_path / "niwaki"
+    shutil.copytree(bench_module.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    before = bench_module.code_hash(package)
+    assert before == bench_module.code_hash()
+    files = sorted(package.rglob("*.py"))
+    assert len(files) > 100
+    for file in files:
+        content = file.read_bytes()
+        file.write_bytes(content + b"# changed\n")
+        assert bench_module.code_hash(package) != before, file
+        file.write_bytes(content)
+    files[-1].rename(files[-1].with_name("renamed.py"))
+    assert bench_module.code_hash(package) != before
+
+
+def test_a_comparison_begun_anew_leaves_nothing_of_the_one_before_it(small, tmp_path, monkeypatch):
+    asks = {"objectives": ["quality"], "evaluations": 10, "seeds": 1, "out": tmp_path / "run"}
+    bench([small], **asks)
+    written = {file.name for file in (tmp_path / "run").iterdir()}
+    assert {"results.json", "regret.svg", "report.html", "run.sqlite"} <= written
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_module, "play", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench([small], **{**asks, "evaluations": 11}, fresh=True)
+    left = {file.name for file in (tmp_path / "run").iterdir()}
+    assert left & {"results.json", "regret.svg", "report.html"} == set()
 
 
 # --- the comparison that is kept -------------------------------------------------------------------------------------
@@ -477,7 +529,25 @@ def test_more_evaluations_than_architectures_end_cleanly_and_say_so(small, tmp_p
     )  # fmt: skip
     assert answer.code == 0
     assert "200 evaluations were asked for, but there are 125 architectures" in answer.err
-    assert answer.json["exhaustive"]["regret"]["125"]["mean"] == answer.json["random"]["regret"]["125"]["mean"] == 0.0
+    for found in answer.json.values():
+        assert list(found["regret"]) == [str(at) for at in range(1, 201)]  # flat from where there is nothing more to propose
+        assert {found["regret"][str(at)]["mean"] for at in range(125, 201)} == {0.0}
+    assert answer.json["exhaustive"]["evaluations"] == 125
+
+
+def test_where_there_are_too_few_a_policy_that_repeats_goes_on_and_the_others_stay_where_they_were(small):
+    contest = asked(small, evaluations=150)
+    assert len(contest.play("reinforce", 0)["places"]) == 150
+    for name in ("random", "local-search", "default"):
+        record = contest.play(name, 0)
+        assert len(set(record["places"])) == len(record["places"]) == 125
+        assert len(record["regret"]) == 150
+        assert set(record["regret"][124:]) == {0.0}
+    exact = contest.facts()["random_exact"]
+    assert len(exact) == 150
+    assert exact[124:] == pytest.approx([0.0] * 26)
+    done = summary(contest.facts(), {name: [contest.play(name, seed) for seed in range(2)] for name in ("random", "reinforce")})
+    assert done["strategies"]["random"]["evaluations"] == 125
 
 
 def test_a_strategy_that_breaks_its_contract_is_named(small):
@@ -486,8 +556,84 @@ def test_a_strategy_that_breaks_its_contract_is_named(small):
             return super().ask(state, count + 1, rng, pending)
 
     contest = asked(small)
-    with pytest.raises(RuntimeError, match="greedy was asked for 1"):
+    with pytest.raises(StrategyError, match="greedy was asked for 1"):
         simulate(Greedy(name="greedy"), contest.space, lambda arch: Evaluated(0, {"m": 1.0}), evaluations=3)
+
+
+BROKEN = """
+from niwaki.strategy.random import RandomSearch
+
+class Dicts(RandomSearch):
+    def ask(self, state, count, rng, pending):
+        return [dict(arch) for arch in super().ask(state, count, rng, pending)]
+
+class Raises(RandomSearch):
+    def ask(self, state, count, rng, pending):
+        raise KeyError("kernel")
+
+class Alike(RandomSearch):
+    def ask(self, state, count, rng, pending):
+        return super().ask(state, 1, rng, pending) * count
+
+class Pending(RandomSearch):
+    def ask(self, state, count, rng, pending):
+        return list(pending[:count]) or super().ask(state, count, rng, pending)
+
+class Text(RandomSearch):
+    def ask(self, state, count, rng, pending):
+        return "the best"
+
+class Nothing(RandomSearch):
+    def tell(self, state, trials):
+        pass
+
+class Stumbles(RandomSearch):
+    def tell(self, state, trials):
+        raise ZeroDivisionError("division by zero")
+
+dicts, raises, alike, pending, text, nothing, stumbles = (
+    kind(name=kind.__name__.lower()) for kind in (Dicts, Raises, Alike, Pending, Text, Nothing, Stumbles)
+)
+nameless, numbered = RandomSearch(name=""), RandomSearch(name=3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("dicts", "dicts was asked for 4 .* a dict; .*space.architecture"),
+        ("raises", r"raises failed to ask for 4: KeyError: 'kernel' \(broken.py, line 10\)"),
+        ("alike", "alike was asked for 4 .* twice.*repeats = True"),
+        ("pending", "pending was asked for 1 .* while it is pending"),
+        ("text", "text was asked for 4 .*'the best', which is no list"),
+        ("nothing", "nothing gave None when it was told of 1 trials"),
+        ("stumbles", "stumbles failed to tell of 1 trials: ZeroDivisionError: division by zero"),
+        ("nameless", "a RandomSearch has no name"),
+        ("numbered", "a RandomSearch has no name"),
+    ],
+)
+def test_what_is_wrong_with_a_strategy_of_ones_own_is_said_before_any_work(small, tmp_path, niwaki_command, attribute, message):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    answer = niwaki_command(
+        "bench", small, "--objective", "quality", "--workers", 4, "--seconds", "hours", "--strategy", f"{tmp_path / 'broken.py'}:{attribute}",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert answer.code == 2
+    assert re.search(message, answer.err), answer.err
+    assert answer.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_limit_is_on_a_cost_and_the_name_of_a_column_may_have_an_and_in_it(tmp_path):
+    arch = np.array(list(product(range(4), repeat=3)))
+    np.savez(tmp_path / "odd.npz", arch=arch, accuracy=arch.sum(axis=1), **{"a and b, c": 1.0 + arch[:, 0], "gain_db": arch[:, 1] - 2.0})
+    contest = asked(tmp_path / "odd.npz", objectives=("accuracy",), limits=("a and b, c<=2 and accuracy<=5",))
+    assert [(limit.metric, limit.upper) for limit in contest.measured] == [("a and b, c", 2.0), ("accuracy", 5.0)]
+    with pytest.raises(BudgetError, match="gain_db cannot be limited, as its least value is -2"):
+        asked(tmp_path / "odd.npz", objectives=("accuracy",), limits=("gain_db<=1",))
+    for limit in ("accuracy<=0", "accuracy<=-3", "accuracy<=5 and", "and accuracy<=5"):
+        with pytest.raises((BudgetError, TableError), match=r"above 0|no column"):
+            asked(tmp_path / "odd.npz", objectives=("accuracy",), limits=(limit,))
 
 
 def test_what_a_question_cannot_ask_is_refused(small, cells):

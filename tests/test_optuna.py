@@ -4,10 +4,12 @@ import subprocess
 import sys
 from random import Random
 
+import numpy as np
 import optuna
 import pytest
 from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 
+from niwaki.evaluate.listed import Listed
 from niwaki.objective import Objective, macs
 from niwaki.space.space import Decision, Space
 from niwaki.strategy.optuna import OptunaStrategy, to_optuna_study
@@ -64,6 +66,18 @@ def test_a_genetic_sampler_leaves_its_first_generation():
 
     single = OptunaStrategy(nsga2)
     assert sum(mean_of_late(single, seed) > mean_of_late(RandomSearch(), seed) for seed in range(5)) >= 4
+
+
+def test_a_sampler_searches_a_list_of_architectures_to_its_end():
+    space, evaluate = toy_space(), toy_evaluate(toy_space())
+    rows = np.array(space.indices(space.enumerate()))[np.random.default_rng(0).choice(space.size, 12, replace=False)]
+    listed = Listed(space, rows)
+    strategy, trials = STRATEGIES["tpe"], []
+    state = strategy.init(listed)
+    while asked := strategy.ask(state, 1, Random(len(trials)), pending=()):
+        trials.append(Trial(len(trials), asked[0], evaluate(asked[0])))
+        state = strategy.tell(state, trials[-1:])
+    assert sorted(space.indices(trial.arch for trial in trials)) == sorted(rows.tolist())
 
 
 def test_a_sampler_sees_the_trials_that_are_told_the_constraints_and_what_is_pending():

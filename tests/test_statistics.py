@@ -32,6 +32,13 @@ def test_rank_correlations_are_those_of_scipy_with_ties_too():
         assert np.array_equal(statistics.ranks(a), stats.rankdata(-a))
 
 
+def test_kendalls_tau_of_many_is_that_of_scipy():
+    for size, levels in ((65, 8), (1001, 1001), (5000, 40)):
+        a = RNG.integers(levels, size=size)
+        b = a + RNG.integers(levels, size=size)
+        assert statistics.kendall(a, b) == pytest.approx(stats.kendalltau(a, b).statistic, abs=1e-12)
+
+
 def test_a_correlation_with_what_never_changes_is_none():
     assert statistics.kendall([1, 1, 1], [1, 2, 3]) is None
     assert statistics.spearman([1, 1, 1], [1, 2, 3]) is None

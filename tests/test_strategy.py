@@ -101,6 +101,27 @@ class AnyMapping(RandomSearch):
         return [dict(arch) for arch in super().ask(state, count, rng, pending)]
 
 
+class Stumbles(RandomSearch):
+    def ask(self, state, count, rng, pending):
+        raise KeyError("kernel")
+
+
+class TellsNothing(RandomSearch):
+    def tell(self, state, trials):
+        super().tell(state, trials)
+
+
+class WithoutAName:
+    """All but `name`."""
+
+    init, ask, tell, save, load = RandomSearch.init, RandomSearch.ask, RandomSearch.tell, RandomSearch.save, RandomSearch.load
+
+
+class OneForAll(RandomSearch):
+    def ask(self, state, count, rng, pending):
+        return super().ask(state, 1, rng, pending) * count
+
+
 class ForgetsWhatWasTold(RandomSearch):
     def tell(self, state, trials):
         return state
@@ -242,6 +263,10 @@ class EndsInAnError(RandomSearch):
     ("broken", "clause"),
     [
         (Nameless, "has a name"),
+        (WithoutAName, "has a name"),
+        (Stumbles, "init, ask and tell raise nothing; it raised KeyError: 'kernel'"),
+        (TellsNothing, "tell gives the state after the trials, not None"),
+        (OneForAll, "no architecture is proposed twice"),
         (IgnoresItsSeed, "same seed gives the same search"),
         (UsesGlobalRandomness, "random numbers come from the given rng alone"),
         (TooMany, "at most as many as it is asked for"),

@@ -1,5 +1,6 @@
 """Tables of published benchmarks as evaluators: what they look up, and what they refuse."""
 
+import zipfile
 from pathlib import Path
 from random import Random
 
@@ -151,6 +152,10 @@ def test_what_is_no_table_is_refused(tmp_path):
     (tmp_path / "damaged.npz").write_bytes(damaged)
     with pytest.raises(TableError):
         load_table(tmp_path / "damaged.npz")
+    with zipfile.ZipFile(cells(tmp_path), "a") as members:
+        members.writestr("readme.txt", "cells of NAS-Bench-201")
+    with pytest.raises(TableError, match=r"'readme.txt' is no array; a table is an .npz file of arrays"):
+        load_table(tmp_path / "table.npz")
     np.save(tmp_path / "one.npy", OPS)
     with pytest.raises(TableError, match="single array"):
         load_table(tmp_path / "one.npy")

@@ -173,6 +173,8 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
                 raise TableError(f"{file}: {key!r} is {what}") from None
             except (OSError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
                 raise TableError(f"{file}: {key!r} cannot be read: {error}") from None
+            if not isinstance(arrays[key], np.ndarray):  # of a member that is not .npy there come bytes
+                raise TableError(f"{file}: {key!r} is no array; a table is an .npz file of arrays and nothing else")
     return arrays
 
 

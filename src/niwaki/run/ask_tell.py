@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from random import Random
 from typing import Any
 
+from niwaki.run.asking import asked_of, begun, told
 from niwaki.run.schedule import RECORD, Batches, FreeRunning, Replay, Schedule
 from niwaki.space.architecture import Architecture
 from niwaki.space.space import Space
@@ -69,10 +70,10 @@ class AskTellSearch:
         self._told = self._saved = kept.told if kept else 0
         if self._told > len(self._done):
             raise StoreError(f"the strategy of {run!r} in {store.url} was told {self._told} trials, but only {len(self._done)} are there")
-        self._state = strategy.load(space, kept.content, kept.arrays) if kept else strategy.init(space)
+        self._state = strategy.load(space, kept.content, kept.arrays) if kept else begun(strategy, space)
         order = [number for at in sorted(self._record) for number in self._record[at]] if self._recorded else list(range(self._told))
-        told = set(order[: self._told])
-        self._untold = {number: arch for number, arch in self._proposals() if number not in told}
+        known = set(order[: self._told])
+        self._untold = {number: arch for number, arch in self._proposals() if number not in known}
         self._fresh = [number for number in self._untold if number in self._done]
         if self._recorded:
             self._tell(order[self._told :])
@@ -117,9 +118,7 @@ class AskTellSearch:
     def _propose(self, count: int) -> bool:
         """Asks the strategy for `count` more and puts them out; False where it has none."""
         rng = Random(f"{self.seed}/{self._proposed}")
-        asked = self.strategy.ask(self._state, count, rng, pending=tuple(self._untold.values()))
-        if len(asked) > count or any(arch.space != self.space.hash for arch in asked):
-            raise AskTellError(f"{self.strategy.name} was asked for {count} of space {self.space.hash} and gave {asked!r:.500}")
+        asked = asked_of(self.strategy, self.space, self._state, count, rng, tuple(self._untold.values()))
         if len(asked) < count:
             self.note = (
                 f"{self.strategy.name} has nothing more to propose after {self._proposed + len(asked)} of {self.evaluations} evaluations; "
@@ -136,7 +135,7 @@ class AskTellSearch:
     def _tell(self, numbers: Sequence[int]) -> None:
         """Tells the strategy of these trials, in this order."""
         if numbers:
-            self._state = self.strategy.tell(self._state, [self._done[number] for number in numbers])
+            self._state = told(self.strategy, self._state, [self._done[number] for number in numbers])
             self._told += len(numbers)
             for number in numbers:
                 del self._untold[number]

@@ -14,7 +14,7 @@ from typing import Any
 from niwaki.deploy.card import versions
 from niwaki.report.comparison import regret_svg, render_comparison
 from niwaki.run.checklist import checklist
-from niwaki.run.contest import BenchError, Question, contest_of
+from niwaki.run.contest import BenchError, Question, contents, contest_of
 from niwaki.run.curves import summary
 from niwaki.run.folder import Folder
 from niwaki.run.progress import Progress, Silent
@@ -23,11 +23,7 @@ from niwaki.run.strategies import own_code
 from niwaki.run.workers import Job, Workers
 from niwaki.store.files import atomic_write
 
-# what decides how a search goes: a folder of searches that other code has made is not gone on with
-DECIDES = (
-    "space", "factor", "net", "strategy", "objective", "objective.py", "trial.py", "distribution.py", "predictor.py", "predictor", "evaluate",
-    "cost", "run/contest.py", "run/simulate.py", "run/strategies.py",
-)  # fmt: skip
+PACKAGE = Path(__file__).parents[1]
 
 
 def bench(
@@ -62,7 +58,8 @@ def bench(
     if processes < 1:
         raise BenchError(f"{processes} processes; there is at least one")
     question = Question(tuple(map(str, tables)), tuple(objectives), tuple(limits), space, report, seconds, workers, evaluations)
-    contest = contest_of(question)
+    files = contents(question)
+    contest = contest_of(question, files)
     # of a strategy of the caller's own, searches are kept as long as its file stays as it is
     contestants = {name: f"{name} {own}" if (own := own_code(name)) else name for name in contest.contestants(strategies)}
     facts = contest.facts()
@@ -70,7 +67,8 @@ def bench(
         progress.note(note)
     asked = {
         **asdict(question),
-        "tables": {Path(path).name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in question.tables},
+        "tables": [f"{Path(path).name} {digest}" for path, digest in zip(question.tables, files, strict=False)],
+        "space": " ".join([*([space] if space else []), *files[len(question.tables) :]]) or None,
         "code": code_hash(),
     }
     folder = Folder(
@@ -78,7 +76,7 @@ def bench(
     )
     try:
         jobs = [Job(f"{key}/{seed}", play, (name, seed)) for seed in range(seeds) for name, key in contestants.items()]
-        with Workers(processes, common=(question,)) as pool:
+        with Workers(processes, common=(question, files)) as pool:
             pool.run(jobs, folder, progress, f"{len(contestants)} searches with {seeds} seeds")
         run = {"command": command, "seeds": f"0 to {seeds - 1}", "finished": _now(), "code": asked["code"], **_machine()}
         known = folder.store.fact("contest")
@@ -89,8 +87,8 @@ def bench(
         folder.close()
 
 
-def play(question: Question, name: str, seed: int) -> dict[str, Any]:
-    return contest_of(question).play(name, seed)
+def play(question: Question, files: tuple[str, ...], name: str, seed: int) -> dict[str, Any]:
+    return contest_of(question, files).play(name, seed)
 
 
 def write_comparison(folder: str | Path) -> dict[str, Any]:
@@ -138,14 +136,13 @@ def table_of(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def code_hash() -> str:
-    """A hash of all files that decide how a search goes."""
-    home = Path(__file__).parents[1]
-    files = [file for name in DECIDES for file in ([home / name] if name.endswith(".py") else sorted((home / name).glob("*.py")))]
+def code_hash(package: Path = PACKAGE) -> str:
+    """A hash of all code of niwaki: searches that other code has made are not gone on with. All, because a list of what decides how a search
+    goes would be wrong with the next file that does."""
     digest = hashlib.sha256()
-    for file in files:
-        if file.is_file():
-            digest.update(f"{file.relative_to(home)}\0".encode() + file.read_bytes())
+    for file in sorted(package.rglob("*.py")):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(package).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:16]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from niwaki.cost.count import COSTS
 from niwaki.evaluate.listed import Listed
-from niwaki.evaluate.table import Table, load_table
+from niwaki.evaluate.table import Table, TableError, load_table
 from niwaki.factor.factor import Limit
 from niwaki.factor.within import Within, within
 from niwaki.net.control import Network
@@ -21,15 +23,20 @@ from niwaki.objective import COUNTED, Constraint, Objective, hypervolume, measur
 from niwaki.run.model import load_model
 from niwaki.run.simulate import Evaluated, Log, in_order, simulate
 from niwaki.run.statistics import expected_picks
-from niwaki.run.strategies import strategy_named
+from niwaki.run.strategies import own_code, strategy_named
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import BudgetError
 from niwaki.space.space import Space
+from niwaki.strategy.strategy import Strategy
 
 COUNTS = ("params", "macs")  # contestants that know nothing but the description: the largest first, or the smallest where that is asked for
 PLAIN = "columns"  # the word of --space that takes a table's columns as they stand
 SMALLEST = 1e-4  # of the largest hypervolume: as good as none, where regrets are drawn on a logarithmic axis
 REFERENCE = (1.1, 1.1)  # of the hypervolume: a tenth of the range beyond the worst, where 0 is the best that is feasible and 1 the worst
+
+
+RELATION = "[<>=≤≥]"
+LIMIT = re.compile(rf"\s*([^<>=≤≥]+{RELATION}+\s*[^\s,<>=≤≥]+(?:\s+(?!and\b)[A-Za-z%]+)?)\s*(,|\band\b|$)")
 
 
 class BenchError(ValueError):
@@ -102,7 +109,8 @@ class Contest:
         self.seconds = np.ones(len(self.table)) if question.seconds is None else self.table.column(question.seconds)
         if (self.seconds < 0).any():
             raise BenchError(f"the column {question.seconds!r} has durations below 0")
-        self.evaluations = min(question.evaluations, int(self.allowed.sum()))
+        self.evaluations = question.evaluations
+        self.distinct = min(question.evaluations, int(self.allowed.sum()))  # evaluations of a search that repeats none
         self.objectives = tuple(Objective(goal.metric, self.measured) for goal in self.goals)
 
     def _nothing(self) -> str:
@@ -168,10 +176,10 @@ class Contest:
         """What reports need to know of the table, as JSON."""
         question, regrets = self.question, self.best - self.report.values[self.feasible] if len(self.goals) == 1 else np.zeros(0)
         notes = list(self.table.notes)
-        if question.evaluations > self.evaluations:
+        if question.evaluations > self.distinct:
             notes.append(
-                f"{question.evaluations:,} evaluations were asked for, but there are {self.evaluations:,} architectures"
-                f"{' within the limits' if not self.allowed.all() else ''}: every search ends there"
+                f"{question.evaluations:,} evaluations were asked for, but there are {self.distinct:,} architectures"
+                f"{' within the limits' if not self.allowed.all() else ''}: a search that repeats none ends there, and its regret stays as it is"
             )
         if self.table.network is None:
             notes.append("parameters and MACs alone are not among the contestants, for want of a description: name it with --space")
@@ -179,7 +187,8 @@ class Contest:
         if len(self.goals) == 1:
             signal = np.where(self.feasible, self.goals[0].values, -np.inf)[self.allowed]
             values = np.where(self.feasible, self.report.values, self.worst)[self.allowed]
-            exact = np.maximum(self.best - expected_picks(signal, values, self.evaluations), 0.0).tolist()
+            picked = np.maximum(self.best - expected_picks(signal, values, self.distinct), 0.0)
+            exact = np.pad(picked, (0, self.evaluations - self.distinct), mode="edge").tolist()
         return {
             "table": self.table.name,
             "architectures": len(self.table),
@@ -208,7 +217,11 @@ class Contest:
         named = list(dict.fromkeys(strategies))
         for name in named:
             if name not in COUNTS:
-                strategy_named(_plain(name), self.objectives, self.evaluations).init(self.space)  # which may refuse the space
+                made = self._strategy(name)
+                made.init(self.space)  # which may refuse the space
+                if ":" in name:  # of somebody's own: a first step shows what it lacks, before any work
+                    workers = min(self.question.workers, self.distinct)
+                    simulate(made, self.space, self._evaluate, evaluations=min(2 * workers, self.distinct), workers=workers)
             elif self.table.network is None:
                 self.table.cost(name)
         return [*named, *(name for name in always if name not in named)]
@@ -219,7 +232,7 @@ class Contest:
             log = in_order(self._by_count(name, seed), lambda place: float(self.seconds[place]), workers=self.question.workers)
         else:
             log = simulate(
-                strategy_named(_plain(name), self.objectives, self.evaluations),
+                self._strategy(name),
                 self.space,
                 self._evaluate,
                 evaluations=self.evaluations,
@@ -229,6 +242,13 @@ class Contest:
         if not log.places:
             raise BenchError(f"{name} proposed nothing")
         return {**log.to_json(), **self.outcome(log)}
+
+    def _strategy(self, name: str) -> Strategy[Any]:
+        """Made for as many evaluations as it will have."""
+        made = strategy_named(_plain(name), self.objectives, self.evaluations)
+        if self.distinct == self.evaluations or getattr(made, "repeats", False):
+            return made
+        return strategy_named(_plain(name), self.objectives, self.distinct)
 
     def outcome(self, log: Log) -> dict[str, Any]:
         return {"regret": self.regrets(log.places), "within": self.feasible[list(log.places)].astype(int).tolist()}
@@ -253,8 +273,17 @@ def _plain(name: str) -> str:
     return name.partition("#")[0]
 
 
+def contents(question: Question) -> tuple[str, ...]:
+    """A hash of each table's file, and of the file that the network stands in, if it is the caller's own."""
+    if missing := [path for path in question.tables if not Path(path).is_file()]:
+        raise TableError(f"there is no file {missing[0]}; a table is an .npz file")
+    own = own_code(question.space) if question.space else ""
+    return (*(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in question.tables), *([own] if own else []))
+
+
 @lru_cache(maxsize=1)
-def contest_of(question: Question) -> Contest:
+def contest_of(question: Question, files: tuple[str, ...]) -> Contest:
+    """The contest, made once for all searches of it. files: its `contents`; of files that have changed it is another contest."""
     return Contest(question)
 
 
@@ -279,7 +308,7 @@ def _limits(table: Table, texts: Sequence[str]) -> tuple[list[Limit], list[Const
     """Limits on counts of the description, exact, and on what the table has measured."""
     counted: list[Limit] = []
     known_after: list[Constraint] = []
-    for text in (part.strip() for given in texts for part in re.split(r",|\band\b", given)):
+    for text in (part for given in texts for part in _parts(given)):
         name = re.split(r"<|>|=|≤|≥", text)[0].strip()
         if name in COUNTED and table.network is not None:
             limit, cost = parse_limit(text), COSTS[name](table.network)
@@ -288,12 +317,27 @@ def _limits(table: Table, texts: Sequence[str]) -> tuple[list[Limit], list[Const
         found = re.fullmatch(r"[^<>=≤≥]+(<=|≤)\s*(\d+\.?\d*(?:[eE][+-]?\d{1,3})?|\.\d+)\s*(ms)?", text)
         if found is None:
             raise BudgetError(f'{text!r} is no limit on a column; one looks like "pixel3<=4", an upper limit above 0 in the column\'s unit')
-        table.column(name)
+        if (least := table.column(name).min()) < 0:
+            raise BudgetError(
+                f"{text!r}: {name} cannot be limited, as its least value is {least:g}; a limit is on a cost, which is never below 0"
+            )
         known_after.append(Constraint(measured(name), float(found[2])))
     names = [limit.cost.name for limit in counted] + [limit.metric for limit in known_after]
     if twice := [name for name in names if names.count(name) > 1]:
         raise BudgetError(f"{twice[0]} is limited twice")
     return counted, known_after
+
+
+def _parts(text: str) -> list[str]:
+    """The limits of a text that joins them by "and" or commas, which may also stand in the name of a column."""
+    found, at = [], 0
+    while at < len(text):
+        one = LIMIT.match(text, at)
+        if one is None or (one[2] and one.end() == len(text)):
+            return [text]  # which is refused as a whole
+        found.append(one[1])
+        at = one.end()
+    return found or [text]
 
 
 def _within(table: Table, limits: Sequence[Limit]) -> tuple[Space | Listed | Within, np.ndarray]:

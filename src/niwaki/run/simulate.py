@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
-from niwaki.run.ask_tell import AskTellError
+from niwaki.run.asking import asked_of, begun, told
 from niwaki.space.architecture import Architecture
 from niwaki.strategy.strategy import SearchSpace, Strategy
 from niwaki.trial import Trial
@@ -55,7 +55,7 @@ def simulate(
     Whoever is idle is asked for at once, the others pending; what finishes at the same time is told at once, in the order it was asked for.
     A batch whose first proposal is number i draws from the random numbers of (seed, i), as in `AskTellSearch`.
     """
-    state = strategy.init(space)
+    state = begun(strategy, space)
     running: list[tuple[float, int, Architecture, Evaluated]] = []  # a heap: who is ready first
     places: list[int] = []
     finished: list[float] = []
@@ -64,10 +64,8 @@ def simulate(
         if (free := min(workers - len(running), evaluations - asked)) > 0:
             began = time.process_time()
             pending = [arch for _, _, arch, _ in sorted(running, key=_number)]
-            archs = strategy.ask(state, free, Random(f"{seed}/{asked}"), pending)
+            archs = asked_of(strategy, space, state, free, Random(f"{seed}/{asked}"), pending)
             cpu_s += time.process_time() - began
-            if len(archs) > free or any(arch.space != space.hash for arch in archs):
-                raise AskTellError(f"{strategy.name} was asked for {free} of space {space.hash} and gave {archs!r:.500}")
             for arch in archs:
                 found = evaluate(arch)
                 heappush(running, (now + found.seconds, asked, arch, found))
@@ -82,7 +80,7 @@ def simulate(
         places += [found.place for _, _, _, found in ready]
         finished += [now] * len(ready)
         began = time.process_time()
-        state = strategy.tell(state, trials)
+        state = told(strategy, state, trials)
         cpu_s += time.process_time() - began
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
@@ -132,17 +131,22 @@ def kendall(a: ArrayLike, b: ArrayLike) -> float | None:
     """Kendall's tau-b, which allows for ties; None where one of the two never changes. O(N log N) (Knight 1966)."""
     first, second = (np.unique(np.asarray(x, dtype=np.float64), return_inverse=True)[1] for x in (a, b))
     order = np.lexsort((second, first))
-    swaps = 0
-    seen: list[int] = []
-    for at, value in enumerate(second[order].tolist()):  # pairs in the wrong order: those before it that are larger
-        swaps += at - (place := bisect_right(seen, value))
-        seen.insert(place, value)
+    swaps, _ = _inversions(second[order])
     pairs = len(first) * (len(first) - 1) / 2
     tied_a, tied_b = _tied(first), _tied(second)
     if tied_a == pairs or tied_b == pairs:
         return None
     tied_both = _tied(first * (second.max() + 1) + second)
     return float((pairs - tied_a - tied_b + tied_both - 2 * swaps) / np.sqrt((pairs - tied_a) * (pairs - tied_b)))
+
+
+def _inversions(values: np.ndarray) -> tuple[int, np.ndarray]:
+    """How many pairs are in the wrong order, the first the larger; and `values` sorted. By merging, as in Knight's method."""
+    if len(values) <= 64:
+        return int(np.triu(values[:, None] > values).sum()), np.sort(values)
+    (below, left), (above, right) = (_inversions(half) for half in np.array_split(values, 2))
+    across = len(left) * len(right) - int(np.searchsorted(left, right, "right").sum())
+    return below + above + across, np.sort(np.concatenate([left, right]), kind="stable")  # of two sorted runs: a merge
 
 
 def _tied(values: np.ndarray) -> float:

@@ -19,14 +19,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from niwaki.objective import Objective
 from niwaki.space.architecture import Architecture
-from niwaki.space.choice import BudgetError
 from niwaki.space.space import Decision, Space
 from niwaki.strategy.evolution import BEST_ACCURACY, Member, members_from_arrays, members_to_arrays
 from niwaki.strategy.seen import Log, Seen
 from niwaki.strategy.strategy import SearchSpace, check_space, fingerprint, unseen
 from niwaki.trial import Trial
 
-TRIES = 20  # draws of the sampler that are known, pending or over a budget, before any other architecture is taken
+TRIES = 20  # draws of the sampler that are known, pending, over a budget or not listed, before any other architecture is taken
 
 MakeSampler = Callable[[int], BaseSampler]
 
@@ -50,7 +49,7 @@ class OptunaStrategy:
     Each `ask` makes the study anew from the trials told, and the sampler from the random numbers given: whatever a sampler keeps to itself
     cannot be lost. Of what samplers keep in a study, the generations of the genetic ones are restored, by the order of the trials. A decision
     is suggested by its name, where it exists; its options are categories. Limits of the objectives are Optuna's constraints; budgets of the
-    space are kept by drawing again. objectives: several make a study of several directions.
+    space are kept by drawing again. Among a list of few of very many architectures hardly any draw is one of them, so that the search is random. objectives: several make a study of several directions.
     """
 
     sampler: MakeSampler = tpe
@@ -185,20 +184,13 @@ def _proposed(study: optuna.Study, names: _Names, taken: Seen) -> Architecture |
     """What the study's sampler proposes, if one of its draws is new and within the budgets of the space. It stays in the study as running."""
     for _ in range(TRIES):
         trial = study.ask()
-        with _over_budget_is_none():
-            arch = names.space.from_indices(names.suggested(trial))
+        row = names.suggested(trial)
+        if names.space.holds(np.array([row], dtype=np.int32))[0]:
+            arch = names.space.from_indices(row)
             if fingerprint(arch) not in taken:
                 return arch
         study.tell(trial, state=TrialState.FAIL)
     return None
-
-
-@contextmanager
-def _over_budget_is_none() -> Iterator[None]:
-    try:
-        yield
-    except BudgetError:
-        return
 
 
 def _generation(sampler: BaseSampler, number: int) -> dict[str, int]:
