@@ -28,7 +28,7 @@ def test_the_expectation_of_a_table_is_the_mean_over_its_networks():
     ("method", "plan", "rows"),
     [
         ("objectives", objectives.Plan(shares=(0.5,), known=100, steps=3, rounds=2, steps_per_round=2, starts=(0,)), 8),
-        ("rate_constraints", rate_constraints.Plan(seeds=(0,), epochs=1), 8),
+        ("rate_constraints", rate_constraints.Plan(seeds=(0,), epochs=1), 9),
     ],
 )
 def test_a_small_run_writes_its_section_and_given_again_the_same(method, plan, rows, tmp_path, shared):

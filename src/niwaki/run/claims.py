@@ -54,6 +54,10 @@ class Section:
     tables: tuple[Table, ...] = ()
     quick: bool = False
 
+    def __post_init__(self) -> None:
+        if self.quick and (decided := [one.claim for one in self.claims if one.verdict in ("holds", "does not hold")]):
+            raise ValueError(f"a quick run decides nothing, but the section of {self.method} has a verdict on {decided[0]!r}")
+
     def text(self) -> str:
         """The section in Markdown, between its markers."""
         claims = Table("", ("claim", "paper", "measured here", "random search at equal cost", "verdict"), tuple(

@@ -67,6 +67,16 @@ class Interval:
     low: float
     high: float
 
+    def text(self, digits: int = 2, *, scale: float = 1.0, unit: str = "", sign: bool = False) -> str:
+        """
+        >>> Interval(0.123, 0.1, 0.15).text(1, scale=100, unit=" %")
+        '12.3 % [10.0, 15.0]'
+        >>> Interval(0.5, -0.25, 1).text(sign=True)
+        '+0.50 [-0.25, +1.00]'
+        """
+        mean, low, high = (f"{scale * value:{'+' if sign else ''}.{digits}f}" for value in (self.mean, self.low, self.high))
+        return f"{mean}{unit} [{low}, {high}]"
+
 
 def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
     """Mean of `values`, one for each seed, with its percentile interval over resamples of the seeds."""
@@ -76,6 +86,27 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
     picked = np.random.default_rng(seed).integers(len(given), size=(RESAMPLES, len(given)))
     low, high = np.quantile(given[picked].mean(axis=1), (0.025, 0.975))
     return Interval(float(given.mean()), float(low), float(high))
+
+
+def bootstrap_of(statistic: Callable[[np.ndarray], float], count: int, *, resamples: int = 1000, seed: int = 0) -> Interval:
+    """`statistic(places)` of all places 0 to count - 1, with its percentile interval over resamples of them: for what is no mean, as the
+    ratio of two means is, or a correlation; paired where one statistic reads several columns at the same places."""
+    picked = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    low, high = np.quantile([statistic(places) for places in picked], (0.025, 0.975))
+    return Interval(float(statistic(np.arange(count))), float(low), float(high))
+
+
+def share_of(hits: int, of: int) -> Interval:
+    """A share with its 95 % interval (Wilson, "Probable Inference", JASA 1927), which 0 and all hits have, too.
+
+    >>> share_of(9, 10).text()
+    '0.90 [0.60, 0.98]'
+    """
+    z = NORMAL.inv_cdf(0.975)
+    share = hits / of
+    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
+    apart = z / (1 + z * z / of) * float(np.sqrt(share * (1 - share) / of + z * z / (4 * of * of)))
+    return Interval(share, middle - apart, middle + apart)
 
 
 def bootstrap_curve(curves: ArrayLike, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

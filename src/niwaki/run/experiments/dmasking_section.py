@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from niwaki.recipe import fbnetv2
-from niwaki.run.claims import Claim, Section, Table, Verdict, percent
+from niwaki.run.claims import Claim, Section, Table, percent
+from niwaki.run.experiments.verdicts import at_most, below, claim, not_testable, section
 from niwaki.run.statistics import Interval, bootstrap, expected_pick, ranks, spearman
 
 TOP = 0.15  # of the members at its cost: where the derived network has to be
 AT_ITS_COST = 2 / 3  # of its multiply-adds, at least, and at most the budget: the members that a network is compared with
 FLAT = 1.10  # of the plain network's time and bytes, at most, with the most options
+EXACT = 1e-5  # relative error of an expected cost, at most
 ERASED = 1e-3  # of the gradient behind BatchNorm, at most, is left before it
 DERIVATIONS = {
     "mode": "most likely member within the budget (ours)",
@@ -71,20 +73,13 @@ class Truth:
 
 def section_of(results: Mapping[str, Any]) -> Section:
     """The section on DMaskingNAS in the page of claims."""
-    truth, quick = Truth(results), bool(results["quick"])
-    claims = [
-        *_standing(results, truth), _within_budget(results, truth), *_cost_weights(results, truth), _published_form(results, truth),
+    truth = Truth(results)
+    claims = (
+        *_standing(results, truth), *_cost_weights(results, truth), _published_form(results, truth),
         _expected_cost(results, truth), _flat(results), _place(results), _counts(results), *_not_testable(results, truth),
-    ]  # fmt: skip
-    if quick:
-        claims = [
-            one
-            if one.verdict == "not testable here"
-            else Claim(one.claim, one.paper, one.measured, one.random_search, "not decided (quick)")
-            for one in claims
-        ]
+    )  # fmt: skip
     tables = (_search_table(results, truth), _sweep_table(results, truth), _noise_table(truth))
-    return Section("dmasking", "DMaskingNAS (FBNetV2)", tuple(_about(results, truth)), tuple(claims), tables, quick)
+    return section("dmasking", "DMaskingNAS (FBNetV2)", results, _about(results, truth), claims, tables)
 
 
 # --- claims --------------------------------------------------------------------------------------------------------------------------
@@ -102,37 +97,22 @@ def _standing(results: Mapping[str, Any], truth: Truth) -> Iterator[Claim]:
         _over_seeds(searches, [random_shares(one["budget"], n) for one, n in zip(searches, draws, strict=True)]),
     )
     inside = sum(share <= TOP for share in shares)
-    yield Claim(
-        f"The derived network is in the top {percent(TOP, 0)} at its cost",
+    yield claim(
+        f"The derived network is in the top {percent(TOP, 0)} at its cost: the whole interval of the mean",
         "better accuracy than other networks of its FLOPs [abstract]",
         f"top {_share(ours)} on average; in {inside} of {len(shares)} searches",
         f"top {_share(theirs)}, with {_range(draws)} trainings",
-        "holds" if ours.mean <= TOP else "does not hold",
+        at_most(ours, TOP),
     )
     found = [truth.rank(one["derived"]["mode"], one["budget"]) for one in searches]
     baseline = [random_ranks(one["budget"], n) for one, n in zip(searches, draws, strict=True)]
     difference = _over_seeds(searches, [a - b for a, b in zip(found, baseline, strict=True)])
-    yield Claim(
-        "The search beats random search of equal cost on mean rank",
+    yield claim(
+        "The search beats random search of equal cost on mean rank: the whole interval of the difference below 0",
         "no random search in the paper",
-        f"mean rank {_number(_over_seeds(searches, found))}; paired difference {_number(difference)}",
-        f"mean rank {_number(_over_seeds(searches, baseline))}, with {_range(draws)} trainings",
-        "holds" if difference.high < 0 else "does not hold",
-    )
-
-
-def _within_budget(results: Mapping[str, Any], truth: Truth) -> Claim:
-    searches = results["searches"]
-    excess = [truth.macs[one["derived"]["options"]] / one["budget"] for one in searches]
-    over = [ratio for ratio in excess if ratio > 1]
-    kept = all(truth.macs[one["derived"][name]] <= one["budget"] for one in searches for name in ("mode", "judged"))
-    return Claim(
-        "The derived network keeps a given budget (ours; the published derivation does not ask)",
-        "argmax of each decision [secondary]",
-        f"ours: over it in {0 if kept else 'some'} of {len(searches)} searches; argmax: in {len(over)}"
-        + (f", by up to {percent(max(over) - 1, 0)}" if over else ""),
-        "draws within the budget by construction",
-        "holds" if kept else "does not hold",
+        f"mean rank {_over_seeds(searches, found).text(1)}; paired difference {difference.text(1)}",
+        f"mean rank {_over_seeds(searches, baseline).text(1)}, with {_range(draws)} trainings",
+        below(difference),
     )
 
 
@@ -145,14 +125,14 @@ def _cost_weights(results: Mapping[str, Any], truth: Truth) -> Iterator[Claim]:
         seeds = zip(*(_costs(rows[weight], truth, "expected") for weight in weights), strict=True)
         monotone = [all(after <= before for before, after in pairwise(costs)) for costs in seeds]
         form = "CE + w log(cost)" if kind == "add" else "CE * 0.2 log(1 + cost / largest)^w"
-        yield Claim(
-            f"The cost falls monotonically with the cost weight: {form}",
+        yield claim(
+            f"The cost, mean over seeds, falls monotonically with the cost weight: {form}",
             "the weight trades accuracy against cost [secondary]" + ("; w = 0.6" if kind == "mul" else ""),
-            f"expected cost of the learned distribution, mean over seeds: {_thousands(mean['expected'])} "
+            f"expected cost of the learned distribution: {_thousands(mean['expected'])} "
             f"at w = {', '.join(map(str, weights))}; "
-            f"derived by argmax: {_thousands(mean['derived'])}; monotone in {sum(monotone)} of {len(monotone)} seeds",
+            f"derived by argmax: {_thousands(mean['derived'])}; in single seeds it does in {sum(monotone)} of {len(monotone)}",
             "has no such weight",
-            "holds" if falls else "does not hold",
+            falls,
         )
 
 
@@ -166,12 +146,12 @@ def _published_form(results: Mapping[str, Any], truth: Truth) -> Claim:
     theirs = bootstrap(
         [truth.by_random_search(cost, draws, partial(truth.share, budget=cost)) for (_, draws), cost in zip(found, costs, strict=True)]
     )
-    return Claim(
-        f"As published (product, w = {weight}; argmax), the found network is in the top {percent(TOP, 0)} at its cost",
+    return claim(
+        f"As published (product, w = {weight}; argmax), the found network is in the top {percent(TOP, 0)} at its cost: the whole interval",
         "better accuracy than other networks of its FLOPs [abstract]",
         f"top {_share(shares)}, at {_thousands([float(np.mean(costs))])} multiply-adds on average",
         f"top {_share(theirs)}, with {_range([draws for _, draws in found])} trainings",
-        "holds" if shares.mean <= TOP else "does not hold",
+        at_most(shares, TOP),
     )
 
 
@@ -183,13 +163,13 @@ def _expected_cost(results: Mapping[str, Any], truth: Truth) -> Claim:
         weights = np.array([prod(options[name][taken] for name, taken in network["choices"].items()) for network in results["networks"]])
         mean = float(weights @ truth.macs / weights.sum())
         errors.append(abs(one["expected_macs"] / mean - 1))
-    return Claim(
-        "Effective shapes give the expected cost of the distribution",
+    return claim(
+        f"Effective shapes give the expected cost of the distribution, to {EXACT:.0e} of it",
         "expected size of every layer from those of its neighbours [secondary]",
         f"largest relative error over {len(errors)} learned distributions, against all {len(truth.macs)} members: {max(errors):.0e} "
         "(computed exactly, also where layers share a decision; probabilities are float32)",
         "not applicable",
-        "holds" if max(errors) < 1e-5 else "does not hold",
+        max(errors) < EXACT,
     )
 
 
@@ -199,48 +179,47 @@ def _flat(results: Mapping[str, Any]) -> Claim:
     time, size = (", ".join(f"{row[key]:.2f}x" for row in masks.values()) for key in ("time", "bytes"))
     beside = "; ".join(f"with {count}, {row['time']:.1f}x and {row['bytes']:.1f}x" for count, row in branches.items())
     *_, most = masks.values()
-    return Claim(
-        fbnetv2.MEMORY_AND_TIME.text,
+    return claim(
+        f"{fbnetv2.MEMORY_AND_TIME.text}: at most {FLAT:.2f} times those of one network",
         f"{fbnetv2.MEMORY_AND_TIME.figure} [{fbnetv2.MEMORY_AND_TIME.source}]",
         f"a training step with {', '.join(masks)} options of every width and expansion, over the plain largest network: time {time}, "
         f"bytes kept for backward {size} (benchmarks/masks.py measures more). A branch for every option: {beside}",
         "trains one network at a time",
-        "holds" if max(most["time"], most["bytes"]) <= FLAT else "does not hold",
+        max(most["time"], most["bytes"]) <= FLAT,
     )
 
 
 def _place(results: Mapping[str, Any]) -> Claim:
     norms = results["mask place"]
     ratio = norms["before"] / norms["after"]
-    return Claim(
-        "Masks stand behind BatchNorm and activation: before them they are divided away",
+    return claim(
+        f"Masks stand behind BatchNorm and activation: before them they are divided away, to less than {ERASED:g} of the gradient",
         "the mask is on the output of the block (Fig. 2) [abstract of the figure]",
         f"gradient that reaches the logits through a mask before BatchNorm: {ratio:.0e} of that through one behind it "
         f"({norms['leak'] / norms['after']:.0e} with BatchNorm's usual epsilon)",
         "not applicable",
-        "holds" if ratio < ERASED else "does not hold",
+        ratio < ERASED,
     )
 
 
 def _counts(results: Mapping[str, Any]) -> Claim:
     rows = results["counts"]
     wrong = [name for name, row in rows.items() if row["counted"] != row["published"]]
-    return Claim(
+    return claim(
         fbnetv2.MODELS.text,
         f"{fbnetv2.MODELS.figure} [{fbnetv2.MODELS.source}]",
         f"weights and multiply-adds of {len(rows) - len(wrong)} of {len(rows)} to the unit"
         + (f"; not of {', '.join(wrong)}" if wrong else ""),
         "not applicable",
-        "does not hold" if wrong else "holds",
+        not wrong,
     )
 
 
 def _not_testable(results: Mapping[str, Any], truth: Truth) -> Iterator[Claim]:
-    verdict: Verdict = "not testable here"
     ratio = bootstrap([one["seconds"] / truth.training_seconds for one in results["searches"]])
     for published, reason in fbnetv2.NOT_TESTABLE:
         measured = f"{reason}: {ratio.mean:.1f} trainings" if "figure" in reason else reason
-        yield Claim(published.text, f"{published.figure} [{published.source}]", measured, "-", verdict)
+        yield not_testable(published.text, f"{published.figure} [{published.source}]", measured)
 
 
 # --- tables and text -----------------------------------------------------------------------------------------------------------------
@@ -278,7 +257,7 @@ def _search_table(results: Mapping[str, Any], truth: Truth) -> Table:
     ):
         figures = [random(one["budget"], min(n, len(truth.within(one["budget"])))) for one, n in zip(searches, draws, strict=True)]
         share, rank, accuracy = (_over_seeds(searches, [figure[at] for figure in figures]) for at in range(3))
-        rows.append((words, f"{np.mean(draws):.1f}", _share(share), _number(rank), _accuracy(accuracy), "0"))
+        rows.append((words, f"{np.mean(draws):.1f}", _share(share), rank.text(1), accuracy.text(2, scale=100, unit=" %"), "0"))
     budgets = ", ".join(f"{budget:,} ({len(truth.within(budget))} members)" for budget in results["plan"]["budgets"])
     columns = ("network", "cost in trainings", "top share at its cost", "rank within the budget", "test accuracy", "over budget")
     return Table(
@@ -295,7 +274,14 @@ def _row(
     rank = _over_seeds(searches, [truth.rank(member, budget) for member, budget in found])
     accuracy = _over_seeds(searches, [float(truth.quality[member]) for member, _ in found])
     over = sum(truth.macs[member] > budget for member, budget in found)
-    return words, f"{np.mean([float(cost) for cost in costs]):.1f}", _share(share), _number(rank), _accuracy(accuracy), str(over)
+    return (
+        words,
+        f"{np.mean([float(cost) for cost in costs]):.1f}",
+        _share(share),
+        rank.text(1),
+        accuracy.text(2, scale=100, unit=" %"),
+        str(over),
+    )
 
 
 def _sweep_table(results: Mapping[str, Any], truth: Truth) -> Table:
@@ -361,14 +347,19 @@ def _about(results: Mapping[str, Any], truth: Truth) -> Iterator[str]:
     )
     yield (
         f"**At its cost**: among the members within the budget that have at least {percent(AT_ITS_COST, 0)} of its multiply-adds; the top "
-        f"share is its rank over their number, so that the best of 20 is in the top 5 %. A claim about the top {percent(TOP, 0)} holds where "
-        "the mean share is within it; one about random search, where the whole interval of the paired difference is on its side."
+        "share is its rank over their number, so that the best of 20 is in the top 5 %."
     )
     yield (
         "**Random search at equal cost** draws different members within the budget uniformly, trains each once, and keeps the best by "
         "validation accuracy: as many as the search and one training cost in CPU time, rounded up. Its mean is computed exactly from all "
         "trainings (member i of N by validation is picked with probability C(i-1, n-1) / C(N, n)), not simulated. Tags of the paper's "
         "figures: abstract; secondary, known from other writers."
+    )
+    excess = [truth.macs[one["derived"]["options"]] / one["budget"] for one in results["searches"]]
+    over = [ratio for ratio in excess if ratio > 1]
+    yield (
+        "**The budget.** What we derive keeps it by construction; the published derivation, the most likely option of each decision, does not ask, "
+        f"and is over it in {len(over)} of {len(excess)} searches{f', by up to {percent(max(over) - 1, 0)}' if over else ''}."
     )
 
 
@@ -412,15 +403,7 @@ def _memo(function: Callable[[int, int], Any]) -> Callable[[int, int], Any]:
 
 
 def _share(interval: Interval) -> str:
-    return f"{percent(interval.mean)} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-
-
-def _accuracy(interval: Interval) -> str:
-    return f"{percent(interval.mean, 2)} [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
-
-
-def _number(interval: Interval) -> str:
-    return f"{interval.mean:.1f} [{interval.low:.1f}, {interval.high:.1f}]"
+    return interval.text(1, scale=100, unit=" %")
 
 
 def _range(values: Sequence[int]) -> str:

@@ -29,9 +29,10 @@ from niwaki.objective import (
     sweep,
 )
 from niwaki.objective.reward import Form
-from niwaki.run.claims import Claim, Section, Table, Verdict, percent
-from niwaki.run.experiments.data import shared_data
+from niwaki.run.claims import Claim, Section, Table, percent
 from niwaki.run.experiments.experiment import Experiment
+from niwaki.run.experiments.tables import TRUTH, benchmark
+from niwaki.run.experiments.verdicts import claim, section
 from niwaki.run.folder import Folder
 from niwaki.run.progress import Progress
 from niwaki.run.statistics import expected_pick
@@ -44,6 +45,7 @@ flops = measured("flops")
 FORMS = ("tunas-absolute", "mnasnet-soft", "mnasnet-hard", "hinge", "lagrangian")
 SEARCHES = 20  # budgets, and weights, along the front
 DEVICES = ("pixel3", "raspi4", "eyeriss")
+ALL_LISTED = "not a search: all networks listed"
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ def measure(plan: Plan, folder: Folder, progress: Progress, workers: int) -> dic
 @lru_cache(maxsize=1)
 def macro() -> tuple[np.ndarray, np.ndarray]:
     """Accuracy (a fraction, mean of three trainings) and FLOPs of all 3^8 networks, (3, ..., 3) each, an axis for each layer."""
-    with np.load(shared_data("nasbench_macro", "nasbench_macro_cifar10.npz"), allow_pickle=False) as table:
-        arch, quality, cost = table["arch"].astype(int), table["mean_acc"].astype(np.float64) / 100, table["flops"].astype(np.float64)
+    table = benchmark("nasbench-macro")
+    arch, quality, cost = table.rows, table.column("mean_acc") / 100, table.column("flops")
     shape = (OPTIONS,) * DECISIONS
     filled = [np.empty(shape), np.empty(shape)]
     for into, values in zip(filled, (quality, cost), strict=True):
@@ -230,10 +232,8 @@ def of_the_table(plan: Plan) -> dict[str, Any]:
 
 def on_devices() -> dict[str, Any]:
     """The best cells of NAS-Bench-201 where each, the worst, or the mean of three measured devices must be within the median latency."""
-    with np.load(shared_data("nasbench201", "nasbench201_cifar10.npz"), allow_pickle=False) as table:
-        quality = table["cifar10_test_acc_200ep"].astype(float) / 100
-    with np.load(shared_data("nasbench201", "nasbench201_latency_ms.npz"), allow_pickle=False) as table:
-        times = {name: table[name].astype(float) for name in DEVICES}
+    table = benchmark("nasbench201 with latencies")
+    quality, times = table.column(TRUTH) / 100, {name: table.column(name) for name in DEVICES}
     trials = [
         Trial(n, Architecture("nasbench201", {"row": n}), {"accuracy": float(q), **{name: float(times[name][n]) for name in DEVICES}})
         for n, q in enumerate(quality)
@@ -280,82 +280,179 @@ def fronts(plan: Plan) -> dict[str, Any]:
 
 
 def section_of(results: dict[str, Any]) -> Section:
-    quick, budgets, plan = results["quick"], results["table"]["budgets"], results["plan"]
-    count = len(budgets)
+    budgets = results["table"]["budgets"]
+    claims = (
+        _largest_at_target(budgets),
+        _policy_at_target(results["policies"]),
+        _soft_misses(budgets, results["policies"]),
+        _mean_within(results["constrained"]),
+        _derived_within(results["constrained"]),
+        _near_optimum(budgets, results["constrained"]),
+        _devices(results["devices"]["picks"]),
+        _front(results["fronts"]),
+    )
+    tables = (_policies(budgets, results["policies"]), _by_budget(budgets, results["constrained"]), _picks(results["devices"]["picks"]))
+    return section("objectives", "Rewards, constraints and several devices", results, _about(results), claims, tables)
 
-    def verdict(holds: bool) -> Verdict:
-        return "not decided (quick)" if quick else "holds" if holds else "does not hold"
 
-    def median(values: list[float]) -> float:
-        return float(np.median(values))
+def _largest(budgets: list[dict[str, Any]], form: str) -> list[float]:
+    """By budget, cost / target of the network with the largest reward."""
+    return [row["largest"][form]["ratio"] for row in budgets]
 
-    largest = {name: [row["largest"][name]["ratio"] for row in budgets] for name in budgets[0]["largest"]}
-    ratios = {form: [median([one["ratio"] for one in starts]) for starts in of] for form, of in results["policies"].items()}
-    off = {form: [max(abs(one["ratio"] - 1) for one in starts) for starts in of] for form, of in results["policies"].items()}
-    gaps = [
-        [row["optimum"] - one["best"]["quality"] for one in starts] for row, starts in zip(budgets, results["constrained"], strict=True)
-    ]
-    best_gap, median_gaps = [min(of) for of in gaps], [median(of) for of in gaps]
-    violations = [max(0.0, *(one["argmax"]["ratio"] - 1 for one in starts)) for starts in results["constrained"]]
-    mean_off = [max(one["expected_ratio"] - 1 for one in starts) for starts in results["constrained"]]
-    networks = max(one["networks"] for starts in results["constrained"] for one in starts)
+
+def _median_ratios(of: list[list[dict[str, float]]]) -> list[float]:
+    return [float(np.median([one["ratio"] for one in starts])) for starts in of]
+
+
+def _largest_at_target(budgets: list[dict[str, Any]]) -> Claim:
+    found = _largest(budgets, "tunas-absolute")
+    return claim(
+        "Absolute reward: the largest reward is within 3 % of the target at every budget, with one beta above the measured slope",
+        "argmax at the target for concave fronts [published]",
+        f"cost / target of the largest reward: {_list(found)}; with the default of -0.1: {_list(_largest(budgets, 'tunas-absolute (-0.1)'))}",
+        ALL_LISTED,
+        all(abs(ratio - 1) <= 0.03 for ratio in found),
+    )
+
+
+def _policy_at_target(policies: dict[str, list[list[dict[str, float]]]]) -> Claim:
+    found = policies["tunas-absolute"]
+    off = [max(abs(one["ratio"] - 1) for one in starts) for starts in found]
+    return claim(
+        "Absolute reward: so is the network that the policy ends at, from every start",
+        "hits the target in one run [published]",
+        f"cost / target, median over starts: {_list(_median_ratios(found))}; largest distance over starts: {_percents(off)}",
+        "does not aim at a cost",
+        max(off) <= 0.03,
+    )
+
+
+def _soft_misses(budgets: list[dict[str, Any]], policies: dict[str, list[list[dict[str, float]]]]) -> Claim:
+    found = _largest(budgets, "mnasnet-soft")
+    return claim(
+        "MnasNet's soft reward misses at least 2 targets by more than 10 % with one exponent (the published failure)",
+        "needed 7 runs to hit a target [published by TuNAS]",
+        f"cost / target of the largest reward: {_list(found)}; of the policy's network: {_list(_median_ratios(policies['mnasnet-soft']))}",
+        "does not aim at a cost",
+        sum(abs(ratio - 1) > 0.1 for ratio in found) >= 2,
+    )
+
+
+def _mean_within(constrained: list[list[dict[str, Any]]]) -> Claim:
+    over = [max(0.0, *(one["expected_ratio"] - 1 for one in starts)) for starts in constrained]
+    return claim(
+        "Augmented Lagrangian: the mean cost of the policy exceeds the limit by at most 1 %, from every start",
+        "recommended default for gradient searches [ours]",
+        f"largest violation over starts, by budget: {_percents(over)}",
+        "within the limit by construction",
+        max(over) <= 0.01,
+    )
+
+
+def _derived_within(constrained: list[list[dict[str, Any]]]) -> Claim:
+    over = [max(0.0, *(one["argmax"]["ratio"] - 1 for one in starts)) for starts in constrained]
+    return claim(
+        "So does the cost of the network of the most likely options (the published derivation)",
+        "a mean that meets a limit does not make the derived network meet it [known pitfall]",
+        f"largest violation over starts, by budget: {_percents(over)}; of the most likely network within the limit (ours): none, by construction",
+        "within the limit by construction",
+        max(over) <= 0.01,
+    )
+
+
+def _gaps(budgets: list[dict[str, Any]], constrained: list[list[dict[str, Any]]]) -> list[list[float]]:
+    """By budget and start, how far below the constrained optimum the best network of all rounds is."""
+    return [[row["optimum"] - one["best"]["quality"] for one in starts] for row, starts in zip(budgets, constrained, strict=True)]
+
+
+def _near_optimum(budgets: list[dict[str, Any]], constrained: list[list[dict[str, Any]]]) -> Claim:
+    gaps = _gaps(budgets, constrained)
+    best = [min(of) for of in gaps]
+    networks = max(one["networks"] for starts in constrained for one in starts)
     random = {draws: [row["optimum"] - row["random"][draws] for row in budgets] for draws in ("10", "50", "200")}
-    picks = results["devices"]["picks"]
-    shares = {name: [pick["ratios"][device] for device in DEVICES] for name, pick in picks.items()}
-    found_fronts = results["fronts"]
-    missed = [abs(ratio - 1) > 0.1 for ratio in largest["mnasnet-soft"]]
-    return Section(
-        "objectives",
-        "Rewards, constraints and several devices",
+    return claim(
+        f"Augmented Lagrangian: the best network within the limit that its rounds derive, and the best of {len(gaps[0])} starts, is within 0.2 "
+        "points of the constrained optimum",
+        "-",
+        f"points below it, best start: {_points(best)}; median start: {_points([float(np.median(of)) for of in gaps])} "
+        f"({networks} different networks in a search at most)",
+        f"points below: {_points(random['10'])} of 10 draws, {_points(random['50'])} of 50, {_points(random['200'])} of 200",
+        max(best) <= 0.002,
+    )
+
+
+def _devices(picks: dict[str, Any]) -> Claim:
+    shares = {name: [picks[name]["ratios"][device] for device in DEVICES] for name in ("worst", "mean")}
+    words = [f"{name} {_list(ratios)} (accuracy {percent(picks[name]['accuracy'], 2)})" for name, ratios in shares.items()]
+    return claim(
+        "Several devices: with the mean as the limit, one device at least is over its own; with the worst case none is (so by construction)",
+        "worst-case and average-case searches differ [abstract]",
+        f"spent / limit on {', '.join(DEVICES)}: {', '.join(words)}",
+        ALL_LISTED,
+        max(shares["worst"]) <= 1 < max(shares["mean"]),
+    )
+
+
+def _front(fronts: dict[str, Any]) -> Claim:
+    budgets, weights = fronts["budgets"], fronts["weights"]
+    return claim(
+        f"{SEARCHES} budgets trace more of the front than {SEARCHES} linear weights: a larger hypervolume, by however little",
+        "concave parts are out of reach of weights [textbook]",
+        f"hypervolume {budgets['hypervolume']:.4f} with {budgets['points']} networks, {weights['hypervolume']:.4f} with {weights['points']}; of all "
+        f"networks {fronts['all']:.4f}. Frame: {_frame(fronts['frame'])}",
+        ALL_LISTED,
+        budgets["hypervolume"] > weights["hypervolume"],
+    )
+
+
+def _about(results: dict[str, Any]) -> tuple[str, ...]:
+    plan = results["plan"]
+    return (
+        "NAS-Bench-Macro: all 6,561 networks of 8 layers with 3 options, accuracy the mean of three trainings, at "
+        f"{len(plan['shares'])} budgets of FLOPs, the {', '.join(f'{share:.0%}' for share in plan['shares'])} quantiles of the table. The "
+        "expectation under a policy of independent options is exact, and so is its gradient: what is measured is the reward, not the noise of a "
+        f"search. {len(plan['starts'])} starts each, with logits of standard deviation 0.1; derived: the most likely option of each layer. Beta is "
+        f"{results['table']['beta']:.3g} for all budgets, half as much again as the steepest slope that {plan['known']} random networks show at "
+        "any of them.",
+        "NAS-Bench-201: all 15,625 cells with latencies measured on Pixel 3, Raspberry Pi 4 and Eyeriss; the limit on each device is its median.",
+    )
+
+
+def _policies(budgets: list[dict[str, Any]], policies: dict[str, list[list[dict[str, float]]]]) -> Table:
+    rows = []
+    for form in FORMS:
+        cells = []
+        for row, starts, ratio in zip(budgets, policies[form], _median_ratios(policies[form]), strict=True):
+            below = row["optimum"] - float(np.median([one["quality"] for one in starts]))
+            cells.append(f"{ratio:.3f}, {100 * below:+.2f} points")
+        rows.append((form, *cells))
+    title = (
+        "Cost / target of the policy's network, median over starts, and its accuracy below the constrained optimum (negative: above, over the "
+        "target)"
+    )
+    return Table(title, ("reward", *(f"{row['bound'] / 1e6:.1f} M" for row in budgets)), tuple(rows))
+
+
+def _by_budget(budgets: list[dict[str, Any]], constrained: list[list[dict[str, Any]]]) -> Table:
+    rows = tuple(
         (
-            f"NAS-Bench-Macro: all 6,561 networks of 8 layers with 3 options, accuracy the mean of three trainings, at {count} budgets of FLOPs, the "
-            f"{', '.join(f'{share:.0%}' for share in plan['shares'])} quantiles of the table. The expectation under a policy of independent options is exact, and "
-            f"so is its gradient: what is measured is the reward, not the noise of a search. {len(plan['starts'])} starts each, with logits of standard deviation 0.1; "
-            f"derived: the most likely option of each layer. Beta is {results['table']['beta']:.3g} for all budgets, half as much again as the steepest slope that {plan['known']} "
-            f"random networks show at any of them.",
-            "NAS-Bench-201: all 15,625 cells with latencies measured on Pixel 3, Raspberry Pi 4 and Eyeriss; the limit on each device is its median.",
-        ),
-        (
-            Claim("Absolute reward: the largest reward is at the target, with one beta above the measured slope", "argmax at the target for concave fronts [published]",
-                  f"cost / target of the largest reward: {_list(largest['tunas-absolute'])}; with the default of -0.1: {_list(largest['tunas-absolute (-0.1)'])}", "not a search: all networks listed",
-                  verdict(all(abs(ratio - 1) <= 0.03 for ratio in largest["tunas-absolute"]))),
-            Claim("Absolute reward: so is the network that the policy ends at", "hits the target in one run [published]",
-                  f"cost / target, median over starts: {_list(ratios['tunas-absolute'])}; largest distance over starts: {_percents(off['tunas-absolute'])}", "does not aim at a cost",
-                  verdict(all(value <= 0.03 for value in off["tunas-absolute"]))),
-            Claim("MnasNet's soft reward misses at least 2 targets by more than 10 % with one exponent (the published failure)", "needed 7 runs to hit a target [published by TuNAS]",
-                  f"cost / target of the largest reward: {_list(largest['mnasnet-soft'])}; of the policy's network: {_list(ratios['mnasnet-soft'])}", "does not aim at a cost", verdict(sum(missed) >= 2)),
-            Claim("Augmented Lagrangian: the mean cost of the policy exceeds the limit by at most 1 %", "recommended default for gradient searches [ours]",
-                  f"largest violation over starts, by budget: {_percents([max(0.0, v) for v in mean_off])}", "within the limit by construction", verdict(max(mean_off) <= 0.01)),
-            Claim("So does the network of the most likely options (the published derivation)", "a mean that meets a limit does not make the derived network meet it [known pitfall]",
-                  f"largest violation over starts, by budget: {_percents(violations)}; of the most likely network within the limit (ours): none, by construction",
-                  "within the limit by construction", verdict(max(violations) <= 0.01)),
-            Claim("Augmented Lagrangian: the best network within the limit that its rounds derive is within 0.2 points of the constrained optimum", "-",
-                  f"points below it, best of {len(plan['starts'])} starts: {_points(best_gap)}; median start: {_points(median_gaps)} ({networks} different networks in a search at most)",
-                  f"points below: {_points(random['10'])} of 10 draws, {_points(random['50'])} of 50, {_points(random['200'])} of 200", verdict(max(best_gap) <= 0.002)),
-            Claim("Several devices: with the worst case as the limit all keep theirs, with the mean at least one does not", "worst-case and average-case searches differ [abstract]",
-                  f"spent / limit on {', '.join(DEVICES)}: worst {_list(shares['worst'])} (accuracy {percent(picks['worst']['accuracy'], 2)}), mean {_list(shares['mean'])} "
-                  f"({percent(picks['mean']['accuracy'], 2)})", "not a search: all networks listed", verdict(max(shares["worst"]) <= 1 < max(shares["mean"]))),
-            Claim(f"{SEARCHES} budgets trace more of the front than {SEARCHES} linear weights", "concave parts are out of reach of weights [textbook]",
-                  f"hypervolume {found_fronts['budgets']['hypervolume']:.4f} with {found_fronts['budgets']['points']} networks, {found_fronts['weights']['hypervolume']:.4f} with "
-                  f"{found_fronts['weights']['points']}; of all networks {found_fronts['all']:.4f}. Frame: {_frame(found_fronts['frame'])}", "not a search: all networks listed",
-                  verdict(found_fronts["budgets"]["hypervolume"] > found_fronts["weights"]["hypervolume"])),
-        ),
-        (
-            Table("Cost / target of the policy's network, median over starts, and its accuracy below the constrained optimum (negative: above, over the target)",
-                  ("reward", *(f"{row['bound'] / 1e6:.1f} M" for row in budgets)), tuple(
-                (form, *(f"{ratios[form][i]:.3f}, {100 * (row['optimum'] - median([one['quality'] for one in results['policies'][form][i]])):+.2f} points" for i, row in enumerate(budgets)))
-                for form in FORMS
-            )),
-            Table("Augmented Lagrangian, by budget", ("budget", "networks within", "optimum", "points below the optimum, each start", "most likely options: cost / target, each start", "E[cost] / target at the end"), tuple(
-                (f"{row['bound'] / 1e6:.1f} M", f"{row['feasible']:,}", percent(row["optimum"], 2), _points(gap), _list([one["argmax"]["ratio"] for one in starts]), _list([one["expected_ratio"] for one in starts]))
-                for row, gap, starts in zip(budgets, gaps, results["constrained"], strict=True)
-            )),
-            Table("Three devices: the best cell by what must be within the limits", ("within", "accuracy", *DEVICES), tuple(
-                (name, percent(pick["accuracy"], 2), *(f"{pick['ratios'][device]:.3f}" for device in DEVICES)) for name, pick in picks.items()
-            )),
-        ),
-        quick,
+            f"{row['bound'] / 1e6:.1f} M", f"{row['feasible']:,}", percent(row["optimum"], 2), _points(gap),
+            _list([one["argmax"]["ratio"] for one in starts]), _list([one["expected_ratio"] for one in starts]),
+        )
+        for row, gap, starts in zip(budgets, _gaps(budgets, constrained), constrained, strict=True)
     )  # fmt: skip
+    columns = (
+        "budget", "networks within", "optimum", "points below the optimum, each start", "most likely options: cost / target, each start",
+        "E[cost] / target at the end",
+    )  # fmt: skip
+    return Table("Augmented Lagrangian, by budget", columns, rows)
+
+
+def _picks(picks: dict[str, Any]) -> Table:
+    rows = tuple(
+        (name, percent(pick["accuracy"], 2), *(f"{pick['ratios'][device]:.3f}" for device in DEVICES)) for name, pick in picks.items()
+    )
+    return Table("Three devices: the best cell by what must be within the limits", ("within", "accuracy", *DEVICES), rows)
 
 
 def _list(values: list[float]) -> str:

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from niwaki.evaluate.table import Table as Benchmark
-from niwaki.evaluate.table import load_table
 from niwaki.objective import Absolute, Form, Objective, Product, measured
 from niwaki.recipe import tunas
-from niwaki.run.claims import Claim, Section, Table, Verdict, percent
-from niwaki.run.experiments.data import shared_data
+from niwaki.run.claims import Claim, Section, Table, percent
 from niwaki.run.experiments.experiment import Experiment
-from niwaki.run.experiments.searching import searched
+from niwaki.run.experiments.tables import SIGNAL, TRUTH, benchmark, searched
 from niwaki.run.experiments.tunas_shared import ABOUT, BUDGETS, SHARED, SharedPlan, claims_of, run_members, run_search
+from niwaki.run.experiments.verdicts import above, at_least, claim, not_testable, section
 from niwaki.run.folder import Folder
 from niwaki.run.progress import Progress
-from niwaki.run.statistics import bootstrap
+from niwaki.run.statistics import Interval, bootstrap, share_of
 from niwaki.run.workers import Job, Workers
 from niwaki.space.architecture import Architecture
 
-SIGNAL, TRUTH = "cifar10_valid_acc_12ep", "cifar10_test_acc_200ep"
 NEAR = 0.10  # of the target, as a share of it
 TOP = 0.05  # of the members as near
+ENDS_NEAR, ENDS_TOP = 0.8, 0.7  # shares of the searches
 BATCH_LR = 4.8e-3  # the published one, of a batch of 4,096
 
 
@@ -76,11 +73,6 @@ class Plan:
 QUICK = Plan(tuple(replace(one, steps=100) for one in (SEARCHES[0], *SEARCHES[-2:])), 2, SharedPlan(1, 2, 1), "seconds")
 
 
-@lru_cache(maxsize=1)
-def benchmark() -> Benchmark:
-    return load_table(shared_data("nasbench201", "nasbench201_cifar10.npz"))
-
-
 def measure(plan: Plan, folder: Folder, progress: Progress, workers: int) -> dict[str, Any]:
     jobs = {one: Job(f"search {one.text}", run_searches, (one, plan.seeds)) for one in plan.searches}
     with Workers(workers) as pool:
@@ -91,7 +83,7 @@ def measure(plan: Plan, folder: Folder, progress: Progress, workers: int) -> dic
         }
         made = [job for of_kind in shared.values() for job in of_kind]
         trained = pool.run(made, folder, progress, f"{len(made)} searches with shared weights, and trainings")
-    table = benchmark()
+    table = benchmark("nasbench201")
     macs = table.cost("macs").astype(float)
     target = float(np.median(macs))
     fronts = []
@@ -117,7 +109,7 @@ def objective_of(one: Search, target: float) -> Objective:
 
 def _standing_of(signal: str) -> Any:
     """Row number -> whether it is near the target, and the share of the members there that are better by the column `signal`."""
-    table = benchmark()
+    table = benchmark("nasbench201")
     macs, quality = table.cost("macs").astype(float), table.column(signal)
     target = float(np.median(macs))
     near = np.abs(macs / target - 1) <= NEAR
@@ -131,7 +123,7 @@ def _standing_of(signal: str) -> Any:
 
 def run_searches(one: Search, seeds: int) -> dict[str, list[dict[str, float]]]:
     """Where searches end, and what random search of as many evaluations picks by the same reward, one entry per seed."""
-    table = benchmark()
+    table = benchmark("nasbench201")
     macs, quality = table.cost("macs").astype(float), table.column(one.signal) / 100
     target = float(np.median(macs))
     objective, standing = objective_of(one, target), _standing_of(one.signal)
@@ -142,14 +134,16 @@ def run_searches(one: Search, seeds: int) -> dict[str, list[dict[str, float]]]:
 
     def told(place: int) -> dict[str, float]:
         near, rank = standing(place)
-        return {"ratio": float(macs[place] / target), "near": float(near), "rank": rank, "signal": float(table.column(SIGNAL)[place]), "truth": float(table.column(TRUTH)[place])}  # fmt: skip
+        signal, truth = (float(table.column(name)[place]) for name in (SIGNAL, TRUTH))
+        return {"ratio": float(macs[place] / target), "near": float(near), "rank": rank, "signal": signal, "truth": truth}
 
     rewards = np.array([objective.reward({"accuracy": q, "macs": m}) for q, m in zip(quality.tolist(), macs.tolist(), strict=True)])
     policy, sampled, random = [], [], []
     for seed in range(seeds):
-        done = searched(tunas.controller(objective, steps=one.steps, lr=one.lr), table.space, metrics, one.steps, seed)
-        policy.append(told(table.place(done.mode)))
-        places = [table.place(trial.arch) for trial in done.trials]
+        strategy = tunas.controller(objective, steps=one.steps, lr=one.lr)
+        trials, state = searched(strategy, table.space, metrics, one.steps, seed, batch=strategy.batch_size)
+        policy.append(told(table.place(strategy.mode(state))))
+        places = [table.place(trial.arch) for trial in trials]
         sampled.append(told(max(places, key=lambda place: rewards[place])))
         drawn = np.random.default_rng(seed).integers(len(macs), size=one.steps)
         random.append(told(int(drawn[np.argmax(rewards[drawn])])))
@@ -160,74 +154,144 @@ def run_searches(one: Search, seeds: int) -> dict[str, list[dict[str, float]]]:
 
 
 def section_of(results: dict[str, Any]) -> Section:
-    quick, found = results["quick"], results["found"]
-    seeds = results["plan"]["seeds"]
+    shared_claims, shared_tables = claims_of(results["shared"], SharedPlan(**results["plan"]["shared"]))
+    return section(
+        "tunas",
+        "TuNAS: controller, reward and shared weights",
+        results,
+        (*about(results), ABOUT),
+        (*claims_of_the_table(results), *shared_claims, NOT_TESTABLE),
+        (ends(results), *shared_tables),
+    )
 
-    def verdict(holds: bool) -> Verdict:
-        return "not decided (quick)" if quick else "holds" if holds else "does not hold"
 
-    def share(text: str, who: str, test: Any) -> float:
-        return float(np.mean([test(one) for one in found[text][who]]))
+def claims_of_the_table(results: dict[str, Any]) -> tuple[Claim, ...]:
+    return _absolute(results["fronts"]), _soft(results["fronts"]), _at_target(results), _among_the_best(results), _against_random(results)
 
-    def near(one: dict[str, float]) -> bool:
-        return bool(one["near"])
 
-    def top(one: dict[str, float]) -> bool:
-        return one["rank"] <= TOP
+def _searches(results: dict[str, Any]) -> list[Search]:
+    return [Search(**one) for one in results["plan"]["searches"]]
 
-    def both(one: dict[str, float]) -> bool:
-        return near(one) and top(one)
 
-    searches = [Search(**one) for one in results["plan"]["searches"]]
-    main = searches[0].text
-    soft = [one for one in searches if one.form == "soft"]
+def _main(results: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """Of the first search of the plan, which claims are about."""
+    return results["found"][_searches(results)[0].text]
+
+
+def _near(entries: list[dict[str, float]]) -> Interval:
+    return share_of(sum(bool(one["near"]) for one in entries), len(entries))
+
+
+def _top(entries: list[dict[str, float]]) -> Interval:
+    return share_of(sum(one["rank"] <= TOP for one in entries), len(entries))
+
+
+def _both(entries: list[dict[str, float]]) -> Interval:
+    return share_of(sum(bool(one["near"]) and one["rank"] <= TOP for one in entries), len(entries))
+
+
+def _share(found: Interval) -> str:
+    return found.text(0, scale=100, unit=" %")
+
+
+def _absolute(fronts: list[dict[str, Any]]) -> Claim:
+    held = {one["weight"]: one["ratio"] for one in fronts if one["form"] == "absolute"}
+    return claim(
+        f"{tunas.CLAIMS['target'][0]}: within {percent(NEAR, 0)} of it",
+        tunas.CLAIMS["target"][1],
+        "best reward in the table, cost / target: " + ", ".join(f"{ratio:.2f} at beta {beta}" for beta, ratio in held.items()),
+        "not a search: all networks listed",
+        all(abs(ratio - 1) <= NEAR for ratio in held.values()),
+    )
+
+
+def _soft(fronts: list[dict[str, Any]]) -> Claim:
+    drift = {one["weight"]: one["ratio"] for one in fronts if one["form"] == "soft"}
+    return claim(
+        f"{tunas.CLAIMS['soft'][0]}: costs differ by more than {percent(NEAR, 0)} between exponents",
+        tunas.CLAIMS["soft"][1],
+        "best reward in the table, cost / target: " + ", ".join(f"{ratio:.2f} at w = {w}" for w, ratio in drift.items()),
+        "not a search: all networks listed",
+        max(drift.values()) / min(drift.values()) > 1 + NEAR,
+    )
+
+
+def _at_target(results: dict[str, Any]) -> Claim:
+    near = _near(_main(results)["policy"])
+    soft = ", ".join(
+        f"{_share(_near(results['found'][one.text]['policy']))} at w = {one.weight}" for one in _searches(results) if one.form == "soft"
+    )
+    return claim(
+        f"One search with the absolute reward ends within {percent(NEAR, 0)} of the target, at least {percent(ENDS_NEAR, 0)} of the time: the whole interval",
+        "one search [paper]",
+        f"{_share(near)} of the searches at beta -0.1; with MnasNet's soft reward: {soft}",
+        _share(_near(_main(results)["random"])),
+        at_least(near, ENDS_NEAR),
+    )
+
+
+def _among_the_best(results: dict[str, Any]) -> Claim:
+    policy = _main(results)["policy"]
+    near, top = _near(policy), _top(policy)
+    return claim(
+        f"Its network is within {percent(NEAR, 0)} of the target at least {percent(ENDS_NEAR, 0)} of the time, and in the top {percent(TOP, 0)} there at least "
+        f"{percent(ENDS_TOP, 0)} of it: whole intervals",
+        "matches or beats random search [paper]",
+        f"near: {_share(near)}, top: {_share(top)}, both: {_share(_both(policy))} of the searches (learning rate {tunas.TABLE_LR}, beta -0.1)",
+        f"both: {_share(_both(_main(results)['random']))}",
+        at_least(near, ENDS_NEAR) and at_least(top, ENDS_TOP),
+    )
+
+
+def _against_random(results: dict[str, Any]) -> Claim:
+    main = _main(results)
+    better = bootstrap([a["truth"] - b["truth"] for a, b in zip(main["policy"], main["random"], strict=True)])
+    return claim(
+        "The search beats random search of equal cost: the whole interval above 0",
+        tunas.CLAIMS["quality"][1],
+        f"test accuracy after 200 epochs of what is found: {better.text(sign=True)} points against random search",
+        "best reward of as many draws, in the table below",
+        above(better),
+    )
+
+
+NOT_TESTABLE = not_testable(
+    "ImageNet accuracy of the found networks",
+    "ProxylessNAS, enlarged and MobileNetV3-like spaces [paper]",
+    "ImageNet and a supernet at that scale are not here",
+)
+
+
+def about(results: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        "NAS-Bench-201, 15,625 cells: the signal is the validation accuracy after 12 epochs, the cost multiply-adds (only "
+        f"{results['costs']} different values), the target their median, {results['target'] / 1e6:.1f} million, within 10 % of which "
+        f"{results['near']:,} cells lie. REINFORCE on independent softmaxes, one cell a step, momentum {tunas.MOMENTUM}, Adam without a first "
+        "moment, a learning rate that waits for a quarter of the steps and then grows tenfold; "
+        f"{results['plan']['seeds']} seeds; at the end the most likely option of each decision. Every step's reward is exact here.",
+        f"The learning rate of {tunas.TABLE_LR} and beta -0.1, which claims are about, were chosen on this very table, and looked at with these "
+        f"seeds among others: the figures flatter the search. The bars, {percent(ENDS_NEAR, 0)} and {percent(ENDS_TOP, 0)} of the searches, are ours.",
+        "A step costs one evaluation here, so 3,000 steps may look at a fifth of the table, and random search of equal cost does. One random "
+        f"draw meets both conditions in {percent(results['draw'])}.",
+    )
+
+
+def ends(results: dict[str, Any]) -> Table:
     rows = []
-    for one in searches:
+    for one in _searches(results):
         for who, label in (
             ("policy", "most likely at the end"),
             ("sampled", "best reward that it sampled"),
             ("random", "random search, best reward"),
         ):
-            entries = found[one.text][who]
-            truth = bootstrap([entry["truth"] for entry in entries])
-            rows.append((one.text, label, f"{np.mean([abs(entry['ratio'] - 1) for entry in entries]):.1%}", percent(share(one.text, who, near), 0), percent(share(one.text, who, top), 0),
-                         percent(share(one.text, who, both), 0), f"{truth.mean:.2f} [{truth.low:.2f}, {truth.high:.2f}]"))  # fmt: skip
-    fronts = results["fronts"]
-    held = [one for one in fronts if one["form"] == "absolute"]
-    drift = [one["ratio"] for one in fronts if one["form"] == "soft"]
-    shared_claims, shared_tables = claims_of(results["shared"], SharedPlan(**results["plan"]["shared"]), verdict)
-    better = bootstrap([a["truth"] - b["truth"] for a, b in zip(found[main]["policy"], found[main]["random"], strict=True)])
-    return Section(
-        "tunas",
-        "TuNAS: controller, reward and shared weights",
-        (
-            f"NAS-Bench-201, 15,625 cells: the signal is the validation accuracy after 12 epochs, the cost multiply-adds (only {results['costs']} different values), the target "
-            f"their median, {results['target'] / 1e6:.1f} million, within 10 % of which {results['near']:,} cells lie. REINFORCE on independent softmaxes, one cell a step, "
-            f"momentum {tunas.MOMENTUM}, Adam without a first moment, a learning rate that waits for a quarter of the steps and then grows tenfold; {seeds} seeds; at the "
-            f"end the most likely option of each decision. Here every step's reward is exact; shared weights come after.",
-            f"A step costs one evaluation here, so 3,000 steps may look at a fifth of the table, and random search of equal cost does. One random draw meets both conditions in {percent(results['draw'])}.",
-            ABOUT,
-        ),
-        (
-            Claim(tunas.CLAIMS["target"][0], tunas.CLAIMS["target"][1],
-                  "best reward in the table, cost / target: " + ", ".join(f"{one['ratio']:.2f} at beta {one['weight']}" for one in held), "not a search", verdict(all(abs(one["ratio"] - 1) <= NEAR for one in held))),
-            Claim(tunas.CLAIMS["soft"][0], tunas.CLAIMS["soft"][1], f"best reward in the table, cost / target: {', '.join(f'{r:.2f}' for r in drift)} at w = -0.03, -0.07, -0.15", "not a search",
-                  verdict(max(drift) / min(drift) > 1.1)),
-            Claim("One search with the absolute reward ends at the target", "one search [paper]",
-                  f"within 10 % of it: {percent(share(main, 'policy', near), 0)} of the searches at beta -0.1; with MnasNet's soft reward: "
-                  + ", ".join(f"{percent(share(one.text, 'policy', near), 0)} at w = {one.weight}" for one in soft), f"{percent(share(main, 'random', near), 0)}", verdict(share(main, "policy", near) >= 0.8)),
-            Claim("Its network is among the best of its cost", "matches or beats random search [paper]",
-                  f"in the top 5 % within 10 % of the target, and that near: {percent(share(main, 'policy', both), 0)} of the searches (learning rate {tunas.TABLE_LR}, beta -0.1)", percent(share(main, "random", both), 0),
-                  verdict(share(main, "policy", near) >= 0.8 and share(main, "policy", top) >= 0.7)),
-            Claim("The search beats random search of equal cost", tunas.CLAIMS["quality"][1],
-                  f"{TRUTH.replace('_', ' ')} of what is found: {better.mean:+.2f} points [{better.low:+.2f}, {better.high:+.2f}] against random search",
-                  "best reward of as many draws, in the table below", verdict(better.low > 0)),
-            *shared_claims,
-            Claim("ImageNet accuracy of the found networks", "ProxylessNAS, enlarged and MobileNetV3-like spaces [paper]", "ImageNet and a supernet at that scale are not here", "-", "not testable here"),
-        ),
-        (Table(f"Where {seeds} searches of each kind end", ("search", "network", "off target, mean", "within 10 % of the target", "in the top 5 % there", "both", "test accuracy after 200 epochs"), tuple(rows)), *shared_tables),
-        quick=quick,
+            entries = results["found"][one.text][who]
+            shares = (percent(share(entries).mean, 0) for share in (_near, _top, _both))
+            off = f"{np.mean([abs(entry['ratio'] - 1) for entry in entries]):.1%}"
+            rows.append((one.text, label, off, *shares, bootstrap([entry["truth"] for entry in entries]).text()))
+    columns = (
+        "search", "network", "off target, mean", "within 10 % of the target", "in the top 5 % there", "both", "test accuracy after 200 epochs",
     )  # fmt: skip
+    return Table(f"Where {results['plan']['seeds']} searches of each kind end", columns, tuple(rows))
 
 
 EXPERIMENT = Experiment(("tunas",), lambda quick: QUICK if quick else Plan(), measure, section_of)

@@ -16,8 +16,9 @@ from niwaki.net.control import Chain, Network
 from niwaki.net.layer import Activation, BatchNorm, Flatten, Layer, Linear
 from niwaki.net.place import space_of
 from niwaki.nn.build import build
-from niwaki.run.claims import Claim, Table, Verdict
-from niwaki.run.statistics import bootstrap, expected_pick
+from niwaki.run.claims import Claim, Table, percent
+from niwaki.run.experiments.verdicts import above, at_least, claim
+from niwaki.run.statistics import Interval, bootstrap, expected_pick, share_of
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import Choice
 from niwaki.task.classify import ImageClassification
@@ -29,6 +30,7 @@ from niwaki.train.recipe import Recipe
 WIDTHS, LAYERS = (8, 16, 32, 64), 3
 TARGET = 5_082  # parameters; eight of the 64 members are within 10 % of it, the most there are anywhere
 NEAR = 0.10
+ENDS_NEAR = 0.8  # of the searches
 
 
 @dataclass(frozen=True)
@@ -99,48 +101,62 @@ def draws(plan: SharedPlan) -> int:
     return max(1, round(search / (3 * plan.scratch_epochs * len(task.part("train")))))
 
 
-def claims_of(results: dict[str, Any], plan: SharedPlan, verdict: Any) -> tuple[tuple[Claim, ...], tuple[Table, ...]]:
+def claims_of(results: dict[str, Any], plan: SharedPlan) -> tuple[tuple[Claim, ...], tuple[Table, ...]]:
     """results: "soft" and "hard", lists of `run_search`, and "members", of `run_members`, by seed."""
-    members, count = results["members"], len(results["members"][0])
-    picks = min(draws(plan), count)
+    members = results["members"]
+    picks = min(draws(plan), len(members[0]))
     means = [float(np.mean([one["test"] for one in of_seed])) for of_seed in members]
     random = [expected_pick([one["validation"] for one in of_seed], [one["test"] for one in of_seed], picks) for of_seed in members]
-    rows, gains = [], {}
-    for budget in BUDGETS:
+    table = _table(results, plan, picks, means, random)
+    return (_at_target(results["soft"]), _better(results, means, random, picks)), (table,)
+
+
+def _less(found: list[float], others: list[float]) -> Interval:
+    return bootstrap([one - other for one, other in zip(found, others, strict=True)])
+
+
+def _tests(found: list[dict[str, Any]]) -> list[float]:
+    return [one["test"] for one in found]
+
+
+def _near(found: list[dict[str, Any]]) -> int:
+    return sum(abs(one["ratio"] - 1) <= NEAR for one in found)
+
+
+def _at_target(soft: list[dict[str, Any]]) -> Claim:
+    near = share_of(_near(soft), len(soft))
+    return claim(
+        f"With shared weights, too, the search ends within {percent(NEAR, 0)} of the target, at least {percent(ENDS_NEAR, 0)} of the time: the whole interval",
+        "one search [paper]",
+        f"{_near(soft)} of {len(soft)} searches: {near.text(0, scale=100, unit=' %')}",
+        "not a search",
+        at_least(near, ENDS_NEAR),
+    )
+
+
+def _better(results: dict[str, Any], means: list[float], random: list[float], picks: int) -> Claim:
+    soft, hard = (_less(_tests(results[budget]), means) for budget in BUDGETS)
+    return claim(
+        "What it finds with shared weights is better than the mean network of its size, trained from scratch: the whole interval above 0",
+        "matches or beats random search [paper]",
+        f"test accuracy {soft.text(sign=True)} points; with a hard budget (ours) {hard.text(sign=True)}",
+        f"{_less(random, means).text(sign=True)}, best of {picks}",
+        above(soft),
+    )
+
+
+def _table(results: dict[str, Any], plan: SharedPlan, picks: int, means: list[float], random: list[float]) -> Table:
+    rows = []
+    for budget, label in zip(BUDGETS, ("soft, as published", "hard, ours"), strict=True):
         found = results[budget]
-        gains[budget] = bootstrap([one["test"] - mean for one, mean in zip(found, means, strict=True)])
-        against = bootstrap([one["test"] - other for one, other in zip(found, random, strict=True)])
-        test = bootstrap([one["test"] for one in found])
-        near = sum(abs(one["ratio"] - 1) <= NEAR for one in found)
-        label = "soft, as published" if budget == "soft" else "hard, ours"
-        rows.append((f"TuNAS, budget {label}", f"{np.mean([one['ratio'] for one in found]):.2f}", f"{near} of {len(found)}", f"{test.mean:.2f} [{test.low:.2f}, {test.high:.2f}]",
-                     told(gains[budget]), told(against)))  # fmt: skip
+        ratio, tests = f"{np.mean([one['ratio'] for one in found]):.2f}", _tests(found)
+        against = (_less(tests, others).text(sign=True) for others in (means, random))
+        rows.append((f"TuNAS, budget {label}", ratio, f"{_near(found)} of {len(found)}", bootstrap(tests).text(), *against))
     for label, values in ((f"random search, best of {picks} near the target", random), ("mean member near the target", means)):
-        own = bootstrap(values)
-        rows.append(
-            (
-                label,
-                "-",
-                "all",
-                f"{own.mean:.2f} [{own.low:.2f}, {own.high:.2f}]",
-                told(bootstrap([a - b for a, b in zip(values, means, strict=True)])),
-                "-",
-            )
-        )
-    ratios = [one["ratio"] for one in results["soft"]]
-    ours = bootstrap([a - b for a, b in zip(random, means, strict=True)])
-    near = sum(abs(ratio - 1) <= NEAR for ratio in ratios)
-    holds: Verdict = verdict(gains["soft"].low > 0)
-    return (
-        Claim("With shared weights, too, the search ends at the target", "one search [paper]", f"{near} of {len(ratios)} searches within 10 % of it", "not a search", verdict(near >= 0.8 * len(ratios))),
-        Claim("What it finds with shared weights is better than the mean network of its size, trained from scratch", "matches or beats random search [paper]",
-              f"test accuracy {told(gains['soft'])} points; with a hard budget (ours) {told(gains['hard'])}", f"{told(ours)}, best of {picks}", holds),
-    ), (Table(f"Shared weights: digits, {len(members)} seeds, all trained from scratch for {plan.scratch_epochs} epochs",
-              ("network", "parameters / target", "within 10 %", "test accuracy", "against the mean member", "against random search"), tuple(rows)),)  # fmt: skip
-
-
-def told(interval: Any) -> str:
-    return f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+        rows.append((label, "-", "all", bootstrap(values).text(), _less(values, means).text(sign=True), "-"))
+    title = f"Shared weights: digits, {len(means)} seeds, all trained from scratch for {plan.scratch_epochs} epochs"
+    columns = ("network", "parameters / target", "within 10 %", "test accuracy", "against the mean member", "against random search")
+    return Table(title, columns, tuple(rows))
 
 
 ABOUT = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -9,20 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from niwaki.cost.count import count_macs, count_params
 from niwaki.evaluate.proxy import PROXIES, VOTERS, Batch, ZeroCost, vote
 from niwaki.net.place import space_of
 from niwaki.run.claims import Claim, Section, Table
 from niwaki.run.experiments.data import shared_data
 from niwaki.run.experiments.experiment import Experiment
+from niwaki.run.experiments.tables import SIGNAL, TRUTH, benchmark
+from niwaki.run.experiments.verdicts import above, claim, section
 from niwaki.run.folder import Folder
 from niwaki.run.progress import Progress
-from niwaki.run.statistics import RESAMPLES, spearman
+from niwaki.run.statistics import Interval, bootstrap_of, spearman
 from niwaki.run.workers import Job, Workers
 from niwaki.zoo.nasbench import nasbench201
 
-TRUTH = "cifar10_test_acc_200ep"
-SIGNAL = "cifar10_valid_acc_12ep"  # what a short training tells, beside the proxies
 # Spearman with the final accuracy on all of NAS-Bench-201's CIFAR-10, in the papers or as their readers remember it (+- 0.02)
 PUBLISHED = {
     "grad_norm": 0.58,
@@ -36,6 +36,8 @@ PUBLISHED = {
 }
 PUBLISHED |= {"params": 0.74, "macs": 0.72, "zen": 0.35}
 NEAR = 0.1  # between a Spearman here and the published one, beyond what the interval explains
+NO_SEARCH = "not a search: a ranking of given networks"
+BEFORE_ZICO = "no proxy was consistently better than #params before ZiCo (2023)"
 BASELINES = ("params", "macs")
 MOST = 200  # networks
 
@@ -56,21 +58,19 @@ class Plan:
 
 def measure(plan: Plan, folder: Folder, progress: Progress, workers: int) -> dict[str, Any]:
     """Scores of every network, with what the table says of it."""
-    table = np.load(shared_data("nasbench201", "nasbench201_cifar10.npz"), allow_pickle=False)
+    table = benchmark("nasbench201")
     # a smaller plan scores a part of what a larger one does
-    rows = np.random.default_rng(plan.seed).choice(len(table["ops"]), MOST, replace=False)[: plan.networks]
-    jobs = [Job(f"network {row}", score, (plan, table["ops"][row].tolist())) for row in rows.tolist()]
+    rows = np.random.default_rng(plan.seed).choice(len(table), MOST, replace=False)[: plan.networks]
+    jobs = [Job(f"network {row}", score, (plan, table.rows[row].tolist())) for row in rows.tolist()]
     with Workers(workers) as pool:
         found = pool.run(jobs, folder, progress, f"scoring {len(jobs)} networks")
-    network = nasbench201()
-    taken = table["ops"][rows].astype(np.int32)
     return {
         "rows": rows.tolist(),
         "scores": [found[job.name] for job in jobs],
-        "params": count_params(network).batch(taken).tolist(),
-        "macs": count_macs(network).batch(taken).tolist(),
-        "truth": [round(float(value), 4) for value in table[TRUTH][rows]],
-        "signal": [round(float(value), 4) for value in table[SIGNAL][rows]],
+        "params": table.cost("params")[rows].tolist(),
+        "macs": table.cost("macs")[rows].tolist(),
+        "truth": [round(float(value), 4) for value in table.column(TRUTH)[rows]],
+        "signal": [round(float(value), 4) for value in table.column(SIGNAL)[rows]],
     }
 
 
@@ -93,52 +93,83 @@ def score(plan: Plan, row: list[int]) -> dict[str, list[float | None]]:
 
 
 def section_of(results: dict[str, Any]) -> Section:
-    scores = scores_of(results)
-    truth, macs = np.array(results["truth"]), np.array(results["macs"], dtype=float)
+    scores, truth = scores_of(results), np.array(results["truth"])
+    found = {name: _correlation(values, truth) for name, values in scores.items()}
     rng = np.random.default_rng(0)
-    measured = {name: _correlation(values, truth, rng) for name, values in scores.items()}
-    shuffled = {name: _correlation(rng.permutation(values), truth, rng) for name, values in scores.items()}
+    shuffled = {name: _correlation(rng.permutation(values), truth) for name, values in scores.items()}
+    claims = (
+        _published(found),
+        _apart(
+            "The vote of synflow, jacob_cov and snip ranks better than each of them",
+            "0.82, above each of them",
+            "vote",
+            VOTERS,
+            scores,
+            truth,
+        ),
+        *(
+            _apart(f"{who} ranks better than parameters and than multiply-adds alone", BEFORE_ZICO, name, BASELINES, scores, truth)
+            for name, who in (("vote", "The vote"), ("synflow", "synflow"))
+        ),
+        _control(shuffled),
+    )
+    return section("zero_cost", "Zero-cost proxies", results, _about(results["plan"]), claims, (_table(results, scores, found, shuffled),))
+
+
+def _published(found: dict[str, Interval]) -> Claim:
+    far = {k: one for k, one in found.items() if k in PUBLISHED and not one.low - NEAR <= PUBLISHED[k] <= one.high + NEAR}
+    return claim(
+        f"What the papers say of proxies on NAS-Bench-201 is not contradicted: no published Spearman more than {NEAR} outside the interval",
+        ", ".join(f"{name} {value:.2f}" for name, value in PUBLISHED.items()),
+        "all within it" if not far else "outside: " + ", ".join(f"{name} {one.text()}" for name, one in far.items()),
+        NO_SEARCH,
+        not far,
+    )
+
+
+def _apart(text: str, paper: str, name: str, others: Sequence[str], scores: dict[str, np.ndarray], truth: np.ndarray) -> Claim:
+    """Paired: the same networks are resampled for both. All of them are named beforehand, none is picked by these figures."""
+
+    def difference(other: str) -> Interval:
+        def of(places: np.ndarray) -> float:
+            first, second = (spearman(scores[one][places], truth[places]) or 0.0 for one in (name, other))
+            return first - second
+
+        return bootstrap_of(of, len(truth))
+
+    found = {other: difference(other) for other in others}
+    measured = f"Spearman of {name} less that of " + ", ".join(f"{other}: {one.text(sign=True)}" for other, one in found.items())
+    return claim(
+        f"{text}: each whole interval of the difference above 0", paper, measured, NO_SEARCH, all(above(one) for one in found.values())
+    )
+
+
+def _control(shuffled: dict[str, Interval]) -> Claim:
+    out = [name for name, one in shuffled.items() if not one.low <= 0 <= one.high]
+    text = "Shuffled scores tell nothing (a control): every interval holds 0"
+    return claim(text, "0", "all hold 0" if not out else f"not {', '.join(out)}, of {len(shuffled)}", NO_SEARCH, not out)
+
+
+def _about(plan: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        f"{plan['networks']} cells drawn uniformly from NAS-Bench-201, built by niwaki and scored on {plan['images']} images of CIFAR-10, means of "
+        f"{plan['initialisations']} initialisations; Spearman with the table's test accuracy after 200 epochs; 95 % intervals bootstrapped over "
+        "networks. Quartiles are of multiply-adds: within them a proxy cannot live on size alone. Published figures are over all 15,625 cells, "
+        "several of them second-hand (+- 0.02). What 12 epochs of training tell is in the last row.",
+    )
+
+
+def _table(results: dict[str, Any], scores: dict[str, np.ndarray], found: dict[str, Interval], shuffled: dict[str, Interval]) -> Table:
+    truth, macs = np.array(results["truth"]), np.array(results["macs"], dtype=float)
     quartile = np.searchsorted(np.quantile(macs, (0.25, 0.5, 0.75)), macs)
-    within = {
-        name: [_text(_correlation(values[quartile == q], truth[quartile == q], rng)) for q in range(4)] for name, values in scores.items()
-    }
     rows = []
-    for name in scores:
-        spread = _spread(results, name)
+    for name, values in scores.items():
+        within = (_correlation(values[quartile == q], truth[quartile == q]).text() for q in range(4))
         published = f"{PUBLISHED[name]:.2f}" if name in PUBLISHED else "-"
-        rows.append((name, published, _text(measured[name]), *within[name], _text(shuffled[name]), spread))
-    best = max((name for name in PROXIES), key=lambda name: measured[name][0])
-    counted = max(measured[name][0] for name in BASELINES)
-    far = {name: m for name, m in measured.items() if name in PUBLISHED and not m[1] - NEAR <= PUBLISHED[name] <= m[2] + NEAR}
-    zero = all(low <= 0 <= high for _, low, high in shuffled.values())
-    quick = results["quick"]
-    plan = results["plan"]
-
-    def verdict(holds: bool) -> Any:
-        return "not decided (quick)" if quick else "holds" if holds else "does not hold"
-
-    no_search = "not a search: a ranking of given networks"
-    return Section(
-        "zero_cost",
-        "Zero-cost proxies",
-        (
-            f"{plan['networks']} cells drawn uniformly from NAS-Bench-201, built by niwaki and scored on {plan['images']} images of CIFAR-10, means of "
-            f"{plan['initialisations']} initialisations; Spearman with the table's test accuracy after 200 epochs; 95 % intervals bootstrapped over networks. "
-            f"Quartiles are of multiply-adds: within them a proxy cannot live on size alone. Published figures are over all 15,625 cells, several of them "
-            f"second-hand (+- 0.02). What 12 epochs of training tell is in the last row.",
-        ),
-        (
-            Claim("Proxies rank NAS-Bench-201 as their papers say", ", ".join(f"{k} {v:.2f}" for k, v in PUBLISHED.items()),
-                  "all within the interval and 0.1 of it" if not far else "outside: " + ", ".join(f"{k} {_text(m)}" for k, m in far.items()), no_search, verdict(not far)),
-            Claim("The vote of synflow, jacob_cov and snip is the best proxy", "0.82, above each of them", f"vote {_text(measured['vote'])}; best single one: {best} {_text(measured[best])}",
-                  no_search, verdict(measured["vote"][0] >= measured[best][0])),
-            Claim("A proxy ranks better than parameters or multiply-adds alone", "no proxy was consistently better than #params before ZiCo (2023)",
-                  f"{best} {measured[best][0]:.2f} against {counted:.2f}", no_search, verdict(measured[best][0] > counted)),
-            Claim("Shuffled scores tell nothing (a control)", "0", "all intervals hold 0" if zero else "an interval leaves out 0", no_search, verdict(zero)),
-        ),
-        (Table("Spearman with the accuracy after 200 epochs", ("score", "published", "here", "smallest quartile", "second", "third", "largest", "shuffled", "spread over initialisations"), tuple(rows)),),
-        quick=quick,
-    )  # fmt: skip
+        rows.append((name, published, found[name].text(), *within, shuffled[name].text(), _spread(results, name)))
+    quartiles = ("smallest quartile", "second", "third", "largest")
+    columns = ("score", "published", "here", *quartiles, "shuffled", "spread over initialisations")
+    return Table("Spearman with the accuracy after 200 epochs", columns, tuple(rows))
 
 
 def scores_of(results: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -162,18 +193,11 @@ def _spread(results: dict[str, Any], name: str) -> str:
     return f"{rows.std(1, ddof=1).mean() / rows.mean(1).std():.2f}"
 
 
-def _correlation(scores: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Spearman, and its 95 % interval over resamples of the networks; 0 where there are too few to tell."""
+def _correlation(scores: np.ndarray, truth: np.ndarray) -> Interval:
+    """Spearman, with its interval over resamples of the networks; 0 where there are too few to tell."""
     if len(truth) < 3:
-        return 0.0, 0.0, 0.0
-    picked = rng.integers(len(truth), size=(RESAMPLES // 10, len(truth)))
-    values = np.sort([spearman(scores[take], truth[take]) or 0.0 for take in picked])
-    low, high = np.quantile(values, (0.025, 0.975))
-    return spearman(scores, truth) or 0.0, float(low), float(high)
-
-
-def _text(found: tuple[float, float, float]) -> str:
-    return f"{found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})"
+        return Interval(0.0, 0.0, 0.0)
+    return bootstrap_of(lambda places: spearman(scores[places], truth[places]) or 0.0, len(truth))
 
 
 def _plan(quick: bool) -> Plan:
