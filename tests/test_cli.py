@@ -330,7 +330,8 @@ def test_the_result_is_told_by_the_metric_that_was_maximized(moved_world, niwaki
     metrics = made.json["budgets"][0]["metrics"]
     assert made.json["accuracy"] == {part: metrics[part]["accuracy"] for part in ("validation", "test")}
     first = niwaki_command("resume", place / "run").out.splitlines()[0]
-    assert f"test macro f1 {100 * metrics['test']['macro_f1']:.2f} % (validation {100 * metrics['validation']['macro_f1']:.2f} %)" in first
+    assert f"test macro f1 {100 * metrics['test']['macro_f1']:.2f} % of the trained network" in first
+    assert f"({100 * metrics['validation']['macro_f1']:.2f} % when it was chosen, on validation, " in first
 
 
 def test_a_device_is_one_that_the_machine_has(monkeypatch):

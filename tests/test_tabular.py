@@ -3,8 +3,10 @@
 import csv
 import json
 import random
+import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -21,9 +23,14 @@ from niwaki.net.control import Network
 from niwaki.net.layer import Embed
 from niwaki.net.place import ShapeError, place, space_of
 from niwaki.nn.build import build
+from niwaki.run import loop
+from niwaki.run.clock import Clock
 from niwaki.run.config import load_config
-from niwaki.run.plan import search_of
+from niwaki.run.folder import Folder
+from niwaki.run.plan import fit_to_minutes, search_of
+from niwaki.run.progress import Silent
 from niwaki.run.ship import answers
+from niwaki.run.workers import Job, Workers
 from niwaki.space.choice import SpaceError
 from niwaki.task.cut import DataError
 from niwaki.task.table import describe, read_table, stored_rows, table
@@ -436,6 +443,11 @@ def test_the_report_of_a_table_speaks_of_rows(classified):
     assert "images" not in page.partition("</style>")[2].replace('class="images"', "")
     assert "city (3)" in page
     assert "rows.csv" in page
+    assert "Accuracy against cost, judged with shared weights" in page
+    assert "The two are not on one scale." in page
+    assert "delivered network, on validation, after a short training" in page
+    assert re.search(r"missing values</dt><dd>\d+ in the training rows", page)
+    assert "<th scope=col>sure" in page
 
 
 def test_a_regression_runs_from_end_to_end_in_the_units_of_its_target(niwaki_command, tmp_path):
@@ -461,9 +473,80 @@ def test_a_regression_runs_from_end_to_end_in_the_units_of_its_target(niwaki_com
     predicted = niwaki_command("predict", tmp_path / "run", data, "--json").json
     assert predicted["rmse"] < 0.5 * np.std(income)
     assert predicted["predictions"][0]["truth"] == pytest.approx(income[0])
-    assert "Predicted against true" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Predicted against true" in page
+    assert "Worst mistakes first" in page
+    assert "<th scope=col>sure" not in page
     again = niwaki_command("search", *words, "--out", "run", cwd=tmp_path)
-    assert f"test rmse {told['rmse']:.5g}" in again.out
+    assert f"test rmse {told['rmse']:.5g} of the trained network" in again.out
+    assert "when it was chosen, on validation, after a short training)" in again.out
+
+
+# --- time ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_final_trainings_part_of_a_time_limit_is_kept_free(tmp_path):
+    columns, classes, _ = people()
+    task = Tabular(table(columns, classes))
+    asked = load_config(None, (), {"network": "mlp", "minutes": 5.0, "budget": ["params<=1500"]})
+    _, search = search_of(asked, task)
+    expected = {"search": 1.0, "judging": 1.0, "finalists": 17.0, "training": 1.0}
+    folder = Folder(tmp_path / "run", asked={}, plan=lambda: {"expected_s": expected})
+    try:
+        clock = Clock(folder, search, [])
+        for share, over in ((0.5, False), (0.74, False), (0.76, True)):
+            folder.elapsed = lambda share=share: share * clock.limit_s  # type: ignore[method-assign]
+            assert clock.over("finalists") == clock.past() == over, "a quarter, where less is expected"
+            assert not clock.over("training")
+        folder.elapsed = lambda: 0.5 * clock.limit_s  # type: ignore[method-assign]
+        assert clock.over("finalists", next_s=0.3 * clock.limit_s)
+        assert not clock.over("training", next_s=0.3 * clock.limit_s)
+    finally:
+        folder.close()
+
+
+def test_what_workers_have_begun_is_given_up_when_the_time_is_up(tmp_path):
+    folder, began = Folder(tmp_path / "run", asked={}), time.monotonic()
+    try:
+        with Workers(2) as pool:
+            jobs = [Job(f"sleep {at}", time.sleep, (300,)) for at in range(3)]
+            assert pool.run(jobs, folder, Silent(), "sleeping", abandon=lambda: True) == {}
+    finally:
+        folder.close()
+    assert time.monotonic() - began < 60
+
+
+def test_a_short_limit_starts_no_workers_unless_they_are_asked_for(monkeypatch):
+    columns, classes, _ = people()
+    task = Tabular(table(columns, classes))
+    monkeypatch.setattr("niwaki.run.plan.estimate", lambda search: {"search": 1.0, "judging": 1.0, "finalists": 60.0, "training": 9.0})
+    monkeypatch.setattr("niwaki.run.plan.allotted_cores", lambda: 4)
+    for minutes, settings, workers in ((0.5, {}, 1), (0.5, {"workers": 3}, 3), (5.0, {}, 4)):
+        asked = load_config(None, (), {"network": "mlp", "minutes": minutes, "budget": ["params<=1500"], **settings})
+        planned, shorter, _ = fit_to_minutes(asked, *search_of(asked, task))
+        assert planned.workers == shorter.workers == workers
+
+
+def test_a_network_that_time_left_hardly_trained_is_told_so(tmp_path, monkeypatch, niwaki_command):
+    columns, classes, _ = people()
+    data = written(tmp_path / "people.csv", columns, classes)
+    learn = loop.learn
+
+    def late(learner, folder, *arguments, name, **more):
+        if name == "training":
+            monkeypatch.setattr(Folder, "elapsed", lambda self: 3600.0)
+        return learn(learner, folder, *arguments, name=name, **more)
+
+    monkeypatch.setattr(loop, "learn", late)
+    settings = ("data.kind=table", f"data.path={data}", "method=random", "evaluator=scratch", "search.evaluations=1")
+    words = [word for setting in (*settings, 'budget=["params<=1500"]') for word in ("--set", setting)]
+    answer = niwaki_command("search", *words, "--minutes", 1, "--out", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    assert "hardly trained: test accuracy" in answer.out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<h1>Hardly trained, the time was too short: " in page
+    assert "is hardly trained: the time limit left" in page
+    assert "To end within 1 minute, the plan is: train.epochs = " in page
 
 
 def test_tabnas_space_reads_any_table(tmp_path):

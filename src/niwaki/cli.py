@@ -459,7 +459,8 @@ def _print_result(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:
         test, validation = (figure(metric, found["metrics"][part][metric], 2) for part in ("test", "validation"))
         print(
             f"{found['budget']}: {found['macs']:,} multiply-adds, {found['params']:,} parameters, "
-            f"test {figure_name(metric)} {test} (validation {validation})"
+            f"{'hardly trained: ' if found.get('hardly_trained') else ''}test {figure_name(metric)} {test} of the trained network"
+            f" ({validation} when it was chosen, {found.get('judged', 'on validation')})"
         )
     if not quiet:
         print(f"report: {summary['folder']}/report.html\nmodel:  {summary['folder']}/model.onnx")

@@ -180,7 +180,14 @@ class Dot:
 
 
 def scatter_chart(
-    title: str, dots: Sequence[Dot], *, x_label: str, y_label: str, limits: Sequence[Mark] = (), write: Callable[[float], str] = percent
+    title: str,
+    dots: Sequence[Dot],
+    *,
+    x_label: str,
+    y_label: str,
+    limits: Sequence[Mark] = (),
+    write: Callable[[float], str] = percent,
+    note: str = "",
 ) -> str:
     """Quality against cost, with the front as a staircase and the budgets as lines; "" without dots. write: a quality as text."""
     if not dots:
@@ -203,7 +210,7 @@ def scatter_chart(
     legend += [("front", "front")] if len(front) > 1 else []
     label = f"{title}: {len(dots)} networks, {y_label} {y.write(min(d.y for d in dots))} to {y.write(max(d.y for d in dots))}"
     plot = _plot(x, y, "".join(drawn), label=label, x_label=x_label + (" (logarithmic)" if logarithmic else ""), marks_x=limits)
-    return _figure(title, legend, plot, wide=True)
+    return _figure(title, legend, plot, note, wide=True)
 
 
 def decision_strip(decision: Decision) -> str:

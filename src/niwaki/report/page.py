@@ -68,6 +68,8 @@ def _headline(record: Record) -> str:
         return NO_NETWORK[record.status]
     size = f"{amount(macs)} multiply-adds" if macs is not None else "a trained network"
     said = f"{_figure(record, test)} with {size}" if test is not None else f"A network of {size}"
+    if record.hardly_trained:
+        said = f"Hardly trained, the time was too short: {said[0].lower()}{said[1:]}"
     if over := [budget.text for budget in record.budgets if budget.reached is not None and budget.reached > budget.limit]:
         return f"{said}, over the budget {' and '.join(over)}"
     if record.budgets and all(budget.reached is not None for budget in record.budgets):
@@ -96,8 +98,9 @@ def _quality_card(record: Record) -> str:
             low, high = quality.interval
             rows.append(f'{interval_bar(quality.test, low, high)}<p class="soft">95 % interval {percent(low)} to {percent(high)}{seen}</p>')
     if quality.validation is not None:
-        how = "on validation" if quality.folds == 1 else f"in {quality.folds}-fold cross-validation"
-        rows.append(f"<p>{_shown(record.metric, quality.validation)} <span class=soft>{how}, when the network was chosen</span></p>")
+        rows.append(
+            f"<p>{_shown(record.metric, quality.validation)} <span class=soft>{quality.judged}, when the network was chosen</span></p>"
+        )
     rows += [
         f"<p>{_shown(name, value)} <span class=soft>test {escape(figure_name(name))}</span></p>" for name, value in quality.others.items()
     ]
@@ -150,7 +153,14 @@ def _search(record: Record) -> Section | None:
     cost = record.cost
     dots = [dot for candidate in record.candidates if (dot := _dot(record, candidate, cost))]
     limits = [Mark(limit, f"budget {_quantity(cost, limit)}") for limit in _limits(record, cost)]
-    title = f"{figure_name(record.metric).capitalize()} against cost"
+    title = f"{figure_name(record.metric).capitalize()} against cost" + (f", judged {record.judged}" if record.judged else "")
+    delivered = record.quality.judged if record.quality else ""
+    apart = record.judged and delivered and record.judged not in delivered
+    note = (
+        f"Candidates and their front are judged {record.judged}; the delivered network, when it was chosen, {delivered}. The two are not on one scale."
+        if apart
+        else ""
+    )
     charts = [
         scatter_chart(
             title,
@@ -159,6 +169,7 @@ def _search(record: Record) -> Section | None:
             y_label=figure_name(record.metric),
             limits=limits,
             write=partial(_shown, record.metric),
+            note=note,
         ),
         line_chart("Loss during the search", record.search_loss),
         line_chart("Expected cost during the search", record.search_cost, marks=[Mark(limit.value, "budget") for limit in limits[:1]]),
@@ -190,8 +201,16 @@ def _front_table(record: Record, dots: Sequence[Dot]) -> str:
     if len(front) < 2:
         return ""
     rows = [(f"{dot.x:,.6g}", _shown(record.metric, dot.y, 2), escape(dot.title.split(":")[0])) for dot in front]
+    judged = record.quality.judged if record.quality else ""
+    rows += [
+        (f"{dot.x:,.6g}", _shown(record.metric, dot.y, 2), f"delivered network{f', {judged}' if judged else ''}")
+        for dot in dots
+        if dot.final
+    ]
+    strong = set(range(len(front), len(rows)))
     head = (f">{UNITS.get(record.cost, record.cost)}", f">{figure_name(record.metric)}", "trial")
-    return folded(f"The front as a table ({len(front)} networks)", listing(head, rows))
+    how = f", judged {record.judged}" if record.judged else ""
+    return folded(f"The front as a table ({len(front)} networks{how})", listing(head, rows, strong=strong))
 
 
 def _space(space: SpaceFacts) -> str:
@@ -279,7 +298,9 @@ def _data(data: Data) -> str:
         numbers = [name for name, categories in data.columns if categories is None]
         kinds = [f"{name} ({categories})" for name, categories in data.columns if categories is not None]
         facts = {"data": data.name, "target": data.target, "numbers": _named(numbers), "categories": _named(kinds)}
-        facts |= {"missing values": f"{data.missing:,}" if data.missing else ""}
+        facts |= {"missing values": f"{data.missing:,} in the training rows" if data.missing else ""}
+        texts = (f"{text} ({name}, {count:,})" for name, found in data.missing_texts.items() for text, count in found.items())
+        facts |= {"texts for missing": ", ".join(texts)}
     else:
         facts = {"data": data.name, "image": " × ".join(map(str, data.stored_shape))}
     facts |= {part: f"{count:,} {data.noun}" for part, count in data.counts.items()}
@@ -309,10 +330,11 @@ def _errors(record: Record) -> Section | None:
         target = record.data.target if record.data else "target"
         parts.append(scatter_chart("Predicted against true", dots, x_label=f"true {target}", y_label=f"predicted {target}", write=amount))
     if quality and quality.mistakes and not quality.mistakes[0].image:
-        head = ("true", "predicted", "sure", "row")
+        sure = [percent(one.probability, 0) for one in quality.mistakes if one.probability is not None]  # of classes only
+        head = ("true", "predicted", *(["sure"] if sure else []), "row")
         told_of = [
-            (escape(one.label), escape(one.predicted), percent(one.probability, 0) if one.probability is not None else "", escape(one.text))
-            for one in quality.mistakes
+            (escape(one.label), escape(one.predicted), *([sure[at]] if sure else []), escape(one.text))
+            for at, one in enumerate(quality.mistakes)
         ]
         parts.append(card("Worst mistakes first", listing(head, told_of)))
     elif quality and quality.mistakes:

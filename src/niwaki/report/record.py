@@ -44,7 +44,7 @@ class Data:
     """The data set. stored_shape: of one image as it is stored, (H, W) or (H, W, C), or the columns of a row, (D,).
 
     noun: what examples are called. Of a table: the target, and for each column its name, and how many categories it has (None: numbers);
-    missing: values of training rows that are not known.
+    missing: values of training rows that are not known; missing_texts: by column, how often each text of the file stood for one.
 
     counts: examples by part, such as {"train": 1149, "validation": 288, "test": 360}.
     """
@@ -58,6 +58,7 @@ class Data:
     target: str = ""
     columns: tuple[tuple[str, int | None], ...] = ()
     missing: int = 0
+    missing_texts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Quality:
     mistakes: tuple[Example, ...] = ()
     others: Mapping[str, float] = field(default_factory=dict)  # other metrics of the test set
     pairs: tuple[tuple[float, float], ...] = ()  # of a target of numbers: truth and prediction
-    folds: int = 1  # of the cross-validation over training and validation images that gave `validation`; 1: on the validation images
+    judged: str = "on validation"  # how `validation` was measured
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,8 @@ class Record:
     quality: Quality | None = None
     macs: int | None = None
     params: int | None = None
+    hardly_trained: bool = False  # a time limit left the final training a small part of its steps
+    judged: str = ""  # how the search measured its candidates: "with shared weights"
     layers: tuple[Layer, ...] = ()
     picture: str = ""  # an <svg> element, see niwaki.net.picture
     chosen: tuple[Chosen, ...] = ()  # when several budgets were asked for

@@ -25,8 +25,9 @@ from niwaki.net.text import from_json, network_hash
 from niwaki.nn.build import build
 from niwaki.run.checklist import Item, checklist_of_run
 from niwaki.run.config import Config, ConfigError, changed, config_of, load_config, uses, without_effect
+from niwaki.run.finalists import judged_by
 from niwaki.run.folder import Folder, RunError, check_is_search, once, read_config
-from niwaki.run.loop import run
+from niwaki.run.loop import HARDLY, run, trained_share, training_name
 from niwaki.run.model import ModelError
 from niwaki.run.plan import PLANNED, fit_to_minutes, search_of
 from niwaki.run.progress import Progress, Silent
@@ -283,7 +284,7 @@ def _remarks(folder: Folder, search: Search, asked: Config) -> Iterator[str]:
         for section, key in PLANNED
         if asked.minutes and uses(asked, f"{section}.{key}") and getattr(getattr(asked, section), key) is None
     ]:
-        yield f"To end within {asked.minutes:g} minutes, the plan is: {', '.join(shortened)}."
+        yield f"To end within {asked.minutes:g} minute{'s' * (asked.minutes != 1)}, the plan is: {', '.join(shortened)}."
 
 
 def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: bool) -> Result:
@@ -318,6 +319,8 @@ def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: 
                 "budget": one.budget.text, "architecture": one.arch.to_json()["choices"], "space": one.arch.space, "macs": counted["macs"],
                 "params": counted["params"], "costs": counted, "folder": str(place),
                 "source": store.fact(f"result choice {at}")["source"],
+                "judged": judged_by(search, store.fact(f"result choice {at}")["source"]),
+                "hardly_trained": trained_share(folder, training_name(len(chosen), at)) < HARDLY,
                 **_shares(one),
                 "metrics": {"validation": one.validation, "test": one.test},
             })  # fmt: skip

@@ -22,7 +22,7 @@ from niwaki.run.clock import Clock
 from niwaki.run.folder import Folder, RunError, once
 from niwaki.run.progress import Progress
 from niwaki.run.regular import regular
-from niwaki.run.search import Search, counted, run_name
+from niwaki.run.search import AskTell, Search, counted, run_name
 from niwaki.run.workers import Job, Workers
 from niwaki.space.architecture import Architecture
 from niwaki.strategy.strategy import fingerprint
@@ -104,6 +104,17 @@ def choose(
     return Architecture.from_json(chosen["arch"], space.space), chosen["metrics"]
 
 
+def judged_by(search: Search, source: str) -> str:
+    """How a trial was measured when a network was chosen, for people."""
+    if source in (FINALIST, REGULAR):
+        return (
+            f"in {search.folds}-fold cross-validation of a short training" if search.folds > 1 else "on validation, after a short training"
+        )
+    if isinstance(search.method, AskTell) and search.method.evaluator == "scratch":
+        return "on validation, after a short training"
+    return "on validation, with shared weights"
+
+
 def finalist_workers(search: Search) -> int:
     """How many processes train finalists side by side, of one thread each: networks this small gain next to nothing from a second thread.
 
@@ -138,10 +149,13 @@ def _train_finalists(
     finalists: with the source of their trials. earlier: trials of others, which tell how long one takes.
     """
 
+    # one short training, by what the final one is expected to take
+    one_s = clock.expected.get("training", 0.0) / len(search.budgets) * search.proxy.epochs / search.recipe.epochs
+
     def over(results: Mapping[str, Any]) -> bool:
         folder.book("finalists")
         known = [result["seconds"] for result in results.values()] + [trial.seconds / search.folds for trial in earlier]
-        return clock.over("finalists", clock.part(at), next_s=max(known, default=0.0))
+        return clock.over("finalists", clock.part(at), next_s=max(known, default=one_s))
 
     numbered = list(enumerate(finalists, start=first))
     jobs = [  # of a name that says which architecture it was: a result is never another's
@@ -149,7 +163,7 @@ def _train_finalists(
         for number, (arch, _) in numbered
     ]
     phase = f"training {len(finalists)} finalists" + (f", {search.folds} times each" if search.folds > 1 else "")
-    results = pool.run([job for of_one in jobs for job in of_one], folder, progress, phase, over)
+    results = pool.run([job for of_one in jobs for job in of_one], folder, progress, phase, over, clock.past)
     folder.book("finalists")
     judged: list[Trial] = []
     for (number, (arch, source)), of_one in zip(numbered, jobs, strict=True):

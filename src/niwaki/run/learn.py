@@ -77,6 +77,7 @@ def learn(
                 folder.book(phase)
             if cut:
                 folder.store.set_fact(f"cut {name}", learner.step)
+                folder.store.set_fact(f"planned {name}", total)
                 folder.note(f"The time limit cut {name} short: {learner.step} of {total} steps were taken.")
             if interrupted():
                 raise KeyboardInterrupt

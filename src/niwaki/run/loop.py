@@ -32,6 +32,8 @@ from niwaki.task.task import derive_seed
 from niwaki.train.loop import evaluate, start
 from niwaki.trial import EvaluationFailed, Trial
 
+HARDLY = 0.1  # of its planned steps: with fewer, a network is called hardly trained
+
 
 def run(search: Search, folder: Folder, progress: Progress | None = None) -> list[Chosen]:
     """The chosen and trained network of each budget; everything on the way is in `folder`."""
@@ -165,9 +167,20 @@ def _judged(search: Search, number: int, arch: Architecture, judge: Callable[[Ar
     return Trial(number, arch, {**metrics, **counted(search, arch)}, source, time.perf_counter() - began)
 
 
+def trained_share(folder: Folder, name: str) -> float:
+    """What of the planned steps of the final training called `name` was taken."""
+    cut, planned = folder.store.fact(f"cut {name}"), folder.store.fact(f"planned {name}")
+    return 1.0 if cut is None or not planned else cut / planned
+
+
+def training_name(budgets: int, at: int) -> str:
+    """Of the final training for budget number `at` of so many."""
+    return "training" if budgets == 1 else f"training {at}"
+
+
 def _train(search: Search, at: int, arch: Architecture, folder: Folder, progress: Progress, clock: Clock) -> fx.GraphModule:
     """The chosen network, trained from scratch on training and validation data."""
-    name = "training" if len(search.budgets) == 1 else f"training {at}"
+    name = training_name(len(search.budgets), at)
     module = build(search.network, arch, seed=derive_seed(search.seed, "final weights"))
     training = start(
         module,
@@ -178,4 +191,9 @@ def _train(search: Search, at: int, arch: Architecture, folder: Folder, progress
         device=torch.device(search.device),
     )
     learn(training, folder, progress, clock, phase="training", name=name, part=clock.part(at))
+    if trained_share(folder, name) < HARDLY:
+        folder.note(
+            f"The network for {search.budgets[at].text} is hardly trained: the time limit left {folder.store.fact(f'cut {name}')} of"
+            f" {folder.store.fact(f'planned {name}')} steps. Take its figures for nothing, and give the search more time."
+        )
     return training.evaluation_module()  # type: ignore[return-value]

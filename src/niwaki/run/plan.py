@@ -65,7 +65,9 @@ MOST_PASSES = 2  # over the architecture's share in an epoch
 MOST_APART, MOST_RESOLUTIONS = 3, 8  # input resolutions that are searched each for itself: by default, and where it is asked for
 FINAL_STEPS = 7000  # optimizer steps of the final training, where the fewest and most epochs allow it
 THREADED_MACS = 3e8  # of a batch through the largest member; with fewer, one thread is as fast as two
-WORKERS_START_S = 5.0  # until processes that train finalists have imported what they need
+WORKERS_START_S = 5.0  # until processes that train finalists have imported what they need, where nothing else runs
+STARTING = 0.15  # of a time limit, at most, may go by while they do; else finalists are trained in the process of the search
+TIMED_S = 0.1  # for which steps are timed at least, where there is a time limit: longer than a busy machine lets one process run at a time
 FOLDS = 3
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 TIMED = 4  # networks, for an estimate
@@ -400,10 +402,15 @@ def fit_to_minutes(asked: Config, config: Config, search: Search) -> tuple[Confi
 
     What was asked for stays as it is. Without a limit nothing changes, and the estimate is all.
     """
-    seconds = estimate(search)
     if config.minutes is None:
-        return config, search, seconds
-    room = 0.9 * working_seconds(config.minutes, len(search.budgets))
+        return config, search, estimate(search)
+    working_s = working_seconds(config.minutes, len(search.budgets))
+    if asked.workers is None and STARTING * working_s < WORKERS_START_S:
+        config = config_of({**config.to_json(), "workers": 1}, "the planned configuration")
+        search = replace(search, workers=1)
+    began = time.perf_counter()
+    seconds = estimate(search)
+    room = 0.9 * (working_s - (time.perf_counter() - began))
     for scale in 0.97 ** np.arange(150):  # down to a hundredth
         smaller = _scaled(asked, config, float(scale))
         expected = {phase: _share(phase, config, smaller) * value for phase, value in seconds.items()}
@@ -462,6 +469,7 @@ def _share(phase: str, config: Config, smaller: Config) -> float:
 
 def estimate(search: Search) -> dict[str, float]:
     """Seconds that each phase will take on this machine, in their order, by timing a few steps of each."""
+    timed_s = 0.0 if search.minutes is None else TIMED_S
     space = space_of(search.network)
     spaces = [within(space, budget.limits) for budget in search.budgets]
     # of networks of one budget one may take several times as long as another
@@ -474,7 +482,7 @@ def estimate(search: Search) -> dict[str, float]:
 
     def per_epoch() -> float:
         """Of one network of each budget."""
-        return sum(mean(map(_seconds_per_step, of_budget)) * of_budget[0].steps_per_epoch for of_budget in trainings)
+        return sum(mean(_seconds_per_step(one, timed_s) for one in of_budget) * of_budget[0].steps_per_epoch for of_budget in trainings)
 
     an_epoch = per_epoch()
     from_scratch = search.proxy.epochs * an_epoch
@@ -490,12 +498,12 @@ def estimate(search: Search) -> dict[str, float]:
             learner = learner_of(search, method, aims_of(search, spaces))
         if isinstance(learner, DMaskingSearch):
             weight_steps = learner.method.epochs * learner.weight_steps
-            seconds["search"] = weight_steps * _seconds_per_step(learner)
+            seconds["search"] = weight_steps * _seconds_per_step(learner, timed_s)
             if learner.method.warmup_epochs < learner.method.epochs:  # steps on the logits run all paths, and cost several times as much
                 learner.step = learner.method.warmup_epochs * learner.weight_steps + learner.weight_steps
-                seconds["search"] += (learner.total_steps - weight_steps) * _seconds_per_step(learner)
+                seconds["search"] += (learner.total_steps - weight_steps) * _seconds_per_step(learner, timed_s)
         else:
-            seconds["search"] = learner.total_steps * _seconds_per_step(learner)
+            seconds["search"] = learner.total_steps * _seconds_per_step(learner, timed_s)
         began = time.perf_counter()
         with suppress(EvaluationFailed):  # what a few steps have made is not always of any use; how long it takes is the same
             SharedWeights(learner.net, search.task)(archs[0][0])
@@ -513,12 +521,14 @@ def estimate(search: Search) -> dict[str, float]:
     return seconds
 
 
-def _seconds_per_step(learner: DMaskingSearch | TuNASSearch | OneShotSearch | Training, steps: int = 4) -> float:
+def _seconds_per_step(learner: DMaskingSearch | TuNASSearch | OneShotSearch | Training, timed_s: float, steps: int = 4) -> float:
     began, before = time.perf_counter(), learner.step
     with suppress(TrainingDiverged):  # the work itself will find that out, and keep its last good state
         learner.run(1)  # the first one allocates
         began, before = time.perf_counter(), learner.step
         learner.run(steps)
+        while time.perf_counter() - began < timed_s and not learner.finished:
+            learner.run(steps)
     return (time.perf_counter() - began) / max(1, learner.step - before)
 
 

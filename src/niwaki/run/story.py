@@ -28,6 +28,7 @@ from niwaki.report.record import (
     SpaceFacts,
     wilson_interval,
 )
+from niwaki.run.config import BY_GRADIENT
 from niwaki.run.finalists import FINALIST, REGULAR
 from niwaki.run.folder import Folder
 from niwaki.run.search import Search
@@ -103,6 +104,7 @@ def record_of(folder: Folder) -> Record:
             tuple(Example(one["image"], one["label"]) for one in store.fact("examples", [])),
             noun="rows" if "columns" in data else "images", target=data.get("target", ""),
             columns=tuple((column["name"], column["categories"]) for column in data.get("columns", ())), missing=data.get("missing", 0),
+            missing_texts=data.get("missing_texts", {}),
         ),
         budgets=budgets,
         space=None if space is None else SpaceFacts(
@@ -118,6 +120,8 @@ def record_of(folder: Folder) -> Record:
         quality=_quality(folder, first, metric),
         macs=first["macs"] if first else None,
         params=first["params"] if first else None,
+        hardly_trained=bool(first and first.get("hardly_trained")),
+        judged="by a short training" if config["evaluator"] == "scratch" and config["method"] not in BY_GRADIENT else "with shared weights",
         layers=tuple(Layer(**row) for row in facts.get("layers", [])),
         picture=facts.get("picture", ""),
         chosen=tuple(_chosen(row, at, limits[at], metric) for at, row in enumerate(summary["budgets"]) if len(limits) > 1) if summary else (),
@@ -207,7 +211,7 @@ def _quality(folder: Folder, first: dict[str, Any] | None, metric: str) -> Quali
         first["metrics"]["validation"][metric], test[metric], interval, tuple(map(tuple, found["confusion"])),
         tuple(Example(**one) for one in found["mistakes"]), {name: value for name, value in said.items() if not name.startswith(NEGATIVE)},
         pairs=tuple(map(tuple, found.get("pairs", ()))),
-        folds=(folder.plan["config"]["search"]["folds"] or 1) if folder.store.fact("result choice 0")["source"] in (FINALIST, REGULAR) else 1,
+        judged=first.get("judged", "on validation"),
     )  # fmt: skip
 
 

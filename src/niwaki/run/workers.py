@@ -22,6 +22,8 @@ import torch
 from niwaki.run.folder import Folder, once
 from niwaki.run.progress import Progress
 
+LOOK_S = 0.5  # seconds between looks at the clock while processes work
+
 Stop = Callable[[Mapping[str, Any]], bool]
 
 
@@ -63,11 +65,18 @@ class Workers:
         self._started.clear()
 
     def run(
-        self, jobs: Sequence[Job], folder: Folder, progress: Progress, phase: str, stop: Stop = lambda results: False
+        self,
+        jobs: Sequence[Job],
+        folder: Folder,
+        progress: Progress,
+        phase: str,
+        stop: Stop = lambda results: False,
+        abandon: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
         """The results by name: those that `folder` has are read, the others made, in this order as far as workers are free.
 
         stop: asked with the results so far; once it says so, no further job is begun, and what was not has no result.
+        abandon: asked every now and then while processes work; once it says so, what they have begun is given up, too.
         """
         known = {job.name: folder.store.fact(f"result {job.name}") for job in jobs}
         results = {name: result for name, result in known.items() if result is not None}
@@ -75,7 +84,7 @@ class Workers:
         progress.phase(phase, len(jobs))
         progress.advance(len(results))
         if self.count > 1 and waiting:
-            self._share(waiting, results, folder, progress, stop)
+            self._share(waiting, results, folder, progress, stop, abandon)
         elif waiting:
             self._do(waiting, results, folder, progress, stop)
         return {job.name: results[job.name] for job in jobs if job.name in results}
@@ -88,7 +97,9 @@ class Workers:
                 results[job.name] = once(folder, job.name, partial(job.function, *self.common, *job.arguments))
                 progress.advance(len(results))
 
-    def _share(self, waiting: list[Job], results: dict[str, Any], folder: Folder, progress: Progress, stop: Stop) -> None:
+    def _share(
+        self, waiting: list[Job], results: dict[str, Any], folder: Folder, progress: Progress, stop: Stop, abandon: Callable[[], bool]
+    ) -> None:
         if (missing := min(self.count, len(waiting)) - len(self._started)) > 0:
             common = pickle.dumps(self.common)
             self._started += [_Worker(common) for _ in range(missing)]
@@ -102,7 +113,10 @@ class Workers:
                         busy[threads.submit(worker.ask, job)] = worker, job
                     if not busy:
                         return
-                    done = wait(busy, return_when=FIRST_COMPLETED).done
+                    done = wait(busy, timeout=LOOK_S, return_when=FIRST_COMPLETED).done
+                    if not done and abandon():
+                        self.__exit__()
+                        return
                     for ready in sorted(done, key=lambda one: one.exception() is not None):  # results are kept before an error is raised
                         worker, job = busy.pop(ready)
                         idle.append(worker)
