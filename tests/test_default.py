@@ -305,3 +305,13 @@ def test_two_objectives_reach_most_of_the_front():
     ours, chance = ([share(strategy, seed) for seed in range(4)] for strategy in (ACCURATE_AND_SMALL, RandomSearch()))
     assert np.mean(ours) > 0.97
     assert 1 - np.mean(ours) < 0.5 * (1 - np.mean(chance))
+
+
+def test_where_nothing_told_keeps_a_limit_that_nothing_is_known_about_it_still_proposes():
+    space = toy_space()
+    archs = list(space.enumerate())
+    strategy = Default(Objective("accuracy", (measured("ms") <= 1,)))
+    state = strategy.tell(strategy.init(space), [Trial(number, archs[number], {}, status="failed") for number in range(24)])
+    state = strategy.tell(state, [Trial(24, archs[24], {"accuracy": 0.5, "ms": 3.0})])
+    [arch] = strategy.ask(state, 1, Random(0), ())
+    assert arch not in archs[:25]

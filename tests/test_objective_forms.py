@@ -95,7 +95,18 @@ def test_without_limits_every_reward_is_the_quality(name):
 @pytest.mark.parametrize("name", [*PLAIN, *ADAPTIVE])
 def test_the_slope_over_log_cost_is_the_one_that_the_form_promises(name):
     form = {**PLAIN, **ADAPTIVE}[name]
-    state = {"multipliers": [0.3], "excess": [0.0], "penalty": 2.0, "violation": None, "weights": [1.0], "limits": 1, "points": []}
+    state = {
+        "multipliers": [0.3],
+        "excess": [0.0],
+        "penalty": 2.0,
+        "violation": None,
+        "weights": [1.0],
+        "limits": 1,
+        "points": [],
+        "seen": 3,
+        "mean": 0.5,
+        "squares": 0.2,
+    }  # of all forms
     for ratio in (0.3, 0.7, 1.4, 1.9):
 
         def reward(log_ratio, form=form):
@@ -118,6 +129,7 @@ def test_the_slope_over_log_cost_is_the_one_that_the_form_promises(name):
             "augmented-lagrangian": -max(0.0, 0.3 + 2 * (ratio - 1)) * ratio,
             "minimax": -0.1 * ratio * math.copysign(1, ratio - 1),
             "hypervolume": -quality * ratio,
+            "feasible-first": -1 / ratio if ratio > 1 else 0.0,
         }[name]
         if name == "rejection":
             form = Rejection(0.0)
@@ -140,6 +152,30 @@ def test_another_unit_of_the_cost_changes_no_reward_but_the_linear_one(name):
             state = objective.update(objective.init(), seen[:4])
             rewards.append([objective.reward(metrics, state) for metrics in seen])
         assert (rewards[0] == rewards[1]) == (name != "linear")
+
+
+def test_the_default_form_puts_all_that_is_feasible_first_in_the_order_of_quality_whatever_its_unit():
+    rng = Random(1)
+    seen = [{"accuracy": rng.gauss(0.7, 0.1), "cost": rng.uniform(1, 300)} for _ in range(60)]
+    rewards = {}
+    for unit in (1, 100, -1e6):
+        objective = Objective("accuracy" if unit > 0 else "-accuracy", [measured("cost") <= 100])
+        told = [{**metrics, "accuracy": unit * metrics["accuracy"]} for metrics in seen]
+        state = objective.update(objective.update(objective.init(), told[:20]), told[20:])
+        rewards[unit] = [objective.reward(metrics, state) for metrics in told]
+    by_hand = [(m["accuracy"] - np.mean([one["accuracy"] for one in seen])) / np.std([one["accuracy"] for one in seen]) for m in seen]
+    feasible = [metrics["cost"] <= 100 for metrics in seen]
+    assert [r for r, kept in zip(rewards[1], feasible, strict=True) if kept] == pytest.approx(
+        [max(-2.0, z) for z, kept in zip(by_hand, feasible, strict=True) if kept]
+    )
+    over = sorted((m["cost"], r) for m, r, kept in zip(seen, rewards[1], feasible, strict=True) if not kept)
+    assert [r for _, r in over] == sorted((r for _, r in over), reverse=True)
+    assert all(-3 < r < -2 for _, r in over)
+    assert rewards[100] == pytest.approx(rewards[1], rel=1e-9)
+    assert rewards[-1e6] == pytest.approx(rewards[1], rel=1e-6)
+    assert Objective("accuracy").reward({"accuracy": 90.0}) == 90.0, "without limits it is the quality"
+    with pytest.raises(ObjectiveError, match=r"FeasibleFirst rewards by what was seen before"):
+        Objective("accuracy", [macs <= 100]).reward({"accuracy": 0.5, "macs": 50})
 
 
 def test_a_reward_that_cannot_be_is_an_error_that_says_why():
@@ -456,7 +492,7 @@ def test_a_state_read_back_goes_on_with_the_same_rewards(name):
         part = objective.update(json.loads(json.dumps(part)) if number % 5 == 4 else part, batch)
     assert part == whole
     assert [objective.reward(m, part) for m in batches[0]] == [objective.reward(m, whole) for m in batches[0]]
-    if name != "hypervolume":
+    if name not in ("hypervolume", "feasible-first"):
         with pytest.raises(ObjectiveError, match=r"for 2 limits; the objective has 1"):
             replace(objective, subject_to=[macs <= 100]).reward(batches[0][0], whole)
 
@@ -576,7 +612,7 @@ def test_the_slope_test_warns_of_a_beta_that_does_not_hold_the_cost():
         found = max(trials, key=lambda one, objective=objective: objective.reward(one.metrics))
         assert found.metrics["cost"] == pytest.approx(upper, rel=0.03)
     with pytest.raises(ObjectiveError, match=r"none is within it"):
-        slope_test(trials, Objective("accuracy", [measured("cost") <= 0.1]))
+        slope_test(trials, Objective("accuracy", [measured("cost") <= 0.1], Absolute()))
     with pytest.raises(ObjectiveError, match=r"for one limit and tunas-absolute"):
         slope_test(trials, Objective("accuracy", [measured("cost") <= 1], Hinge()))
 

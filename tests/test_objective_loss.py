@@ -36,7 +36,7 @@ LIMITS = (measured("a") <= 20.0, measured("b") <= 30.0, measured("c") <= 100.0)
 LOSSES = {
     name: Linear((1e-2, 2e-2, 3e-3)) if name == "linear" else form
     for name, form in FORMS.items()
-    if name not in ("mnasnet-soft", "mnasnet-hard", "rejection", "chance", "hypervolume")
+    if name not in ("mnasnet-soft", "mnasnet-hard", "rejection", "chance", "hypervolume", "feasible-first")
 }
 WAYS = (None, Mean(), Mean((1, 2, 3)), Worst(), SmoothWorst(0.3), CVaR(0.4), CVaR(0.8))
 

@@ -1,6 +1,7 @@
 """Policies against enumeration, updates against hand-written steps, and the contract of a strategy."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -11,7 +12,7 @@ from niwaki.distribution.tree import Tree
 from niwaki.evaluate.listed import Listed
 from niwaki.factor.factor import Cost, Factor, Limit
 from niwaki.factor.within import within
-from niwaki.objective import Lagrangian, Objective, macs
+from niwaki.objective import BEST_ACCURACY, Lagrangian, Objective, macs, measured
 from niwaki.run.ask_tell import AskTellSearch, ask_and_tell, ask_and_tell_side_by_side, attempt
 from niwaki.space.size import taken
 from niwaki.space.space import Decision, Space
@@ -19,7 +20,7 @@ from niwaki.store.engine import open_store
 from niwaki.strategy.learned import Learned
 from niwaki.strategy.lstm import Lstm
 from niwaki.strategy.policy import Rejecting, softmaxes
-from niwaki.strategy.policy_gradient import BEST_ACCURACY, Adam, Clipped, DelayedRamp, Moments, PolicyGradient
+from niwaki.strategy.policy_gradient import Adam, Clipped, DelayedRamp, Moments, PolicyGradient
 from niwaki.testing.strategy import check_strategy
 from niwaki.testing.toy import toy_evaluate, toy_macs, toy_space
 from niwaki.trial import Trial
@@ -291,6 +292,22 @@ def test_a_form_with_multipliers_follows_each_batch_and_survives_a_save():
     assert multiplier > 0
     after = strategy.tell(state, [Trial(4, dear, evaluate(dear))])
     assert after.batch[0].reward == pytest.approx(evaluate(dear)["accuracy"] - multiplier * (limit.ratio(evaluate(dear)) - 1))
+
+
+@pytest.mark.parametrize("strategy", [REINFORCE, PPO], ids=["reinforce", "ppo"])
+@pytest.mark.parametrize("unit", [1, 100])
+def test_a_policy_learns_to_keep_a_measured_limit_in_whatever_unit_the_quality_is(strategy, unit):
+    space = toy_space()
+    evaluate = toy_evaluate(space)
+    told = {arch: {"accuracy": unit * one["accuracy"], "ms": one["macs"]} for arch in space.enumerate() for one in [evaluate(arch)]}
+    limit = float(np.quantile([one["ms"] for one in told.values()], 0.15))
+    strategy = replace(strategy, objective=Objective("accuracy", (measured("ms") <= limit,)))
+    state, trials = strategy.init(space), []
+    while len(trials) < 600:
+        asked = strategy.ask(state, 20, Random(f"2/{len(trials)}"), pending=())
+        batch = [Trial(len(trials) + at, arch, told[arch]) for at, arch in enumerate(asked)]
+        state, trials = strategy.tell(state, batch), trials + batch
+    assert np.mean([trial.metrics["ms"] <= limit for trial in trials[-100:]]) > 0.8
 
 
 def test_what_failed_is_learned_from_as_the_worst_reward():

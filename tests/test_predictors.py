@@ -30,6 +30,8 @@ from niwaki.predictor.graph import (
 )
 from niwaki.predictor.sequence import SequenceRecipe, fit_autoencoder, moved
 from niwaki.recipe import nao, neural_predictor
+from niwaki.space.rows import genotype_keys
+from niwaki.space.space import Space
 from niwaki.strategy.nao import NAO
 from niwaki.strategy.neural_predictor import NeuralPredictor, graphs_of
 from niwaki.strategy.scores import scores_of
@@ -303,9 +305,42 @@ def test_scores_put_what_is_over_a_limit_below_all_that_is_within_it_by_how_far_
     objective = Objective("accuracy", parse_budget("macs<=100"))
     metrics = [{"accuracy": a, "macs": m} for a, m in ((0.5, 90), (0.7, 100), (0.9, 110), (0.95, 150), (0.1, 400))]
     scores = scores_of(objective, metrics)
-    assert scores[:2].tolist() == [0.5, 0.7]
-    assert 0.5 > scores[2] > scores[3] > scores[4]
+    assert scores[1] > scores[0] > scores[2] > scores[3] > scores[4]
+    points = [{**one, "accuracy": 100 * one["accuracy"]} for one in metrics]
+    assert scores_of(objective, points) == pytest.approx(scores), "in another unit it is the same"
     assert scores_of(Objective("accuracy"), metrics).tolist() == [0.5, 0.7, 0.9, 0.95, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "proposed", "told_apart_by"),
+    [
+        (NeuralPredictor(first=12, recipe=QUICK), lambda strategy, state: strategy.ranked(state), slice(None)),
+        (NAO(first=12, per_round=6, seeds=4, most_eta=3, recipe=SHORT), lambda strategy, state: strategy.generated(state), slice(0)),
+    ],
+    ids=["neural_predictor", "nao"],
+)
+def test_spaces_of_the_same_decisions_that_know_other_things_of_their_architectures_share_no_result(strategy, proposed, told_apart_by):
+    class Alike:
+        """As a network in which nothing flows, and in which some decisions change nothing."""
+
+        def keys(self, rows):
+            return genotype_keys(rows[:, told_apart_by])
+
+        def paths(self, rows):
+            return np.zeros((len(rows), 0), dtype=np.float32)
+
+        def flow(self):
+            return np.zeros((len(toy_space()) + 2, len(toy_space()) + 2), dtype=np.float32)
+
+    plain, alike = toy_space(), Space(toy_space().decisions, Alike())
+    assert plain == alike
+    evaluate, first = toy_evaluate(plain), plain.sample_many(12, np.random.default_rng(0)).tolist()
+
+    def rows(space):
+        trials = [Trial(number, space.from_indices(row), evaluate(space.from_indices(row))) for number, row in enumerate(first)]
+        return [row.tolist() for row in proposed(strategy, strategy.tell(strategy.init(space), trials))]
+
+    assert rows(plain) != rows(alike)
 
 
 # --- the recipes -------------------------------------------------------------------------------------------------------------------

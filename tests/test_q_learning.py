@@ -6,6 +6,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from niwaki.objective import Objective, measured
 from niwaki.space.space import Decision, Space
 from niwaki.strategy.q_learning import PUBLISHED_EVALUATIONS, SCHEDULE, QLearning, steps_of
 from niwaki.testing.toy import toy_space
@@ -34,7 +35,7 @@ def learned(strategy, episodes, rate, seed=0):
     return np.array(found), table
 
 
-EMPTY = {"walks": np.zeros((0, STEPS), np.uint8), "rewards": np.zeros(0), "seen": np.zeros(0, np.uint64)}
+EMPTY = {"walks": np.zeros((0, STEPS), np.uint8), "told": np.zeros((0, 2)), "seen": np.zeros(0, np.uint64)}
 
 
 def test_dealing_the_reward_to_all_steps_is_learned_from_in_half_the_episodes_or_fewer():
@@ -69,7 +70,7 @@ def test_values_converge_to_those_of_value_iteration_where_rewards_are_certain(s
         assert table[0, 0:2] == pytest.approx([2.0, 2.0], abs=1e-3)
     else:
         assert table[3:5, 4:6] == pytest.approx(np.array([[1.0, 1.0], [1.0, 2.0]]) / 3, abs=1e-3)
-    state = strategy.load(space, {"space": space.hash}, {"walks": np.zeros((0, 3), np.uint8), "rewards": np.zeros(0), "seen": np.zeros(0, np.uint64), "table": table})  # fmt: skip
+    state = strategy.load(space, {"space": space.hash}, {"walks": np.zeros((0, 3), np.uint8), "told": np.zeros((0, 2)), "seen": np.zeros(0, np.uint64), "table": table})  # fmt: skip
     assert list(strategy.greedy(state).values())[1:] == [1, 1]
 
 
@@ -93,6 +94,20 @@ def test_walks_of_conditional_spaces_step_over_what_does_not_exist():
     strategy = QLearning(rate=1.0, replay=0)
     table = strategy.tell(strategy.init(space), [trial]).table
     assert sorted(table[table > 0]) == pytest.approx([1 / 3, 2 / 3, 1.0]), "the shares of the steps add up from the end"
+
+
+def test_what_is_over_a_limit_is_worth_less_than_all_that_is_within_it_however_good_and_a_save_keeps_it():
+    space = Space((Decision("a", (0, 1, 2)),))
+    small, good, large = space.enumerate()
+    strategy = QLearning(Objective("accuracy", (measured("ms") <= 1,)), rate=0.5, replay=2)
+    told = [(small, 10.0, 0.5), (good, 60.0, 1.0), (large, 95.0, 1.01)] * 20
+    trials = [Trial(number, arch, {"accuracy": accuracy, "ms": ms}) for number, (arch, accuracy, ms) in enumerate(told)]
+    state = strategy.tell(strategy.init(space), trials)
+    values = state.table[0].tolist()
+    assert values[1] > values[0] > values[2]
+    half = strategy.tell(strategy.init(space), trials[:30])
+    content, arrays = strategy.save(half)
+    assert np.array_equal(strategy.tell(strategy.load(space, content, arrays), trials[30:]).table, state.table)
 
 
 @pytest.mark.parametrize("settings", [{"rate": 0}, {"discount": 2}, {"replay": -1}, {"evaluations": 0}])

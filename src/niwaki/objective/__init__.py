@@ -1,7 +1,7 @@
 """Objectives: what to maximize, limits to keep, rewards, several devices, fronts. Nothing here knows torch; losses are in gradient/."""
 
 from niwaki.objective.devices import CVaR, Mean, SmoothWorst, Worst
-from niwaki.objective.dual import AugmentedLagrangian, Chance, Lagrangian, Minimax, State
+from niwaki.objective.dual import AugmentedLagrangian, Chance, FeasibleFirst, Lagrangian, Minimax, Spread, State, standing
 from niwaki.objective.error import ObjectiveError
 from niwaki.objective.front import (
     Frame,
@@ -30,7 +30,7 @@ from niwaki.objective.limit import (
     peak_activation,
     size,
 )
-from niwaki.objective.objective import NO_STATE, Objective, value_of
+from niwaki.objective.objective import BEST_ACCURACY, NO_STATE, Objective, value_of
 from niwaki.objective.reward import (
     Absolute,
     Form,
@@ -51,6 +51,7 @@ from niwaki.objective.text import ACROSS, FORMS, parse_across, parse_form
 
 __all__ = [
     "ACROSS",
+    "BEST_ACCURACY",
     "COUNTED",
     "FORMS",
     "NO_STATE",
@@ -60,6 +61,7 @@ __all__ = [
     "CVaR",
     "Chance",
     "Constraint",
+    "FeasibleFirst",
     "Form",
     "Frame",
     "Hinge",
@@ -79,6 +81,7 @@ __all__ = [
     "Slope",
     "SmoothWorst",
     "Spent",
+    "Spread",
     "State",
     "Worst",
     "activations",
@@ -103,6 +106,7 @@ __all__ = [
     "peak_activation",
     "size",
     "slope_test",
+    "standing",
     "sweep",
     "tunas_absolute",
     "value_of",

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any, Protocol
+
+import numpy as np
 
 from niwaki.objective.error import ObjectiveError
 from niwaki.objective.reward import Form, Spent, tunas_absolute
@@ -173,6 +176,61 @@ class Minimax:
         most = max(excess, default=0.0)  # taken out, so that no exponential overflows
         grown = [w * math.exp(self.rate * (e - most)) for w, e in zip(state["weights"], excess, strict=True)]
         return {"weights": [w / math.fsum(grown) for w in grown]}
+
+
+LEAST = -2.0  # standing of a quality within the limits: one of the worst is no outlier that a squared error would see alone
+
+
+def standing(quality: np.ndarray, violation: np.ndarray, mean: float, deviation: float) -> np.ndarray:
+    """Quality and violation (N,) as one number, larger is better, whatever the unit of the quality: feasible first.
+
+    Within the limits it is by how many `deviation`s the quality is above `mean`, at least `LEAST`; beyond, LEAST - violation / (1 + violation).
+    """
+    within = np.maximum((quality - mean) / (deviation or 1.0), LEAST)
+    return np.where(violation == 0, within, LEAST - violation / (1 + violation))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and squared deviations, summed, of `seen` qualities (Welford)."""
+
+    seen: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def after(self, quality: float) -> Spread:
+        mean = self.mean + (quality - self.mean) / (self.seen + 1)
+        return Spread(self.seen + 1, mean, self.squares + (quality - self.mean) * (quality - mean))
+
+    def standing(self, quality: float, violation: float) -> float:
+        """The `standing` among what was seen; before anything was, of an average quality."""
+        mean, deviation = (self.mean, math.sqrt(self.squares / self.seen)) if self.seen else (quality, 0.0)
+        return float(standing(np.float64(quality), np.float64(violation), mean, deviation))
+
+
+@dataclass(frozen=True)
+class FeasibleFirst:
+    """The `standing` among all that was seen before: what is beyond a limit is worth less than all that is within. Ours, and the default.
+
+    It needs no constant that knows the unit of the quality, as an absolute reward does. Without limits it is the quality.
+    """
+
+    def init(self, limits: int) -> State:
+        return asdict(Spread()) if limits else {}
+
+    def reward(self, quality: float, spent: Sequence[Spent], state: State) -> float:
+        violation = math.fsum(max(0.0, one.ratio - 1) for one in spent)
+        return _spread(state).standing(quality, violation) if spent else quality
+
+    def update(self, state: State, observed: Observed) -> State:
+        return asdict(reduce(lambda spread, one: spread.after(one[0]), observed, _spread(state))) if state else state
+
+
+feasible_first = FeasibleFirst()
+
+
+def _spread(state: State) -> Spread:
+    return Spread(state["seen"], state["mean"], state["squares"])
 
 
 def mean_excess(observed: Observed) -> list[float]:

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from niwaki.objective.dual import Adaptive, State
+from niwaki.objective.dual import Adaptive, State, feasible_first
 from niwaki.objective.error import ObjectiveError
 from niwaki.objective.limit import Constraint, Joint
-from niwaki.objective.reward import Form, Spent, tunas_absolute
+from niwaki.objective.reward import Form, Spent
 from niwaki.trial import Trial
 
 NO_STATE: State = {}  # of the forms that need none
@@ -40,13 +40,13 @@ class Objective:
     """Make the metric `maximize` as large as the limits in `subject_to` allow: feasible first, then best, then cheapest.
 
     maximize: a metric, or "-metric" for one that is to be small: "-rmse", "-latency_ms". form: how quality and costs become one reward, for
-    searches that need one (reward.py, dual.py, or a function of one's own); `better` and `best` never look at it. toward: the limits that the
+    searches that need one (reward.py, dual.py, or a function of one's own; by default what is within the limits is worth more than all else); `better` and `best` never look at it. toward: the limits that the
     reward trades against quality, where they are others than `subject_to`: the mean over devices, say, with a cap for each in `subject_to`.
     """
 
     maximize: str = "accuracy"
     subject_to: tuple[Constraint | Joint, ...] = ()
-    form: Form | Adaptive = tunas_absolute
+    form: Form | Adaptive = feasible_first
     toward: tuple[Constraint | Joint, ...] = ()
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class Objective:
         quality, spent = self._seen(metrics)
         if callable(self.form):
             reward = self.form(quality, spent)
-        elif state:
+        elif state or not self.init():
             reward = self.form.reward(quality, spent, state)
         else:
             raise ObjectiveError(
@@ -127,6 +127,9 @@ class Objective:
             return f"{text}; {' and '.join(map(str, never))} {'is' if len(never) == 1 else 'are'} kept by none of them"
         over = [limit for limit in self.subject_to if limit.cost(closest.metrics) > limit.target]
         return f"{text}, over {' and '.join(map(str, over))}: each limit is kept by some, but not all by one"
+
+
+BEST_ACCURACY = Objective("accuracy")
 
 
 def listed(metrics: Mapping[str, float]) -> str:

@@ -1,6 +1,8 @@
 """Quality and costs as one number, as the published searches reward an architecture. None of these picks the final one: `Objective.better` does.
 
-All but `Linear` see a cost only as the ratio of what is spent to the target, so that units do not matter. None survives rescaling quality.
+All but `Linear` see a cost only as the ratio of what is spent to the target, so that the cost's unit does not matter. The quality's does: the
+constants of all but the products are in its unit (a beta of -0.1 for an accuracy from 0 to 1 is -10 for one in points); a product of a quality
+in another unit is the same reward in another unit. `FeasibleFirst` in dual.py, the default, knows no unit at all.
 With several limits each is charged for itself; `Joint` in limit.py makes one of several devices.
 
 >>> round(Absolute(beta=-0.1)(0.9, [Spent(cost=3.0, target=2.0)]), 3), round(mnasnet_soft(0.9, [Spent(3.0, 2.0)]), 3)
@@ -110,7 +112,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Linear:
-    """quality - price * cost, in the cost's own unit: the one form that changes with the unit. price: one for all limits, or one for each."""
+    """quality - price * cost, in the cost's own unit: the one form that changes with the unit of the cost. price: one for all limits, or one for each."""
 
     price: float | tuple[float, ...]
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from niwaki.objective.devices import Across, CVaR, Mean, SmoothWorst, Worst
-from niwaki.objective.dual import Adaptive, AugmentedLagrangian, Chance, Lagrangian, Minimax
+from niwaki.objective.dual import Adaptive, AugmentedLagrangian, Chance, Lagrangian, Minimax, feasible_first
 from niwaki.objective.error import ObjectiveError
 from niwaki.objective.front import HypervolumeGain
 from niwaki.objective.reward import (
@@ -37,6 +37,7 @@ FORMS: Mapping[str, Form | Adaptive | type[Linear]] = {  # as they are by themse
     "chance": Chance(),
     "minimax": Minimax(),
     "hypervolume": HypervolumeGain(),
+    "feasible-first": feasible_first,
 }
 ACROSS: Mapping[str, Across] = {"mean": Mean(), "worst": Worst(), "smooth-worst": SmoothWorst(), "cvar": CVaR()}
 

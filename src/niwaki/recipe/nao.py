@@ -9,10 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from niwaki.net.place import space_of
-from niwaki.objective import Objective
+from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.predictor.sequence import SequenceRecipe
 from niwaki.space.space import Space
-from niwaki.strategy.evolution import BEST_ACCURACY
 from niwaki.strategy.nao import NAO
 from niwaki.strategy.tokens import Tokens
 from niwaki.zoo.nao import nao as network

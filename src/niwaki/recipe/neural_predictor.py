@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
-from niwaki.objective import Objective
+from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.predictor.graph import GraphRecipe, PredictorError
 from niwaki.space.architecture import Architecture
-from niwaki.strategy.evolution import BEST_ACCURACY
 from niwaki.strategy.neural_predictor import NeuralPredictor
 from niwaki.strategy.strategy import SearchSpace
 from niwaki.trial import Trial

@@ -12,12 +12,11 @@ from typing import Any
 from niwaki.net.control import Network
 from niwaki.net.edit import expose
 from niwaki.net.place import space_of
-from niwaki.objective import Objective
+from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.run.ask_tell import Evaluate, attempt
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import Value
 from niwaki.space.space import Decision, Space
-from niwaki.strategy.evolution import BEST_ACCURACY
 from niwaki.strategy.strategy import Strategy
 from niwaki.trial import Trial
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from niwaki.objective import Objective
+from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import SpaceError
 from niwaki.strategy.ground import Ground, generator_of
@@ -29,7 +29,6 @@ from niwaki.strategy.surrogate import (
 )
 from niwaki.trial import Trial
 
-BEST_ACCURACY = Objective("accuracy")
 STARTS = 10  # architectures at random before anything is modelled
 MOST_TOLD = 256  # trials that a model is conditioned on
 MOST_FITTED = 160  # trials from which the settings of the kernel are found
@@ -283,7 +282,7 @@ class _View:
         return np.where(self.free, value, -np.inf)
 
     def _improvement(self) -> np.ndarray:
-        if self.limits and not self.kept.any():
+        if not self.kept.any():
             return np.ones(len(self.beliefs[0][0].mean))  # first of all, something that keeps them
         if len(self.scores) == 2:
             first, second = (self.beliefs[c][0] for c in (0, 1))

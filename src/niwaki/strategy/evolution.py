@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from niwaki.objective import Objective
+from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import BudgetError, SpaceError
 from niwaki.strategy.seen import Seen
@@ -24,8 +24,6 @@ from niwaki.strategy.strategy import (
     propose,
 )
 from niwaki.trial import Trial
-
-BEST_ACCURACY = Objective("accuracy")
 
 
 @dataclass(frozen=True)

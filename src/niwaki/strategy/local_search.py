@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from niwaki.objective import Objective
+from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.space.architecture import Architecture
-from niwaki.strategy.evolution import BEST_ACCURACY, Member, members_from_arrays, members_to_arrays
+from niwaki.strategy.evolution import Member, members_from_arrays, members_to_arrays
 from niwaki.strategy.seen import Log, Seen
 from niwaki.strategy.strategy import SearchSpace, check_space, fingerprint, propose
 from niwaki.trial import Trial

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from niwaki.objective import Objective
+from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.predictor.sequence import Autoencoder, SequenceRecipe, fit_autoencoder, moved
 from niwaki.space.architecture import Architecture
-from niwaki.strategy.evolution import BEST_ACCURACY, Member, members_from_arrays, members_to_arrays
+from niwaki.strategy.evolution import Member, members_from_arrays, members_to_arrays
 from niwaki.strategy.scores import scores_of, seed_from
 from niwaki.strategy.seen import Log, Seen
-from niwaki.strategy.strategy import SearchSpace, check_space, fingerprint, propose
+from niwaki.strategy.strategy import Itself, SearchSpace, check_space, fingerprint, propose
 from niwaki.strategy.tokens import Tokens
 from niwaki.trial import Trial
 
@@ -80,7 +80,7 @@ class NAO:
             if len(known) > 1:
                 rows = np.array(state.space.indices(member.arch for member in known), dtype=np.int32)
                 scores = scores_of(self.objective, [member.metrics for member in known])
-                yield from _generated(self, state.space, rows.tobytes(), scores.tobytes())
+                yield from _generated(self, Itself(state.space), rows.tobytes(), scores.tobytes())
 
     def tell(self, state: NAOState, trials: Sequence[Trial]) -> NAOState:
         ends, ok, told = list(state.ends), [], len(state.seen)
@@ -106,8 +106,9 @@ class NAO:
 
 
 @lru_cache(maxsize=4)
-def _generated(strategy: NAO, space: SearchSpace, rows: bytes, scores: bytes) -> tuple[np.ndarray, ...]:
+def _generated(strategy: NAO, of: Itself[SearchSpace], rows: bytes, scores: bytes) -> tuple[np.ndarray, ...]:
     """The new rows of a round; a function of what is known, so that a resumed search finds the same, fitted again."""
+    space = of.it
     known = np.frombuffer(rows, dtype=np.int32).reshape(-1, len(space.decisions))
     return tuple(generate(strategy, space, known, np.frombuffer(scores, dtype=np.float64), moved))
 
@@ -115,7 +116,7 @@ def _generated(strategy: NAO, space: SearchSpace, rows: bytes, scores: bytes) ->
 def generate(strategy: NAO, space: SearchSpace, known: np.ndarray, scores: np.ndarray, move: Move) -> list[np.ndarray]:
     """Rows that are new, found by `move` from the best of `known` (N, decisions) with their scores (N,); at most `per_round`."""
     known = np.ascontiguousarray(known, dtype=np.int32)
-    model, tokens = _fitted(strategy, space, known.tobytes(), np.ascontiguousarray(scores, dtype=np.float64).tobytes())
+    model, tokens = _fitted(strategy, Itself(space), known.tobytes(), np.ascontiguousarray(scores, dtype=np.float64).tobytes())
     best = np.argsort(-scores, kind="stable")[: strategy.seeds]
     taken, new = set(space.canonical_keys(known).tolist()), list[np.ndarray]()
     with torch.no_grad():
@@ -133,7 +134,8 @@ def generate(strategy: NAO, space: SearchSpace, known: np.ndarray, scores: np.nd
 
 
 @lru_cache(maxsize=4)
-def _fitted(strategy: NAO, space: SearchSpace, rows: bytes, scores: bytes) -> tuple[Autoencoder, Tokens]:
+def _fitted(strategy: NAO, of: Itself[SearchSpace], rows: bytes, scores: bytes) -> tuple[Autoencoder, Tokens]:
+    space = of.it
     known = np.frombuffer(rows, dtype=np.int32).reshape(-1, len(space.decisions))
     value, tokens = np.frombuffer(scores, dtype=np.float64), Tokens(space)
     seed = seed_from(value)

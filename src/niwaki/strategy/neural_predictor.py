@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from niwaki.objective import Objective
+from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.predictor.graph import Fitted, GraphRecipe, Graphs, TwoStage, fit_regressor, fit_two_stage
 from niwaki.space.architecture import Architecture
-from niwaki.strategy.evolution import BEST_ACCURACY, Member, members_from_arrays, members_to_arrays
+from niwaki.strategy.evolution import Member, members_from_arrays, members_to_arrays
 from niwaki.strategy.scores import scores_of
 from niwaki.strategy.seen import Log, Seen
-from niwaki.strategy.strategy import MOST_LISTED, SearchSpace, check_space, fingerprint, propose
+from niwaki.strategy.strategy import MOST_LISTED, Itself, SearchSpace, check_space, fingerprint, propose
 from niwaki.strategy.tokens import Tokens
 from niwaki.trial import Trial
 
@@ -79,7 +79,7 @@ class NeuralPredictor:
             told = np.array(state.space.indices(member.arch for member in state.ok), dtype=np.int32)
             told_keys, told_rows = set(state.space.canonical_keys(told).tolist()), {row.tobytes() for row in told}
             alike = []  # to one that was told
-            ranking = _ranking(self, state.space, rows.tobytes(), scores.tobytes())
+            ranking = _ranking(self, Itself(state.space), rows.tobytes(), scores.tobytes())
             for row, key in zip(ranking.rows, ranking.keys, strict=True):
                 if key not in told_keys:
                     yield row
@@ -132,7 +132,8 @@ class _Ranking:
 
 
 @lru_cache(maxsize=4)
-def _ranking(strategy: NeuralPredictor, space: SearchSpace, rows: bytes, scores: bytes) -> _Ranking:
+def _ranking(strategy: NeuralPredictor, of: Itself[SearchSpace], rows: bytes, scores: bytes) -> _Ranking:
+    space = of.it
     known = np.frombuffer(rows, dtype=np.int32).reshape(-1, len(space.decisions))
     value = np.frombuffer(scores, dtype=np.float64)
     seed = (

@@ -17,10 +17,10 @@ from optuna.samplers._ga import BaseGASampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from niwaki.objective import Objective
+from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.space.architecture import Architecture
 from niwaki.space.space import Decision, Space
-from niwaki.strategy.evolution import BEST_ACCURACY, Member, members_from_arrays, members_to_arrays
+from niwaki.strategy.evolution import Member, members_from_arrays, members_to_arrays
 from niwaki.strategy.seen import Log, Seen
 from niwaki.strategy.strategy import SearchSpace, check_space, fingerprint, unseen
 from niwaki.trial import Trial

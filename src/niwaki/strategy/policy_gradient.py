@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from niwaki.objective import Objective, State
+from niwaki.objective import BEST_ACCURACY, Objective, State
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import SpaceError
 from niwaki.strategy.policy import Controller, Policy, softmaxes
@@ -108,9 +108,6 @@ class Adam:
         rate = self.lr * self.schedule(moments.steps)
         moved = parameters + rate * (first / (1 - b1**steps)) / (np.sqrt(second / (1 - b2**steps)) + self.eps)
         return moved, Moments(first, second, steps)
-
-
-BEST_ACCURACY = Objective("accuracy")
 
 
 class Update(Protocol):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from niwaki.objective import Objective
+from niwaki.objective import BEST_ACCURACY, Objective, Spread
 from niwaki.space.architecture import Architecture
-from niwaki.strategy.evolution import BEST_ACCURACY
-from niwaki.strategy.scores import scores_of
 from niwaki.strategy.seen import Log, Seen
 from niwaki.strategy.strategy import SearchSpace, architectures_from_array, architectures_to_array, check_space, fingerprint, propose
 from niwaki.trial import Trial
@@ -23,12 +22,19 @@ PUBLISHED_EVALUATIONS = 178 * 64
 TRIES = 100  # walks over the budget, before one is drawn within it
 
 
+class Walk(NamedTuple):
+    arch: Architecture
+    quality: float
+    violation: float
+
+
 @dataclass(frozen=True)
 class QState:
     space: SearchSpace
     table: np.ndarray  # (1 + T, T), T options of all decisions together: [0] from the beginning, [1 + i] after option i was taken last
-    memory: Log[tuple[Architecture, float]] = field(default_factory=Log)
+    memory: Log[Walk] = field(default_factory=Log)
     seen: Seen = field(default_factory=Seen)
+    spread: Spread = field(default_factory=Spread)  # of the qualities in `memory`
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class QLearning:
 
     shaped: the reward at the end is dealt to all steps alike, r_t = r_T / T, which is BlockQNN's (Eq. 4); else it comes at the end alone.
     replay: past walks that are learned from again with each new one (BlockQNN replays 128 for 64 new ones). evaluations: over how many the
-    published schedule of epsilon goes. Deviation: a walk to an architecture that was seen is taken again.
+    published schedule of epsilon goes. Deviations: a walk to an architecture that was seen is taken again; under limits the reward is the
+    `standing` among all walks so far, feasible first.
     """
 
     objective: Objective = BEST_ACCURACY
@@ -80,17 +87,21 @@ class QLearning:
         if not trials:
             return state
         table, memory = state.table.copy(), list(state.memory)
-        seen, fresh = state.seen, []
+        seen, spread, fresh = state.seen, state.spread, list[Walk]()
         for trial in trials:
             seen = seen.with_([fingerprint(trial.arch)])
             if trial.status != "ok":
                 continue
-            fresh.append((trial.arch, float(scores_of(self.objective, [trial.metrics])[0])))
+            fresh.append(Walk(trial.arch, self.objective.quality(trial.metrics), self.objective.violation(trial.metrics)))
             memory.append(fresh[-1])
+            spread = spread.after(fresh[-1].quality)
             again = Random(f"replay/{len(memory)}")  # which walks are replayed follows from how many there were
-            for arch, reward in (memory[-1], *(again.choice(memory) for _ in range(self.replay))):
-                self.learn_(table, steps_of(state.space, arch), reward)
-        return replace(state, table=table, memory=state.memory.with_(fresh), seen=seen)
+            for walk in (memory[-1], *(again.choice(memory) for _ in range(self.replay))):
+                self.learn_(table, steps_of(state.space, walk.arch), self._reward(walk, spread))
+        return replace(state, table=table, memory=state.memory.with_(fresh), seen=seen, spread=spread)
+
+    def _reward(self, walk: Walk, spread: Spread) -> float:
+        return spread.standing(walk.quality, walk.violation) if self.objective.subject_to else walk.quality
 
     def learn_(self, table: np.ndarray, steps: Sequence[tuple[int, int, slice]], reward: float) -> None:
         """Q(s, a) <- (1 - rate) Q(s, a) + rate (r + discount max Q(s', .)) along a walk, in place, the last step first.
@@ -129,15 +140,18 @@ class QLearning:
         arrays = {
             "table": state.table,
             "seen": state.seen.to_array(),
-            "walks": architectures_to_array([arch for arch, _ in walks]),
-            "rewards": np.array([reward for _, reward in walks], dtype=np.float64),
+            "walks": architectures_to_array([walk.arch for walk in walks]),
+            "told": np.array([walk[1:] for walk in walks], dtype=np.float64).reshape(-1, 2),
         }
         return {"space": state.space.hash}, arrays
 
     def load(self, space: SearchSpace, content: Any, arrays: dict[str, np.ndarray]) -> QState:
         check_space(content, space)
-        walks = zip(architectures_from_array(arrays["walks"], space), arrays["rewards"].tolist(), strict=True)
-        return QState(space, arrays["table"], Log(walks), Seen.from_array(arrays["seen"]))
+        walks = [
+            Walk(arch, *told) for arch, told in zip(architectures_from_array(arrays["walks"], space), arrays["told"].tolist(), strict=True)
+        ]
+        spread = reduce(lambda spread, walk: spread.after(walk.quality), walks, Spread())
+        return QState(space, arrays["table"], Log(walks), Seen.from_array(arrays["seen"]), spread)
 
 
 def steps_of(space: SearchSpace, arch: Architecture) -> list[tuple[int, int, slice]]:

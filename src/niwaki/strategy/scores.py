@@ -7,23 +7,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from niwaki.objective import Objective
+from niwaki.objective import Objective, standing
 
 
 def scores_of(objective: Objective, metrics: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """float64 (N,), larger is better: the quality of what is within the limits; of the others, less than of all those, by their violation.
-
-    How much less for a violation of 1 (twice the limit) is the spread of all qualities: infeasible architectures are then no outliers that
-    a squared error would see alone.
-    """
+    """float64 (N,), larger is better: see `scores`."""
     quality = np.array([objective.quality(one) for one in metrics], dtype=np.float64)
     violation = np.array([objective.violation(one) for one in metrics], dtype=np.float64)
-    feasible = violation == 0
-    if feasible.all():
-        return quality
-    least = quality[feasible].min() if feasible.any() else quality.min()
-    spread = float(np.ptp(quality)) or 1.0
-    return np.where(feasible, quality, np.minimum(quality, least) - spread * np.minimum(violation, 1.0))
+    return scores(quality, violation)
+
+
+def scores(quality: np.ndarray, violation: np.ndarray) -> np.ndarray:
+    """float64 (N,): the quality, where all are within the limits; else the `standing` of each among all, feasible first, free of units."""
+    return quality if not violation.any() else standing(quality, violation, float(quality.mean()), float(quality.std()))
 
 
 def seed_from(scores: np.ndarray) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from functools import lru_cache
 from hashlib import blake2b
 from random import Random
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ DRAWS = 100  # before an unseen architecture is looked for by listing
 MOST_LISTED = 20_000  # architectures
 
 S = TypeVar("S")  # a strategy's state: a frozen value
+
+T = TypeVar("T")
 
 
 class SearchSpace(Protocol):
@@ -144,6 +146,21 @@ class _Both:
 
     def __contains__(self, fingerprint: object) -> bool:
         return fingerprint in self.out or fingerprint in self.seen
+
+
+class Itself(Generic[T]):
+    """An object as the key of a cache: it itself, where `==` may leave something out, as that of spaces does what is known of architectures."""
+
+    __slots__ = ("it",)
+
+    def __init__(self, it: T) -> None:
+        self.it = it
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Itself) and self.it is other.it
+
+    def __hash__(self) -> int:
+        return id(self.it)
 
 
 @lru_cache(maxsize=4)

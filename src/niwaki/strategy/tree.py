@@ -15,11 +15,12 @@ from niwaki.distribution.tree import BETWEEN, Edge, Tree
 from niwaki.factor.buckets import existence
 from niwaki.factor.reorder import open_states
 from niwaki.factor.within import Within
-from niwaki.objective import Objective
+from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import SpaceError
 from niwaki.space.space import Space
-from niwaki.strategy.evolution import BEST_ACCURACY, Member, members_from_arrays, members_to_arrays
+from niwaki.strategy.evolution import Member, members_from_arrays, members_to_arrays
+from niwaki.strategy.scores import scores
 from niwaki.strategy.seen import Log, Seen
 from niwaki.strategy.strategy import SearchSpace, check_space, fingerprint, propose
 from niwaki.structure.surrogate import Ridge, crank_tree, worth_having
@@ -36,8 +37,7 @@ class Known:
 
     member: Member
     row: tuple[int, ...]
-    order: tuple[float, float]  # larger is better: feasible first, then quality
-    reward: float
+    order: tuple[float, float]  # larger is better: -violation of the limits, then quality
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,8 @@ class CrankSearch:
 
     def _data(self, state: TreeState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = np.array([known.row for known in state.members], dtype=np.int64)
-        return rows, existence(_whole(state.space), rows), np.array([known.reward for known in state.members])
+        violation, quality = np.array([known.order for known in state.members]).T
+        return rows, existence(_whole(state.space), rows), scores(quality, -violation)
 
     def _best(self, state: TreeState, model: Ridge, out: set[str], rng: Random) -> Architecture:
         space = _whole(state.space)
@@ -238,12 +239,10 @@ def _told(state: TreeState, trials: Sequence[Trial], objective: Objective) -> Tr
 
 
 def _known(members: Sequence[Member], space: SearchSpace, objective: Objective) -> list[Known]:
-    before, rows = objective.init(), space.indices([member.arch for member in members])
     return [
-        Known(member, tuple(row), (-objective.violation(member.metrics), objective.quality(member.metrics)),
-              objective.reward(member.metrics, before))
-        for member, row in zip(members, rows, strict=True)
-    ]  # fmt: skip
+        Known(member, tuple(row), (-objective.violation(member.metrics), objective.quality(member.metrics)))
+        for member, row in zip(members, space.indices([member.arch for member in members]), strict=True)
+    ]
 
 
 def _saved(state: TreeState) -> tuple[Any, dict[str, np.ndarray]]:
