@@ -205,7 +205,7 @@ class Spread:
     def standing(self, quality: float, violation: float) -> float:
         """The `standing` among what was seen; before anything was, of an average quality."""
         mean, deviation = (self.mean, math.sqrt(self.squares / self.seen)) if self.seen else (quality, 0.0)
-        return float(standing(np.float64(quality), np.float64(violation), mean, deviation))
+        return float(standing(np.array(quality), np.array(violation), mean, deviation))
 
 
 @dataclass(frozen=True)
