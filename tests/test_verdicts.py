@@ -1,14 +1,16 @@
 """The page of claims: a bar is met by a whole interval or not at all, a quick run decides nothing, and the page has every experiment."""
 
 import re
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from niwaki.objective import ObjectiveError
 from niwaki.run.claims import Claim, Section
-from niwaki.run.experiments import irlas, multihardware, nao, neural_predictor, pyglove, rate_constraints, zero_cost
+from niwaki.run.experiments import crank, irlas, multihardware, nao, neural_predictor, pyglove, rate_constraints, zero_cost
 from niwaki.run.experiments.tables import searched
 from niwaki.run.experiments.verdicts import above, at_least, at_most, below, claim, inside, not_testable, outside, section, sign_test
 from niwaki.run.reproduce import EXPERIMENTS
@@ -176,7 +178,8 @@ SYNTHETIC = {
 
 
 @pytest.mark.parametrize("module", SYNTHETIC, ids=lambda module: module.EXPERIMENT.method)
-def test_a_section_says_holds_of_a_full_run_alone(module):
+def test_a_section_says_holds_of_a_full_run_alone(module, monkeypatch):
+    monkeypatch.setattr(zero_cost, "bootstrap_of", partial(bootstrap_of, resamples=40))  # seconds of correlations, otherwise
     results = SYNTHETIC[module]()
     quick = module.section_of({**results, "quick": True})
     assert {one.verdict for one in quick.claims} <= {"not decided (quick)", "not testable here"}
@@ -224,6 +227,30 @@ def test_a_search_that_found_nothing_is_left_out_in_pairs():
     first = [{"ratios": [1.0], "truth": 1.0}, {"error": "-"}, {"ratios": [3.0], "truth": 3.0}]
     second = [{"ratios": [0.5], "truth": 0.5}, {"ratios": [9.0], "truth": 9.0}, {"ratios": [2.5], "truth": 2.5}]
     assert multihardware._less(first, second, "truth") == Interval(0.5, 0.5, 0.5)
+
+
+def test_a_pick_of_the_policy_is_kept_where_random_search_has_none(shared_data, monkeypatch):
+    monkeypatch.setenv("NIWAKI_SHARED", str(shared_data.parent))
+    picked, calls = multihardware._picked, []
+
+    def second_fails(trials, objective):
+        calls.append(len(trials))
+        if len(calls) == 2:
+            raise ObjectiveError("nothing within the caps")
+        return picked(trials, objective)
+
+    monkeypatch.setattr(multihardware, "_picked", second_fails)
+    found = multihardware.run_searches("capped", multihardware.Plan(steps=40, seeds=1, cap=100.0))
+    assert calls == [40, 40]
+    assert list(found["policy"][0]) == ["ratios", "truth"]
+    assert found["random"] == [{"error": "nothing within the caps"}]
+
+
+def test_the_c_that_is_printed_is_that_of_the_data(shared_data, monkeypatch):
+    monkeypatch.setenv("NIWAKI_SHARED", str(shared_data.parent))
+    for name in crank.SETS:
+        train, _ = crank._data(name, None)
+        assert (train.x.shape[1], train.y.shape[1]) == (crank.INPUTS[name], crank.LABELS[name])
 
 
 # --- searches -----------------------------------------------------------------------------------------------------------------------

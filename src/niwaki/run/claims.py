@@ -16,6 +16,7 @@ HEAD = """# Claims
 
 Every claim is an experiment. `niwaki reproduce METHOD` runs what a paper claims at the scale of the machine it stands on, and writes its section
 of this page: the paper's figure, the measured one, random search at equal cost beside it, and a verdict. What does not hold is reported so.
+Every row states its bar. A bar on a mean is met by the whole 95 % interval or not at all, and what is so by construction has no verdict.
 """
 
 

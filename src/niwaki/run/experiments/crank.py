@@ -256,7 +256,8 @@ def _points(found: Interval) -> str:
 def _as_full(results: dict[str, Any], by_chance: str) -> Claim:
     found = {name: _exact_apart(results, "crank", "full", name) for name in SETS}
     return claim(
-        "A learned tree matches the accuracy of the fully connected model: at most a point of exact match below, the whole interval, on each set "
+        "A learned tree matches the accuracy of the fully connected model: at most a point of exact match below, the whole interval, on "
+        "each set "
         "(the bar is ours)",
         "matches it on several domains [abstract]",
         "exact match, tree less full: " + ", ".join(f"{name} {_points(one)}" for name, one in found.items()),
@@ -290,7 +291,8 @@ def _over_independent(results: dict[str, Any], by_chance: str) -> Claim:
 def _as_chow_liu(results: dict[str, Any], by_chance: str) -> Claim:
     found = {name: _exact_apart(results, "crank", "chow_liu", name) for name in SETS}
     return claim(
-        "It is no worse than the Chow-Liu tree of the labels, which never sees x: at most half a point of exact match below, the whole interval, on "
+        "It is no worse than the Chow-Liu tree of the labels, which never sees x: at most half a point of exact match below, the whole "
+        "interval, on "
         "scene and yeast",
         "the bar is ours",
         ", ".join(f"{name} {_points(one)}" for name, one in found.items()),
@@ -304,7 +306,8 @@ def _faster(timing: list[dict[str, float]]) -> Claim:
     return claim(
         "Prediction is at least 5 times as fast as with all pairs, on yeast, in every round (the bar is ours)",
         "substantially faster [abstract]",
-        f"{np.median(ratio):.0f} times ({min(ratio):.0f} to {max(ratio):.0f} over {len(ratio)} rounds), features included, against all 16,384 label "
+        f"{np.median(ratio):.0f} times ({min(ratio):.0f} to {max(ratio):.0f} over {len(ratio)} rounds), features included, against all "
+        "16,384 label "
         "sets of each example compared by matrix products",
         "not a search",
         min(ratio) >= 5,
@@ -315,7 +318,8 @@ def _sooner(results: dict[str, Any], tree: str) -> Claim:
     plan, needed, factorised = results["plan"], results["searches"]["pairwise"], f"{tree} without edges"
     p = {other: wilcoxon(needed[tree], needed[other]) for other in (factorised, "random")}
     return claim(
-        f"Planted pairs of decisions: the tree search ({tree}) reaches the best with fewer evaluations than without its edges, and than random "
+        f"Planted pairs of decisions: the tree search ({tree}) reaches the best with fewer evaluations than without its edges, and than "
+        "random "
         "search: Wilcoxon's p < 0.05",
         "ours (EDAs with dependency trees: BMDA, COMIT)",
         f"{_count(needed[tree])} evaluations against {_count(needed[factorised])}, p = {p[factorised]:.2g}; reached in "
@@ -330,7 +334,8 @@ def _no_later(results: dict[str, Any], tree: str) -> Claim:
     ours, without = (np.array(needed[name], dtype=float) for name in (tree, f"{tree} without edges"))
     more = bootstrap_of(lambda places: float(ours[places].mean() / without[places].mean() - 1), len(ours))
     return claim(
-        f"Nothing but single decisions matters (control): {tree} needs at most 10 % more evaluations than without its edges, the whole interval",
+        f"Nothing but single decisions matters (control): {tree} needs at most 10 % more evaluations than without its edges, the whole "
+        "interval",
         "ours",
         f"{_count(needed[tree])} against {_count(needed[f'{tree} without edges'])}: {more.text(0, scale=100, unit=' %', sign=True)}",
         _count(needed["random"]),
@@ -340,15 +345,22 @@ def _no_later(results: dict[str, Any], tree: str) -> Claim:
 
 def _about(plan: dict[str, Any]) -> tuple[str, ...]:
     return (
-        "**Label sets.** The published splits of scene, yeast and emotions (6, 14 and 6 labels); features standardised by the training rows; one "
-        "weight for each pair of labels. All four predictors are max-margin (structured hinge with Hamming loss) by the same solver, lambda of "
-        f"{', '.join(f'{l2:g}' for l2 in plan['grid'])} chosen by exact match on a third of the training rows, for independent labels and for the "
-        "Chow-Liu tree; CRANK and the full model, which take longest, take the Chow-Liu tree's, the baseline's. Intervals (95 %) are bootstrapped "
-        "over test rows, paired where two predictors are compared. J never rises from one CCCP step to the next by construction: a step that an "
+        "**Label sets.** The published splits of scene, yeast and emotions (6, 14 and 6 labels); features standardised by the training "
+        "rows; one "
+        "weight for each pair of labels. All four predictors are max-margin (structured hinge with Hamming loss) by the same solver, "
+        "lambda of "
+        f"{', '.join(f'{l2:g}' for l2 in plan['grid'])} chosen by exact match on a third of the training rows, for independent labels "
+        "and for the "
+        "Chow-Liu tree; CRANK and the full model, which take longest, take the Chow-Liu tree's, the baseline's. Intervals (95 %) are "
+        "bootstrapped "
+        "over test rows, paired where two predictors are compared. J never rises from one CCCP step to the next by construction: a step "
+        "that an "
         "inexact solution made worse is taken back.",
-        f"**Searches.** {plan['decisions']} binary decisions ({2 ** plan['decisions']:,} architectures), {plan['seeds']} planted problems, one "
+        f"**Searches.** {plan['decisions']} binary decisions ({2 ** plan['decisions']:,} architectures), {plan['seeds']} planted "
+        "problems, one "
         f"proposal at a time, at most {plan['evaluations']} evaluations; a search that does not reach the best counts as "
-        f"{plan['evaluations'] + 1}. Without edges the same searches are factorised: marginals of the elites (UMDA), an additive surrogate.",
+        f"{plan['evaluations'] + 1}. Without edges the same searches are factorised: marginals of the elites (UMDA), an additive "
+        "surrogate.",
     )
 
 

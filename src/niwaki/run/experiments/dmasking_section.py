@@ -340,8 +340,10 @@ def _about(results: Mapping[str, Any], truth: Truth) -> Iterator[str]:
         "selection see the training and validation parts only; members are ranked by test accuracy, the mean over training seeds."
     )
     yield (
-        f"**Searches.** Epochs: {plan['search']['epochs']}, with the settings that `niwaki search` takes by itself for data of this size, but "
-        "that all steps run the mixture of both resolutions, as published: `recipe/fbnetv2.py` says why, and what was tried. A search costs "
+        f"**Searches.** Epochs: {plan['search']['epochs']}, with the settings that `niwaki search` takes by itself for data of this "
+        "size, but "
+        "that all steps run the mixture of both resolutions, as published: `recipe/fbnetv2.py` says why, and what was tried. A search "
+        "costs "
         f"{search_seconds:.1f} s of CPU. Means are over searches; intervals (95 %) are bootstrapped over search seeds, each the mean over "
         "its budgets."
     )
@@ -358,7 +360,8 @@ def _about(results: Mapping[str, Any], truth: Truth) -> Iterator[str]:
     excess = [truth.macs[one["derived"]["options"]] / one["budget"] for one in results["searches"]]
     over = [ratio for ratio in excess if ratio > 1]
     yield (
-        "**The budget.** What we derive keeps it by construction; the published derivation, the most likely option of each decision, does not ask, "
+        "**The budget.** What we derive keeps it by construction; the published derivation, the most likely option of each decision, "
+        "does not ask, "
         f"and is over it in {len(over)} of {len(excess)} searches{f', by up to {percent(max(over) - 1, 0)}' if over else ''}."
     )
 

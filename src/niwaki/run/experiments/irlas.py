@@ -105,7 +105,8 @@ def depth(arch: Any) -> float:
 def section_of(results: dict[str, Any]) -> Section:
     about = (
         f"NAS-Bench-201: reward = 12-epoch accuracy / 100 + lambda * F, F learned from the residual cell and scaled to [0, 1] over random "
-        f"cells; {results['plan']['evaluations']} evaluations, {results['plan']['seeds']} seeds, 95 % intervals bootstrapped over them. The "
+        f"cells; {results['plan']['evaluations']} evaluations, {results['plan']['seeds']} seeds, 95 % intervals bootstrapped over them. "
+        "The "
         "paper's full text was not at hand and no code of it exists: this is guidance after IRLAS, not a reproduction.",
         f"{100 * results['above_expert']:.2f} % of all cells have a higher F than the expert; {results['as_expert']} have the same.",
     )
@@ -131,10 +132,12 @@ def _faster(results: dict[str, Any]) -> Claim:
     lost = bootstrap((guided["accuracy"] - plain["accuracy"]).tolist())
     each = ", ".join(f"{key} {bootstrap(values.tolist()).text(0, scale=100, unit=' %')}" for key, values in saved.items())
     return claim(
-        f"Guidance finds networks that are at least {percent(FASTER, 0)} faster, in the mean over {len(DEVICES)} devices, and lose at most {LOST} "
+        f"Guidance finds networks that are at least {percent(FASTER, 0)} faster, in the mean over {len(DEVICES)} devices, and lose at "
+        f"most {LOST} "
         "points: both whole intervals (the bars are ours)",
         "2-4x faster than most networks found by search [abstract]",
-        f"lambda = {tuned} (chosen on another seed): latency saved {over_devices.text(1, scale=100, unit=' %')}; accuracy {lost.text(sign=True)} "
+        f"lambda = {tuned} (chosen on another seed): latency saved {over_devices.text(1, scale=100, unit=' %')}; accuracy "
+        f"{lost.text(sign=True)} "
         f"points; by itself: {each}",
         f"the same lambda: accuracy {bootstrap(_values(results, 'random', tuned, 'accuracy').tolist()).text()}, "
         f"depth {bootstrap(_values(results, 'random', tuned, 'depth').tolist()).text()}",

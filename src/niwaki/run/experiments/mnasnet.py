@@ -200,7 +200,8 @@ def _better(found: list[dict[str, float]]) -> tuple[int, int]:
 def _learns(results: dict[str, Any]) -> Claim:
     beats = {text: [error >= ERRORS for error in _errors(results["found"][text])] for text in _fastest(results)}
     return claim(
-        f"The controller learns: in every search the mean of its last {LAST} rewards is at least {ERRORS:g} standard errors above random search's",
+        f"The controller learns: in every search the mean of its last {LAST} rewards is at least {ERRORS:g} standard errors above random "
+        "search's",
         "8,000 models, 75.2 % top-1 [paper]",
         "; ".join(f"{text}: {sum(each)} of {len(each)} searches" for text, each in beats.items()),
         "its mean reward, in the table below",
@@ -244,11 +245,13 @@ def _timed_again(results: dict[str, Any]) -> Claim:
     macs = [spearman([one["macs"] for one in results["networks"]], part) or 0.0 for part in medians]
     first = passes[0][0]
     return claim(
-        f"Latency is measured on the device, and measured again it ranks networks alike: rank correlation at least {ALIKE}, the whole interval",
+        f"Latency is measured on the device, and measured again it ranks networks alike: rank correlation at least {ALIKE}, the whole "
+        "interval",
         "Pixel 1, one thread [paper]",
         f"{medians.shape[1]} cells in {first.runtime}, {first.protocol.threads} thread, {first.protocol.warmup} rounds to warm up, "
         f"{first.protocol.rounds} samples each; least rank correlation of medians between {len(passes)} processes (interval over cells): "
-        f"{again.text(3)}; of ratios to a reference in turns: {by_ratio.text(3)}. With multiply-adds: {min(macs):.2f} to {max(macs):.2f}; all raw "
+        f"{again.text(3)}; of ratios to a reference in turns: {by_ratio.text(3)}. With multiply-adds: {min(macs):.2f} to "
+        f"{max(macs):.2f}; all raw "
         "samples are in results.json",
         "not a search",
         at_least(again, ALIKE),
@@ -265,8 +268,10 @@ def _about(results: dict[str, Any]) -> str:
     return (
         "NAS-Bench-201: accuracy is the validation accuracy after 12 epochs, multiply-adds stand for latency (the table's devices are for "
         f"`niwaki reproduce multihardware`), the target is their median, {results['target'] / 1e6:.1f} million. Reward accuracy * (macs / "
-        f"target)^-0.07; PPO with clip 0.2, 4 passes over batches of 20, entropy 1e-3; {plan['evaluations']} evaluations, {plan['seeds']} seeds, "
-        "random search with as many draws beside each. The learning rate that suits 8,000 models hardly moves a controller in 500. Claims are "
+        f"target)^-0.07; PPO with clip 0.2, 4 passes over batches of 20, entropy 1e-3; {plan['evaluations']} evaluations, "
+        f"{plan['seeds']} seeds, "
+        "random search with as many draws beside each. The learning rate that suits 8,000 models hardly moves a controller in 500. "
+        "Claims are "
         "about the largest learning rate of each controller: it was picked while looking at these same seeds, so the figures flatter both."
     )
 

@@ -215,11 +215,13 @@ def _about(results: dict[str, Any]) -> str:
     targets, reference, plan = results["targets"], results["reference"], results["plan"]
     capped = results["found"]["capped"]["policy"]
     return (
-        f"NAS-Bench-201 with the latencies that others measured on {', '.join(targets)} (HELP, HW-NAS-Bench); the paper's are a Pixel 4's four "
+        f"NAS-Bench-201 with the latencies that others measured on {', '.join(targets)} (HELP, HW-NAS-Bench); the paper's are a Pixel "
+        "4's four "
         "processors. The targets are those of a reference cell, the nearest to the median on all four: "
         + ", ".join(f"{device} {ms:.2f} ms" for device, ms in targets.items())
         + f" ({', '.join(reference['cell'].values())}; {reference['truth']:.2f} % after 200 epochs): another reference weighs the devices "
-        f"otherwise. TuNAS's controller, absolute reward with beta -0.1, {plan['steps']:,} evaluations, {plan['seeds']} seeds; the signal is the "
+        f"otherwise. TuNAS's controller, absolute reward with beta -0.1, {plan['steps']:,} evaluations, {plan['seeds']} seeds; the "
+        "signal is the "
         f"validation accuracy after 12 epochs. With hard caps (ours) no pick is above {plan['cap']} of a target, by construction; "
         f"{sum('error' in one for one in capped)} of {len(capped)} searches sampled nothing that could be picked."
     )

@@ -302,7 +302,8 @@ def _conflicts_part(conflict: list[dict[str, Any]]) -> Claim:
     text, paper = multipath.CLAIMS["transfer"]
     late, random = (sum(pairs(one[key])["late"] for one in conflict) for key in ("paths", "random"))
     return claim(
-        f"{text}: paths of a domain and its copy with permuted labels differ in a late layer, in at least {percent(MOSTLY, 0)} of these searches",
+        f"{text}: paths of a domain and its copy with permuted labels differ in a late layer, in at least {percent(MOSTLY, 0)} of these "
+        "searches",
         paper,
         f"{late} of {len(conflict)}; the heads are their own, so that the labels are no conflict for what is shared",
         f"{random} of {len(conflict)}",
@@ -318,10 +319,12 @@ def _balanced(balances: dict[str, list[dict[str, dict[str, float]]]]) -> Claim:
     raised, lifted = sum(gain >= error for gain, error in gains), bootstrap([gain for gain, _ in gains])
     changed = bootstrap([_mean(a) - _mean(b) for a, b in both])
     return claim(
-        f"{text}: over a uniform sum the smallest domain gains, the whole interval above 0, and a standard error of its test images in at least "
+        f"{text}: over a uniform sum the smallest domain gains, the whole interval above 0, and a standard error of its test images in "
+        "at least "
         f"{percent(MOSTLY, 0)} of these seeds; the mean loses at most {LOST:g} point, the whole interval",
         paper,
-        f"of 10,000, 1,000 and 200 images, the smallest gains {lifted.text(sign=True)} points, a standard error in {raised} of {len(both)} seeds; "
+        f"of 10,000, 1,000 and 200 images, the smallest gains {lifted.text(sign=True)} points, a standard error in {raised} of "
+        f"{len(both)} seeds; "
         f"the mean changes by {changed.text(sign=True)}",
         "not a search",
         above(lifted) and raised >= MOSTLY * len(both) and at_least(changed, -LOST),
@@ -336,11 +339,16 @@ def _error_of(value: float) -> float:
 def _about(results: dict[str, Any]) -> tuple[str, ...]:
     plan = results["plan"]
     return (
-        "Grey images of 14 x 14 pixels: scikit-learn's digits, enlarged, as they are (1,437 to train on, 360 to test), turned by a quarter, copied, "
-        "or with permuted labels; 5,000 of Fashion-MNIST, halved, and 2,000 to test. Four layers of three candidates each, 81 paths; a target of "
-        f"{results['target']:,} multiply-adds for each path, the median, by the absolute reward (beta -0.1). {plan['search_steps']} steps of 64 images "
-        f"of each domain for a search, {plan['train_steps']} for a training from scratch: minutes on one core, {plan['sharing_seeds']} seeds beside "
-        f"single networks, {plan['conflict_seeds']} for the conflict, {plan['balance_seeds']} for balances, far from Visual Decathlon, which is not "
+        "Grey images of 14 x 14 pixels: scikit-learn's digits, enlarged, as they are (1,437 to train on, 360 to test), turned by a "
+        "quarter, copied, "
+        "or with permuted labels; 5,000 of Fashion-MNIST, halved, and 2,000 to test. Four layers of three candidates each, 81 paths; a "
+        "target of "
+        f"{results['target']:,} multiply-adds for each path, the median, by the absolute reward (beta -0.1). {plan['search_steps']} "
+        "steps of 64 images "
+        f"of each domain for a search, {plan['train_steps']} for a training from scratch: minutes on one core, {plan['sharing_seeds']} "
+        "seeds beside "
+        f"single networks, {plan['conflict_seeds']} for the conflict, {plan['balance_seeds']} for balances, far from Visual Decathlon, "
+        "which is not "
         "here. What the paper leaves open is ours: the formula of the prioritisation above all.",
         "Parameters of a multi-path network are of the union of its paths, each weight once. Each domain's request costs its own path: the "
         "multiply-adds in the table; if all domains run, they add up.",
@@ -358,7 +366,8 @@ def _together_and_apart(results: dict[str, Any]) -> Table:
         found = [one[name] for one in sharing]
         each = (np.mean([one["accuracy"][domain]["test"] for one in found]) for domain, _ in SHARING)
         rows.append((
-            label, f"{np.mean([one['params'] for one in found]):,.0f}", f"{np.mean([one['macs'] for one in found]) / results['target']:.2f}",
+            label, f"{np.mean([one['params'] for one in found]):,.0f}",
+            f"{np.mean([one['macs'] for one in found]) / results['target']:.2f}",
             *(f"{value:.2f}" for value in each), f"{np.mean([_mean(one['accuracy']) for one in found]):.2f}",
         ))  # fmt: skip
     columns = ("network", "parameters", "multiply-adds of a path / target", *(kind for kind, _ in SHARING), "mean")

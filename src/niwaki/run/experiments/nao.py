@@ -152,9 +152,11 @@ def _against_random(results: dict[str, Any], found: list[dict[str, Any]]) -> Cla
     return claim(
         "The search finds more than random search of as many evaluations: sign test over seeds, p < 0.05",
         "1,000 architectures instead of 20,000 and more [memory]",
-        f"best of {_evaluations(results['plan'])}: {bootstrap([one['best'] for one in found]).text()}; better in {wins}, worse in {losses} of "
+        f"best of {_evaluations(results['plan'])}: {bootstrap([one['best'] for one in found]).text()}; better in {wins}, worse in "
+        f"{losses} of "
         f"{len(found)} seeds (p = {chance:.2g})",
-        f"{bootstrap([one['random_best'] for one in found]).text()}, exact mean {results['random_exact']:.2f}; the best there is {results['best']:.2f}",
+        f"{bootstrap([one['random_best'] for one in found]).text()}, exact mean {results['random_exact']:.2f}; the best there is "
+        f"{results['best']:.2f}",
         chance < 0.05,
     )
 
@@ -173,7 +175,8 @@ def _gradient(found: list[dict[str, Any]]) -> Claim:
 def _rises(found: list[dict[str, Any]]) -> Claim:
     rises = bootstrap([one["rises"] for one in found])
     return claim(
-        f"Moving along the gradient raises what is predicted for what is decoded, in at least {percent(RISES, 0)} of changed sequences: the whole interval",
+        f"Moving along the gradient raises what is predicted for what is decoded, in at least {percent(RISES, 0)} of changed sequences: "
+        "the whole interval",
         "so it would be wherever the decoder is right",
         f"in {rises.text(1, scale=100, unit=' %')}",
         "not applicable",
@@ -185,14 +188,16 @@ def _cells(swaps: dict[str, Any], plain: dict[str, Any]) -> tuple[Claim, Claim]:
     once = "one training each, so without an interval"
     return (
         claim(
-            "At least 99 % of the tokens of held-out sequences of 40 are decoded again, and 80 % of pairs in the right order (bars of ours)",
+            "At least 99 % of the tokens of held-out sequences of 40 are decoded again, and 80 % of pairs in the right order (bars of "
+            "ours)",
             "-",
             f"{100 * swaps['tokens']:.1f} % of held-out tokens, pairs in the right order {swaps['pairs']:.2f}; {once}",
             "not applicable",
             swaps["tokens"] >= 0.99 and swaps["pairs"] >= 0.8,
         ),
         claim(
-            "Swapping pairs in training at least halves the difference that the predictor makes between equal architectures (a bar of ours)",
+            "Swapping pairs in training at least halves the difference that the predictor makes between equal architectures (a bar of "
+            "ours)",
             "symmetric augmentation [the authors' code]",
             f"prediction gap between equal encodings {swaps['gap']:.4f}, without swapping {plain['gap']:.4f}; {once}",
             "not applicable",
@@ -208,10 +213,13 @@ def _about(plan: dict[str, Any], found: list[dict[str, Any]]) -> tuple[str, ...]
     return (
         f"NAS-Bench-201, 12-epoch validation accuracy; a pool of {plan['first']} and {plan['rounds']} rounds of {plan['per_round']}, "
         f"{plan['seeds']} seeds, 95 % intervals bootstrapped over them. Encoder and decoder are trained on {plan['recipe']['unlabelled']} "
-        f"unscored architectures, too (ours): {tokens.text(1, scale=100, unit=' %')} of the tokens of held-out sequences are decoded again. "
-        f"What is generated is valid and new by construction: {min(one['distinct'] for one in found)} to {max(one['distinct'] for one in found)} "
+        f"unscored architectures, too (ours): {tokens.text(1, scale=100, unit=' %')} of the tokens of held-out sequences are decoded "
+        "again. "
+        f"What is generated is valid and new by construction: {min(one['distinct'] for one in found)} to "
+        f"{max(one['distinct'] for one in found)} "
         f"different programs of {_evaluations(plan) - plan['first']}.",
-        f"Generated in the first round, mean accuracy: {mean['gradient']}; one-token neighbours of the same parents {mean['neighbours']}, paired "
+        f"Generated in the first round, mean accuracy: {mean['gradient']}; one-token neighbours of the same parents "
+        f"{mean['neighbours']}, paired "
         f"difference {near.text(sign=True)}; the parents {mean['parents']}.",
     )
 

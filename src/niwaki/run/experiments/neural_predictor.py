@@ -169,7 +169,8 @@ def _regrets(results: dict[str, Any], signal: str) -> np.ndarray:
 
 def _sooner(best_ratio: float) -> Claim:
     return claim(
-        f"At least {recipe.PUBLISHED_FASTER} times as sample-efficient as regularized evolution, on one of the tables at one N + K, also with the "
+        f"At least {recipe.PUBLISHED_FASTER} times as sample-efficient as regularized evolution, on one of the tables at one N + K, also "
+        "with the "
         "predictor's regret at the bad end of its interval",
         "20x on NAS-Bench-101 [abstract], which is not at hand",
         f"at most {best_ratio:.1f}x over both tables and all N + K (the tables can show at most what the last column says)",
@@ -230,10 +231,13 @@ def _about(results: dict[str, Any]) -> tuple[str, ...]:
     at = min(20, len(noisy[0]["rank"])) - 1
     ranks = ", ".join(f"{found['rank'][at]:.0f}" for found in noisy)
     return (
-        f"NAS-Bench-201 (CIFAR-10) and NAS-Bench-Macro; {plan['seeds']} seeds, 95 % intervals bootstrapped over them. The regressor is fitted "
-        f"with Adam at {plan['recipe']['lr']} for {plan['recipe']['epochs']} epochs; with the public port's own settings (1e-4, twice the epochs) "
+        f"NAS-Bench-201 (CIFAR-10) and NAS-Bench-Macro; {plan['seeds']} seeds, 95 % intervals bootstrapped over them. The regressor is "
+        "fitted "
+        f"with Adam at {plan['recipe']['lr']} for {plan['recipe']['epochs']} epochs; with the public port's own settings (1e-4, twice "
+        "the epochs) "
         f"Spearman at N = 100 is {port.text()}. By construction regret does not rise with K: the best of more is kept.",
-        f"With the 12-epoch validation accuracy as the only signal (what a user has), the pick at N + K = {101 + at} has these ranks by final accuracy "
+        f"With the 12-epoch validation accuracy as the only signal (what a user has), the pick at N + K = {101 + at} has these ranks by "
+        "final accuracy "
         f"among 15,625: {ranks}; test regret "
         f"{bootstrap([found['regret'][at] for found in noisy]).text()} points.",
     )
@@ -291,10 +295,11 @@ def _sooner_table(results: dict[str, Any], faster: dict[tuple[str, int], dict[st
             text(found["needs"][30]), text(found["needs"][100]), " and ".join(ratio(found["needs"][p]) for p in POPULATIONS),
             " and ".join(ratio(found["ends"][p]) for p in POPULATIONS),
         ))  # fmt: skip
-    title = f"Evaluations that regularized evolution ({results['plan']['evolutions']} seeds) needs to reach the predictor's mean regret, over N + K"
+    seeds = results["plan"]["evolutions"]
+    title = f"Evaluations that regularized evolution ({seeds} seeds) needs to reach the predictor's mean regret, over N + K"
     columns = (
-        "table", "N + K", "predictor's regret", "random search at N + K, exact", "evolution of population 30", "of population 100", "ratios",
-        "at most possible",
+        "table", "N + K", "predictor's regret", "random search at N + K, exact", "evolution of population 30",
+        "of population 100", "ratios", "at most possible",
     )  # fmt: skip
     return Table(title, columns, tuple(rows))
 

@@ -309,7 +309,8 @@ def _largest_at_target(budgets: list[dict[str, Any]]) -> Claim:
     return claim(
         "Absolute reward: the largest reward is within 3 % of the target at every budget, with one beta above the measured slope",
         "argmax at the target for concave fronts [published]",
-        f"cost / target of the largest reward: {_list(found)}; with the default of -0.1: {_list(_largest(budgets, 'tunas-absolute (-0.1)'))}",
+        f"cost / target of the largest reward: {_list(found)}; with the default of -0.1: "
+        f"{_list(_largest(budgets, 'tunas-absolute (-0.1)'))}",
         ALL_LISTED,
         all(abs(ratio - 1) <= 0.03 for ratio in found),
     )
@@ -354,7 +355,8 @@ def _derived_within(constrained: list[list[dict[str, Any]]]) -> Claim:
     return claim(
         "So does the cost of the network of the most likely options (the published derivation)",
         "a mean that meets a limit does not make the derived network meet it [known pitfall]",
-        f"largest violation over starts, by budget: {_percents(over)}; of the most likely network within the limit (ours): none, by construction",
+        f"largest violation over starts, by budget: {_percents(over)}; of the most likely network within the limit (ours): none, by "
+        "construction",
         "within the limit by construction",
         max(over) <= 0.01,
     )
@@ -371,7 +373,8 @@ def _near_optimum(budgets: list[dict[str, Any]], constrained: list[list[dict[str
     networks = max(one["networks"] for starts in constrained for one in starts)
     random = {draws: [row["optimum"] - row["random"][draws] for row in budgets] for draws in ("10", "50", "200")}
     return claim(
-        f"Augmented Lagrangian: the best network within the limit that its rounds derive, and the best of {len(gaps[0])} starts, is within 0.2 "
+        f"Augmented Lagrangian: the best network within the limit that its rounds derive, and the best of {len(gaps[0])} starts, is "
+        "within 0.2 "
         "points of the constrained optimum",
         "-",
         f"points below it, best start: {_points(best)}; median start: {_points([float(np.median(of)) for of in gaps])} "
@@ -385,7 +388,8 @@ def _devices(picks: dict[str, Any]) -> Claim:
     shares = {name: [picks[name]["ratios"][device] for device in DEVICES] for name in ("worst", "mean")}
     words = [f"{name} {_list(ratios)} (accuracy {percent(picks[name]['accuracy'], 2)})" for name, ratios in shares.items()]
     return claim(
-        "Several devices: with the mean as the limit, one device at least is over its own; with the worst case none is (so by construction)",
+        "Several devices: with the mean as the limit, one device at least is over its own; with the worst case none is (so by "
+        "construction)",
         "worst-case and average-case searches differ [abstract]",
         f"spent / limit on {', '.join(DEVICES)}: {', '.join(words)}",
         ALL_LISTED,
@@ -398,7 +402,8 @@ def _front(fronts: dict[str, Any]) -> Claim:
     return claim(
         f"{SEARCHES} budgets trace more of the front than {SEARCHES} linear weights: a larger hypervolume, by however little",
         "concave parts are out of reach of weights [textbook]",
-        f"hypervolume {budgets['hypervolume']:.4f} with {budgets['points']} networks, {weights['hypervolume']:.4f} with {weights['points']}; of all "
+        f"hypervolume {budgets['hypervolume']:.4f} with {budgets['points']} networks, {weights['hypervolume']:.4f} with "
+        f"{weights['points']}; of all "
         f"networks {fronts['all']:.4f}. Frame: {_frame(fronts['frame'])}",
         ALL_LISTED,
         budgets["hypervolume"] > weights["hypervolume"],
@@ -410,11 +415,15 @@ def _about(results: dict[str, Any]) -> tuple[str, ...]:
     return (
         "NAS-Bench-Macro: all 6,561 networks of 8 layers with 3 options, accuracy the mean of three trainings, at "
         f"{len(plan['shares'])} budgets of FLOPs, the {', '.join(f'{share:.0%}' for share in plan['shares'])} quantiles of the table. The "
-        "expectation under a policy of independent options is exact, and so is its gradient: what is measured is the reward, not the noise of a "
-        f"search. {len(plan['starts'])} starts each, with logits of standard deviation 0.1; derived: the most likely option of each layer. Beta is "
-        f"{results['table']['beta']:.3g} for all budgets, half as much again as the steepest slope that {plan['known']} random networks show at "
+        "expectation under a policy of independent options is exact, and so is its gradient: what is measured is the reward, not the "
+        "noise of a "
+        f"search. {len(plan['starts'])} starts each, with logits of standard deviation 0.1; derived: the most likely option of each "
+        "layer. Beta is "
+        f"{results['table']['beta']:.3g} for all budgets, half as much again as the steepest slope that {plan['known']} random networks "
+        "show at "
         "any of them.",
-        "NAS-Bench-201: all 15,625 cells with latencies measured on Pixel 3, Raspberry Pi 4 and Eyeriss; the limit on each device is its median.",
+        "NAS-Bench-201: all 15,625 cells with latencies measured on Pixel 3, Raspberry Pi 4 and Eyeriss; the limit on each device is its "
+        "median.",
     )
 
 
@@ -427,7 +436,8 @@ def _policies(budgets: list[dict[str, Any]], policies: dict[str, list[list[dict[
             cells.append(f"{ratio:.3f}, {100 * below:+.2f} points")
         rows.append((form, *cells))
     title = (
-        "Cost / target of the policy's network, median over starts, and its accuracy below the constrained optimum (negative: above, over the "
+        "Cost / target of the policy's network, median over starts, and its accuracy below the constrained optimum (negative: above, "
+        "over the "
         "target)"
     )
     return Table(title, ("reward", *(f"{row['bound'] / 1e6:.1f} M" for row in budgets)), tuple(rows))

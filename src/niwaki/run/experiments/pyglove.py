@@ -90,7 +90,8 @@ def _as_good(results: dict[str, Any]) -> Claim:
     wins, seeds = results["plan"]["wins"], results["plan"]["seeds"]
     behind = [name for name in _adaptive(results) if (_gains(results, name) >= 0).sum() < wins]
     return claim(
-        f"Each adaptive strategy finds at least as good as random search, in at least {wins} of {seeds} seeds (the bar; what is even counts)",
+        f"Each adaptive strategy finds at least as good as random search, in at least {wins} of {seeds} seeds (the bar; what is even "
+        "counts)",
         "qualitative, exact numbers not known [memory]",
         f"{'all' if not behind else 'not ' + ', '.join(behind)}; a coin would win as often with chance {sign_test(wins, seeds - wins):.2f}",
         _random(results),
@@ -124,11 +125,14 @@ def _about(results: dict[str, Any]) -> tuple[str, ...]:
     plan = results["plan"]
     elsewhere = ", ".join(f"{name} in {where}" for name, where in ELSEWHERE.items())
     return (
-        f"NAS-Bench-201's space, made once from its description and given to every strategy as it is, {len(results['found'])} of them here: that it "
+        f"NAS-Bench-201's space, made once from its description and given to every strategy as it is, {len(results['found'])} of them "
+        "here: that it "
         "runs under all of them unmodified is so by construction (a strategy that changed it would end the run) and has no verdict. "
-        f"{plan['evaluations']} evaluations of the 200-epoch test accuracy, {plan['seeds']} seeds, repeats counted, every strategy with its "
+        f"{plan['evaluations']} evaluations of the 200-epoch test accuracy, {plan['seeds']} seeds, repeats counted, every strategy with "
+        "its "
         "defaults (learning rates of policies are those for thousands of samples: 300 are few for them). "
-        f"Others: {elsewhere}. That the same space also runs under DMaskingNAS, that flows of search (joint, separate, nested) reach what they "
+        f"Others: {elsewhere}. That the same space also runs under DMaskingNAS, that flows of search (joint, separate, nested) reach "
+        "what they "
         "should, and that a study killed at trial 20 of 50 ends with the same trials, are tests (tests/test_flows.py).",
     )
 

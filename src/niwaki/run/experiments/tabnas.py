@@ -334,20 +334,26 @@ def _about(results: dict[str, Any], known: dict[str, Known]) -> tuple[str, ...]:
     plan = results["plan"]
     agreement = {name: _agreement(results["tables"][name]) for name in known}
     return (
-        f"**Toy space.** The notebook's nine networks, six of them with at most 25 parameters; the best, 4-2, is a bottleneck. {plan['toy_seeds']} "
-        f"seeds of 1,500 evaluations at a learning rate of {tabnas.EXACT_LR} (absolute reward: 500 at 0.05, as in the notebook); what counts is "
+        "**Toy space.** The notebook's nine networks, six of them with at most 25 parameters; the best, 4-2, is a bottleneck. "
+        f"{plan['toy_seeds']} "
+        f"seeds of 1,500 evaluations at a learning rate of {tabnas.EXACT_LR} (absolute reward: 500 at 0.05, as in the notebook); what "
+        "counts is "
         "argmax p(y | V) at the end.",
-        f"**Tables.** {len(results['members'])} perceptrons of three hidden layers of {', '.join(map(str, plan['widths']))} units, all trained "
+        f"**Tables.** {len(results['members'])} perceptrons of three hidden layers of {', '.join(map(str, plan['widths']))} units, all "
+        "trained "
         "here: "
         + "; ".join(f"{one['name']} {one['training']['epochs']} epochs, {one['seeds']} seeds" for one in plan["sets"])
         + ". The budget is the parameters of 16-16-16: "
         + ", ".join(f"{one.budget:,} on {name} ({len(one.inside)} members)" for name, one in known.items())
-        + f". A search sees the mean validation accuracy over training seeds; {plan['evaluations']} evaluations, repeats counted, learning rate "
+        + ". A search sees the mean validation accuracy over training seeds; "
+        f"{plan['evaluations']} evaluations, repeats counted, learning rate "
         f"{plan['lr']}, {plan['search_seeds']} seeds. Rank correlation of two training seeds over all members: "
         + ", ".join(f"{name} {value:.2f}" for name, value in agreement.items())
         + ". So few members are within the budget that this shows convergence, not superiority: random draws find the best nearly always.",
-        "**The budget.** That the reward by rejection always meets it is so by construction (what is over it is never evaluated, and the mode is "
-        f"that of p(y | V)) and has no verdict. The absolute reward's mode is over it in {_over_budget(results, known, 'absolute')} searches at beta "
+        "**The budget.** That the reward by rejection always meets it is so by construction (what is over it is never evaluated, and the "
+        "mode is "
+        f"that of p(y | V)) and has no verdict. The absolute reward's mode is over it in {_over_budget(results, known, 'absolute')} "
+        "searches at beta "
         f"-2, in {_over_budget(results, known, 'absolute-half')} at -0.5.",
     )
 

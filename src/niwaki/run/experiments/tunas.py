@@ -222,7 +222,8 @@ def _at_target(results: dict[str, Any]) -> Claim:
         f"{_share(_near(results['found'][one.text]['policy']))} at w = {one.weight}" for one in _searches(results) if one.form == "soft"
     )
     return claim(
-        f"One search with the absolute reward ends within {percent(NEAR, 0)} of the target, at least {percent(ENDS_NEAR, 0)} of the time: the whole interval",
+        f"One search with the absolute reward ends within {percent(NEAR, 0)} of the target, at least {percent(ENDS_NEAR, 0)} of the "
+        "time: the whole interval",
         "one search [paper]",
         f"{_share(near)} of the searches at beta -0.1; with MnasNet's soft reward: {soft}",
         _share(_near(_main(results)["random"])),
@@ -234,10 +235,12 @@ def _among_the_best(results: dict[str, Any]) -> Claim:
     policy = _main(results)["policy"]
     near, top = _near(policy), _top(policy)
     return claim(
-        f"Its network is within {percent(NEAR, 0)} of the target at least {percent(ENDS_NEAR, 0)} of the time, and in the top {percent(TOP, 0)} there at least "
+        f"Its network is within {percent(NEAR, 0)} of the target at least {percent(ENDS_NEAR, 0)} of the time, and in the top "
+        f"{percent(TOP, 0)} there at least "
         f"{percent(ENDS_TOP, 0)} of it: whole intervals",
         "matches or beats random search [paper]",
-        f"near: {_share(near)}, top: {_share(top)}, both: {_share(_both(policy))} of the searches (learning rate {tunas.TABLE_LR}, beta -0.1)",
+        f"near: {_share(near)}, top: {_share(top)}, both: {_share(_both(policy))} of the searches (learning rate {tunas.TABLE_LR}, beta "
+        "-0.1)",
         f"both: {_share(_both(_main(results)['random']))}",
         at_least(near, ENDS_NEAR) and at_least(top, ENDS_TOP),
     )
@@ -266,12 +269,16 @@ def about(results: dict[str, Any]) -> tuple[str, ...]:
     return (
         "NAS-Bench-201, 15,625 cells: the signal is the validation accuracy after 12 epochs, the cost multiply-adds (only "
         f"{results['costs']} different values), the target their median, {results['target'] / 1e6:.1f} million, within 10 % of which "
-        f"{results['near']:,} cells lie. REINFORCE on independent softmaxes, one cell a step, momentum {tunas.MOMENTUM}, Adam without a first "
+        f"{results['near']:,} cells lie. REINFORCE on independent softmaxes, one cell a step, momentum {tunas.MOMENTUM}, Adam without a "
+        "first "
         "moment, a learning rate that waits for a quarter of the steps and then grows tenfold; "
         f"{results['plan']['seeds']} seeds; at the end the most likely option of each decision. Every step's reward is exact here.",
-        f"The learning rate of {tunas.TABLE_LR} and beta -0.1, which claims are about, were chosen on this very table, and looked at with these "
-        f"seeds among others: the figures flatter the search. The bars, {percent(ENDS_NEAR, 0)} and {percent(ENDS_TOP, 0)} of the searches, are ours.",
-        "A step costs one evaluation here, so 3,000 steps may look at a fifth of the table, and random search of equal cost does. One random "
+        f"The learning rate of {tunas.TABLE_LR} and beta -0.1, which claims are about, were chosen on this very table, and looked at "
+        "with these "
+        f"seeds among others: the figures flatter the search. The bars, {percent(ENDS_NEAR, 0)} and {percent(ENDS_TOP, 0)} of the "
+        "searches, are ours.",
+        "A step costs one evaluation here, so 3,000 steps may look at a fifth of the table, and random search of equal cost does. One "
+        "random "
         f"draw meets both conditions in {percent(results['draw'])}.",
     )
 
@@ -289,7 +296,8 @@ def ends(results: dict[str, Any]) -> Table:
             off = f"{np.mean([abs(entry['ratio'] - 1) for entry in entries]):.1%}"
             rows.append((one.text, label, off, *shares, bootstrap([entry["truth"] for entry in entries]).text()))
     columns = (
-        "search", "network", "off target, mean", "within 10 % of the target", "in the top 5 % there", "both", "test accuracy after 200 epochs",
+        "search", "network", "off target, mean", "within 10 % of the target", "in the top 5 % there", "both",
+        "test accuracy after 200 epochs",
     )  # fmt: skip
     return Table(f"Where {results['plan']['seeds']} searches of each kind end", columns, tuple(rows))
 

@@ -126,7 +126,8 @@ def _near(found: list[dict[str, Any]]) -> int:
 def _at_target(soft: list[dict[str, Any]]) -> Claim:
     near = share_of(_near(soft), len(soft))
     return claim(
-        f"With shared weights, too, the search ends within {percent(NEAR, 0)} of the target, at least {percent(ENDS_NEAR, 0)} of the time: the whole interval",
+        f"With shared weights, too, the search ends within {percent(NEAR, 0)} of the target, at least {percent(ENDS_NEAR, 0)} of the "
+        "time: the whole interval",
         "one search [paper]",
         f"{_near(soft)} of {len(soft)} searches: {near.text(0, scale=100, unit=' %')}",
         "not a search",
@@ -160,7 +161,9 @@ def _table(results: dict[str, Any], plan: SharedPlan, picks: int, means: list[fl
 
 
 ABOUT = (
-    "Shared weights: a perceptron of three hidden layers of 8, 16, 32 or 64 units on scikit-learn's digits; its 64 members share the weights of the largest. "
-    f"The target is {TARGET:,} parameters, within 10 % of which 8 members lie: the mean member is the mean of all of these, where the check asks for 20 random ones. Warm-ups, delay and ramp over a quarter of the steps, "
+    "Shared weights: a perceptron of three hidden layers of 8, 16, 32 or 64 units on scikit-learn's digits; its 64 members share the "
+    "weights of the largest. "
+    f"The target is {TARGET:,} parameters, within 10 % of which 8 members lie: the mean member is the mean of all of these, where the "
+    "check asks for 20 random ones. Warm-ups, delay and ramp over a quarter of the steps, "
     "beta -0.1; the quality is measured on 256 examples a step. The hard budget draws within the target only."
 )

@@ -152,9 +152,12 @@ def _control(shuffled: dict[str, Interval]) -> Claim:
 
 def _about(plan: dict[str, Any]) -> tuple[str, ...]:
     return (
-        f"{plan['networks']} cells drawn uniformly from NAS-Bench-201, built by niwaki and scored on {plan['images']} images of CIFAR-10, means of "
-        f"{plan['initialisations']} initialisations; Spearman with the table's test accuracy after 200 epochs; 95 % intervals bootstrapped over "
-        "networks. Quartiles are of multiply-adds: within them a proxy cannot live on size alone. Published figures are over all 15,625 cells, "
+        f"{plan['networks']} cells drawn uniformly from NAS-Bench-201, built by niwaki and scored on {plan['images']} images of "
+        "CIFAR-10, means of "
+        f"{plan['initialisations']} initialisations; Spearman with the table's test accuracy after 200 epochs; 95 % intervals "
+        "bootstrapped over "
+        "networks. Quartiles are of multiply-adds: within them a proxy cannot live on size alone. Published figures are over all 15,625 "
+        "cells, "
         "several of them second-hand (+- 0.02). What 12 epochs of training tell is in the last row.",
     )
 
