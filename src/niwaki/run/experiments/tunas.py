@@ -12,7 +12,7 @@ from niwaki.recipe import tunas
 from niwaki.run.claims import Claim, Section, Table, percent
 from niwaki.run.experiments.experiment import Experiment
 from niwaki.run.experiments.tables import SIGNAL, TRUTH, benchmark, searched
-from niwaki.run.experiments.tunas_shared import ABOUT, BUDGETS, SHARED, SharedPlan, claims_of, run_members, run_search
+from niwaki.run.experiments.tunas_shared import ABOUT, BUDGETS, SHARED, TARGETS, SharedPlan, claims_of, run_members, run_search
 from niwaki.run.experiments.verdicts import above, at_least, claim, not_testable, section
 from niwaki.run.folder import Folder
 from niwaki.run.progress import Progress
@@ -64,7 +64,7 @@ class Plan:
     searches: tuple[Search, ...] = SEARCHES
     seeds: int = 20
     shared: SharedPlan = SHARED
-    minutes: str = "about 6 minutes on one core"
+    minutes: str = "about 8 minutes on one core"
 
     def to_json(self) -> dict[str, Any]:
         return {"searches": [asdict(one) for one in self.searches], "seeds": self.seeds, "shared": asdict(self.shared)}
@@ -78,10 +78,15 @@ def measure(plan: Plan, folder: Folder, progress: Progress, workers: int) -> dic
     with Workers(workers) as pool:
         found = pool.run(list(jobs.values()), folder, progress, f"{len(jobs)} kinds of search")
         seeds = range(plan.shared.seeds)
-        shared = {"members": [Job(f"members {seed}", run_members, (plan.shared, seed)) for seed in seeds]} | {
-            budget: [Job(f"shared {budget} {seed}", run_search, (budget, plan.shared, seed)) for seed in seeds] for budget in BUDGETS
+        shared = {
+            str(target): {"members": [Job(f"members {target} {seed}", run_members, (target, plan.shared, seed)) for seed in seeds]}
+            | {
+                budget: [Job(f"shared {budget} {target} {seed}", run_search, (budget, target, plan.shared, seed)) for seed in seeds]
+                for budget in BUDGETS
+            }
+            for target in TARGETS
         }
-        made = [job for of_kind in shared.values() for job in of_kind]
+        made = [job for of_target in shared.values() for of_kind in of_target.values() for job in of_kind]
         trained = pool.run(made, folder, progress, f"{len(made)} searches with shared weights, and trainings")
     table = benchmark("nasbench201")
     macs = table.cost("macs").astype(float)
@@ -98,7 +103,10 @@ def measure(plan: Plan, folder: Folder, progress: Progress, workers: int) -> dic
         "near": int((np.abs(macs / target - 1) <= NEAR).sum()),
         "found": {one.text: found[job.name] for one, job in jobs.items()},
         "fronts": fronts,
-        "shared": {kind: [trained[job.name] for job in of_kind] for kind, of_kind in shared.items()},
+        "shared": {
+            target: {kind: [trained[job.name] for job in of_kind] for kind, of_kind in of_target.items()}
+            for target, of_target in shared.items()
+        },
         "draw": float(np.mean([bool(near) and rank <= TOP for near, rank in map(_standing_of(SIGNAL), range(len(macs)))])),
     }
 
