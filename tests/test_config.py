@@ -197,7 +197,8 @@ def test_a_path_is_the_same_from_every_folder(tmp_path, monkeypatch):
         (["method=random", "evaluator=scratch", "search.epochs=5", "warm_start=x"], {"search.epochs": "evaluator = scratch", "warm_start": "evaluator = scratch"}),
         (["search.regular=2", "search.finalists=1"], {"search.regular": "search.finalists = 1"}),
         (["workers=2", "search.folds=3", "search.finalists=1"], {"workers": "search.finalists = 1", "search.folds": "search.finalists = 1"}),
-        (["method=random", "evaluator=scratch", "workers=2"], {"workers": "evaluator = scratch"}),
+        (["method=random", "evaluator=scratch", "workers=2", "search.proposals=6"], {"search.proposals": "one proposal for each"}),
+        (["method=random", "evaluator=scratch", "search.proposals=6"], {}),
         (["evaluator=shared", "search.proposals=4"], {}),  # which is what they are anyway
         (["search.candidates=9", "search.logit_lr=0.1", "warm_start=x", "train.epochs=3"], {}),
         (["method=evolution", "search.evaluations=7", "search.population_size=20", "search.epochs=5", "search.finalists=2"], {}),

@@ -45,16 +45,21 @@ from niwaki.gradient.one_shot import OneShotSearch
 from niwaki.net.place import forks, place, space_of
 from niwaki.nn.build import build
 from niwaki.run import candidates, choose, finalists, learn, loop
+from niwaki.run.ask_tell import AskTellSearch, ask_and_tell
 from niwaki.run.clock import Clock
 from niwaki.run.config import load_config
 from niwaki.run.folder import Folder, RunError
 from niwaki.run.plan import fit_to_minutes, search_of
 from niwaki.run.progress import Silent
 from niwaki.run.regular import regular
-from niwaki.run.search import Budget, Search
+from niwaki.run.schedule import Window
+from niwaki.run.search import Budget, Counted, Search
 from niwaki.run.warm_start import warm_start_
+from niwaki.run.workers import one_thread
 from niwaki.store.checkpoint import load_checkpoint
+from niwaki.store.engine import open_store
 from niwaki.task.embedded import digits
+from niwaki.task.task import derive_seed
 from niwaki.testing.kill import run_until, safetensors_of
 from niwaki.train.loop import evaluate
 from niwaki.trial import EvaluationFailed, Trial
@@ -755,6 +760,34 @@ def test_a_search_stopped_anywhere_and_gone_on_with_ends_with_the_same_bits(own_
     assert trials(tmp_path / "alone") == trials(tmp_path / "stopped")
     for one, other in zip(left_alone, gone_on, strict=True):
         assert (one.arch, one.validation, one.test) == (other.arch, other.validation, other.test)
+
+
+def test_trials_trained_side_by_side_are_those_of_one_process_also_after_a_stop(own_task, tmp_path):
+    """The oracle: the same window of two proposals, each evaluated here, in order."""
+    settings = {"method": "evolution", "evaluator": "scratch", "workers": 2, "search.evaluations": 7}
+    search = search_of(load_config(None, (), {"budget": ["macs<=20k"], **TINY, **ASKING, **settings}), own_task, own_network())[1]
+    space = within(space_of(search.network), search.budgets[0].limits)
+    judge = Counted(Scratch(search.network, search.task, search.proxy, seed=search.seed), search.costs)
+    with open_store(tmp_path / "oracle.sqlite") as store, one_thread():
+        expected = ask_and_tell(
+            AskTellSearch(
+                space, space.space, search.method.strategy, store, run="r", evaluations=7,
+                seed=derive_seed(search.seed, "ask", 0), schedule=Window(2),
+            ),
+            judge,
+        )  # fmt: skip
+    with pytest.raises(Stopped):
+        tiny_search(own_task, tmp_path / "run", ["macs<=20k"], progress=StoppingWatch(4), **settings)
+
+    def found():
+        opened = Folder(tmp_path / "run", read_only=True)
+        trials = opened.store.trials("budget 0", space_of(own_network()))
+        opened.close()
+        return trials
+
+    assert 0 < len(found()) < 7
+    tiny_search(own_task, tmp_path / "run", ["macs<=20k"], **settings)
+    assert [trial.to_json() | {"seconds": 0} for trial in found()] == [trial.to_json() | {"seconds": 0} for trial in expected]
 
 
 def test_a_truncated_checkpoint_costs_nothing_the_one_before_is_taken_and_it_says_so(own_task, tmp_path, monkeypatch):

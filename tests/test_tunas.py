@@ -30,6 +30,7 @@ from niwaki.gradient.tunas import Rounds, TuNAS, TuNASSearch, batch_statistics
 from niwaki.gradient.weights import rising_cosine
 from niwaki.net.layer import Activation
 from niwaki.nn.supernet import supernet
+from niwaki.recipe import tabnas
 from niwaki.zoo import tunas as spaces
 
 TINY = spaces.Frame(1, (2, 1), 2, ("relu", "hswish"))
@@ -81,7 +82,7 @@ def test_filters_are_the_decisions_that_tunas_tags_so(name):
 def test_a_warm_up_averages_operations_and_takes_the_largest_filters():
     """TuNAS, the first step: everything is replaced; in the middle of the warm-up, half; after it, nothing."""
     network = tiny("mobilenetv3-like")
-    learner = controller(network, steps=100)
+    learner = controller(network, budget="soft", steps=100)
     filters = filters_of(place(network))
     draw = learner.draw(np.random.default_rng(0))
     assert not draw.counted.any()
@@ -98,6 +99,23 @@ def test_a_warm_up_averages_operations_and_takes_the_largest_filters():
             exists += len(draw.decisions)
             replaced += len(draw.decisions) - int(draw.counted.sum())
         assert replaced / exists == pytest.approx(share, abs=0.03)
+
+
+def test_within_a_hard_budget_a_warm_up_takes_the_largest_filters_that_keep_it():
+    network = tabnas.perceptron(8, (8, 16, 32, 64), 3, 4)
+    learner = controller(network, share=0.3, steps=100)
+    limit, space = learner.within.limits[0], learner.within.space
+    drawn = set()
+    for seed in range(60):
+        learner.moments = replace(learner.moments, steps=seed % 20)
+        row = learner.draw(np.random.default_rng(seed)).row
+        drawn.add(tuple(row.tolist()))
+        assert limit.cost.batch(row[None].astype(np.int32))[0] <= limit.upper
+        if seed % 20 == 0:  # all were replaced: no width has a larger option that would still do
+            for at, decision in enumerate(space.decisions):
+                larger = [np.where(np.arange(len(row)) == at, number, row) for number in range(row[at] + 1, len(decision.options))]
+                assert not any(limit.cost.batch(other[None].astype(np.int32))[0] <= limit.upper for other in larger)
+    assert len(drawn) > 5
 
 
 def test_warm_ups_of_operations_and_of_filters_are_two():

@@ -70,7 +70,8 @@ class PathController:
     While warm-ups last, each decision is replaced with their probability, independently: an operation by the uniform average of all its
     options, so that all their weights learn, a number of filters by the largest. What is replaced does not depend on the policy, so its
     log-probability is a constant, and only decisions that were drawn have a gradient. With a hard budget the path is drawn within it before
-    anything is replaced, and the gradient is that of log p(what was drawn | V), everything else summed out.
+    anything is replaced, a number of filters becomes the largest that keeps the path within it (one after the other, in random order; of
+    averaged operations the one that was drawn counts), and the gradient is that of log p(what was drawn | V), everything else summed out.
 
     filters: names of the decisions that are numbers of filters (`filters_of`). steps: how many there will be.
     """
@@ -99,10 +100,21 @@ class PathController:
         existence = self.softmaxes.existence
         if replaced.any():  # of decisions that exist now, though they would not have, the options are drawn, too
             row = np.where(existence.of(row[None])[0], row, self.softmaxes.sample_all(self.parameters, 1, generator)[0])
-            row = np.where(replaced & self.filters, self.largest, row)
+            wide = replaced & self.filters
+            row = self._widened(row, wide, generator) if self.method.budget == "hard" else np.where(wide, self.largest, row)
         undecided = replaced & ~self.filters
         exists = existence.possible(row, undecided)
         return Draw(np.where(exists, row, 0), exists & ~replaced, undecided & exists, self._decisions(row, undecided, exists))
+
+    def _widened(self, row: np.ndarray, wide: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """`row` with the largest numbers of filters that the budget still holds with for `wide`, one after the other in random order."""
+        for at in generator.permutation(np.flatnonzero(wide)):
+            options = self.within.decisions[at].options
+            tried = np.repeat(row[None], len(options), axis=0)
+            tried[:, at] = sorted(range(len(options)), key=lambda number: options[number], reverse=True)
+            kept = self.within.feasible.keeps(self.softmaxes.existence.canonical_(tried.copy()))
+            row = tried[np.argmax(kept)] if kept.any() else row
+        return row
 
     def _decisions(self, row: np.ndarray, undecided: np.ndarray, exists: np.ndarray) -> dict[str, Any]:
         return {

@@ -165,7 +165,7 @@ class Config(_Section):
     evaluator: Literal["shared", "scratch"] = "shared"
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     threads: Count | None = None
-    workers: Count | None = None  # processes, of one thread each, that train finalists side by side
+    workers: Count | None = None  # processes, of one thread each, that train finalists, or trials from scratch, side by side
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     search: Search = Search()
     train: Train = Train()
@@ -317,15 +317,24 @@ _USES: dict[str, set[str]] = {
 }
 
 
+def from_scratch(config: Config) -> bool:
+    """Whether a strategy is told of trainings from scratch: there is no supernet, and every trial is a finalist."""
+    return config.method not in BY_GRADIENT and config.evaluator == "scratch"
+
+
 def uses(config: Config, key: str) -> bool:
     """Whether a search by the method of `config` looks at `key` ("search.epochs")."""
-    from_scratch = config.method not in BY_GRADIENT and config.evaluator == "scratch"  # there is no supernet, and every trial is a finalist
+    alone = from_scratch(config)
     section, _, field = key.rpartition(".")
-    if field in {"regular", "folds", "workers"} and (from_scratch or config.search.finalists == 1):
+    if field in {"regular", "folds"} and (alone or config.search.finalists == 1):
+        return False
+    if field == "workers" and config.search.finalists == 1 and not alone:
+        return False
+    if key == "search.proposals" and alone and (config.workers or 1) > 1:
         return False
     if section == "search":
-        return field in _USES.get(config.method, _OF_STRATEGIES) and not (from_scratch and field in {*_SUPERNET, "finalists"})
-    return not (key == "warm_start" and from_scratch) and not (key == "evaluator" and config.method in BY_GRADIENT)
+        return field in _USES.get(config.method, _OF_STRATEGIES) and not (alone and field in {*_SUPERNET, "finalists"})
+    return not (key == "warm_start" and alone) and not (key == "evaluator" and config.method in BY_GRADIENT)
 
 
 def changed(config: Config) -> dict[str, Any]:
@@ -342,6 +351,8 @@ def without_effect(config: Config) -> list[str]:
             methods = [method for method in METHODS if uses(config.model_copy(update={"method": method, "evaluator": "shared"}), key)]
             if config.search.finalists == 1 and key in ("search.regular", "search.folds", "workers"):
                 why = "search.finalists = 1 is chosen without a training of its own"
+            elif key == "search.proposals" and from_scratch(config):
+                why = "with workers there is one proposal for each"
             elif config.method in methods:
                 why = "evaluator = scratch trains each network by itself"
             else:

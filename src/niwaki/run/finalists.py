@@ -116,9 +116,14 @@ def judged_by(search: Search, source: str) -> str:
 
 
 def finalist_workers(search: Search) -> int:
-    """How many processes train finalists side by side, of one thread each: networks this small gain next to nothing from a second thread.
+    """How many processes train finalists side by side; see `processes`."""
+    return processes(search, search.finalists * search.folds)
 
-    1: they are trained here, on one thread, too, so that the result is the same: where copies of the data would be costly, and what cannot
+
+def processes(search: Search, most: int) -> int:
+    """How many processes train networks side by side, of one thread each: networks this small gain next to nothing from a second thread.
+
+    most: networks that there are to train. 1: they are trained here, on one thread, too, so that the result is the same: where copies of the data would be costly, and what cannot
     be sent to a process. 0: they are trained on a GPU.
     """
     if search.device != "cpu":
@@ -128,7 +133,7 @@ def finalist_workers(search: Search) -> int:
     ):
         return 1
     copied = COPIES * search.task.nbytes
-    return max(1, min(search.workers, search.finalists * search.folds, MOST_COPIED // max(1, copied)))
+    return max(1, min(search.workers, most, MOST_COPIED // max(1, copied)))
 
 
 def _train_finalists(

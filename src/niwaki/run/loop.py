@@ -18,15 +18,17 @@ from niwaki.gradient.one_shot import OneShotSearch
 from niwaki.gradient.tunas import TuNAS, TuNASSearch
 from niwaki.net.place import space_of
 from niwaki.nn.build import build
-from niwaki.run.ask_tell import AskTellSearch, ask_and_tell
+from niwaki.run.ask_tell import AskTellSearch, ask_and_tell, ask_and_tell_side_by_side, attempt
 from niwaki.run.candidates import Aim, aims_of, candidates_of
 from niwaki.run.clock import Clock
-from niwaki.run.finalists import choose
+from niwaki.run.finalists import choose, processes
 from niwaki.run.folder import Folder, once
 from niwaki.run.learn import learn
 from niwaki.run.progress import Progress, Silent
-from niwaki.run.search import AskTell, Chosen, Search, counted, run_name
+from niwaki.run.schedule import Batches, Window
+from niwaki.run.search import AskTell, Chosen, Counted, Search, counted, run_name
 from niwaki.run.warm_start import warm_start_
+from niwaki.run.workers import Pool
 from niwaki.space.architecture import Architecture
 from niwaki.task.task import derive_seed
 from niwaki.train.loop import evaluate, start
@@ -114,7 +116,7 @@ def _judge_candidates(
 
 
 def _by_asking(search: Search, method: AskTell, spaces: Sequence[Within], folder: Folder, progress: Progress, clock: Clock) -> None:
-    """Trials that a strategy proposed, one run of trials for each budget."""
+    """Trials that a strategy proposed, one run of trials for each budget; trained from scratch, several side by side, if there are workers."""
     if all(folder.store.fact(f"result candidates {at}") for at in range(len(spaces))):
         return
     judge: Any
@@ -132,25 +134,29 @@ def _by_asking(search: Search, method: AskTell, spaces: Sequence[Within], folder
 def _ask(
     search: Search, method: AskTell, at: int, space: Within, judge: Any, folder: Folder, progress: Progress, clock: Clock, phase: str
 ) -> int:
+    workers = processes(search, method.evaluations) if method.evaluator == "scratch" else 1
     asking = AskTellSearch(
-        space, space.space, method.strategy, folder.store, run=run_name(at), evaluations=method.evaluations, batch_size=method.batch,
-        seed=derive_seed(search.seed, "ask", at),
+        space, space.space, method.strategy, folder.store, run=run_name(at), evaluations=method.evaluations,
+        seed=derive_seed(search.seed, "ask", at), schedule=Window(workers) if workers > 1 else Batches(method.batch),
     )  # fmt: skip
     progress.phase(f"{method.strategy.name}: {method.evaluations} evaluations", method.evaluations)
     progress.advance(len(asking.trials))
     part = (at + 1) / len(search.budgets)
 
-    def evaluate(arch: Architecture) -> dict[str, float]:
-        return {**judge(arch), **counted(search, arch)}
+    evaluate = Counted(judge, search.costs)
 
     def out_of_time() -> bool:  # one network there must be
         return clock.over(phase, part) and any(trial.status == "ok" for trial in asking.trials)
 
     def on_trial(trial: Trial) -> None:
         folder.book(phase)
-        progress.advance(trial.number + 1)
+        progress.advance(len(asking.trials))
 
-    done = ask_and_tell(asking, evaluate, out_of_time=out_of_time, on_trial=on_trial)
+    if workers > 1:
+        with Pool(workers, attempt, common=(evaluate,)) as pool:
+            done = ask_and_tell_side_by_side(asking, pool.submit, out_of_time=out_of_time, on_trial=on_trial)
+    else:
+        done = ask_and_tell(asking, evaluate, out_of_time=out_of_time, on_trial=on_trial)
     if (finished := sum(trial.status != "cut" for trial in done)) < method.evaluations:
         why = f": {asking.note}" if asking.note else ""
         folder.note(f"The search for {search.budgets[at].text} ended after {finished} of {method.evaluations} evaluations{why}.")

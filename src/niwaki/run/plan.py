@@ -34,8 +34,8 @@ from niwaki.run import workers
 from niwaki.run.candidates import SPENT, aims_of
 from niwaki.run.choose import FEW, resolutions
 from niwaki.run.clock import working_seconds
-from niwaki.run.config import BY_GRADIENT, Config, ConfigError, Data, config_of
-from niwaki.run.finalists import finalist_workers
+from niwaki.run.config import BY_GRADIENT, Config, ConfigError, Data, config_of, from_scratch
+from niwaki.run.finalists import finalist_workers, processes
 from niwaki.run.loop import learner_of
 from niwaki.run.model import ModelError, load_model
 from niwaki.run.regular import regular
@@ -255,7 +255,8 @@ def decide(config: Config, task: AnyTask, network: Network) -> Config:
     values = {
         # of small networks a training is mostly overhead, which a second thread does not share, and which it suffers from beside other work
         "threads": cores if batch * most_macs > THREADED_MACS else 1,
-        "workers": config.threads or cores,
+        # which trials a strategy knows of when it proposes depends on their number: more than one only where it was said
+        "workers": 1 if from_scratch(config) else config.threads or cores,
         "search.epochs": search_epochs,
         "search.warmup_epochs": warmup,
         "search.batch_size": batch,
@@ -375,15 +376,15 @@ def search_of(config: Config, task: AnyTask | None = None, network: Network | No
     config = decide(config, task, network)
     if (folds := config.search.folds or 1) > 1:
         task.folds(folds)  # raises DataError
-    from_scratch = config.method not in BY_GRADIENT and config.evaluator == "scratch"  # its trials are what finalists are elsewhere
+    alone = from_scratch(config)  # its trials are what finalists are elsewhere
     search = Search(
         network, task, budgets, costs,
         method=_method(config, task.metric),
         recipe=_recipe(config),
         proxy=_proxy(_recipe(config)),
         candidates=config.search.candidates or 1,
-        finalists=1 if from_scratch else config.search.finalists or 1,
-        regular=0 if from_scratch else config.search.regular or 0,
+        finalists=1 if alone else config.search.finalists or 1,
+        regular=0 if alone else config.search.regular or 0,
         folds=config.search.folds or 1,
         workers=config.workers or 1,
         seed=config.seed,
@@ -458,9 +459,8 @@ def _share(phase: str, config: Config, smaller: Config) -> float:
 
     proxy = _proxy(_recipe(smaller)).epochs / _proxy(_recipe(config)).epochs
     trials = ratio("search", "candidates") if config.method in BY_GRADIENT else ratio("search", "evaluations")
-    from_scratch = config.method not in BY_GRADIENT and config.evaluator == "scratch"
     return {
-        "search": trials * proxy if from_scratch else ratio("search", "epochs"),
+        "search": trials * proxy if from_scratch(config) else ratio("search", "epochs"),
         "judging": trials,
         "finalists": proxy * ratio("search", "finalists"),
         "training": ratio("train", "epochs"),
@@ -485,11 +485,15 @@ def estimate(search: Search) -> dict[str, float]:
         return sum(mean(_seconds_per_step(one, timed_s) for one in of_budget) * of_budget[0].steps_per_epoch for of_budget in trainings)
 
     an_epoch = per_epoch()
-    from_scratch = search.proxy.epochs * an_epoch
+    short = search.proxy.epochs * an_epoch
     seconds: dict[str, float] = {}
     method = search.method
     if isinstance(method, AskTell) and method.evaluator == "scratch":
-        seconds["search"] = from_scratch * method.evaluations
+        side_by_side = processes(search, method.evaluations)
+        if side_by_side > 1:
+            with workers.one_thread():
+                short = search.proxy.epochs * per_epoch()
+        seconds["search"] = short * ceil(method.evaluations / max(1, side_by_side)) + (WORKERS_START_S if side_by_side > 1 else 0.0)
     else:
         learner: DMaskingSearch | TuNASSearch | OneShotSearch
         if isinstance(method, AskTell):
@@ -513,10 +517,10 @@ def estimate(search: Search) -> dict[str, float]:
         side_by_side = finalist_workers(search)
         if side_by_side:
             with workers.one_thread():
-                from_scratch = search.proxy.epochs * per_epoch()
+                short = search.proxy.epochs * per_epoch()
         near = search.regular // 2  # these wait for all the others
         turns = sum(ceil(count * search.folds / max(1, side_by_side)) for count in (search.finalists - near, near))
-        seconds["finalists"] = from_scratch * turns + (WORKERS_START_S if side_by_side > 1 else 0.0)
+        seconds["finalists"] = short * turns + (WORKERS_START_S if side_by_side > 1 else 0.0)
     seconds["training"] = search.recipe.epochs * an_epoch
     return seconds
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,6 +77,17 @@ class Chosen:
     validation: dict[str, float]
     test: dict[str, float]
     module: fx.GraphModule
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The metrics of an architecture that `judge` gives, with its costs beside them; what a worker is asked for."""
+
+    judge: Callable[[Architecture], dict[str, float]]
+    costs: dict[str, Cost]
+
+    def __call__(self, arch: Architecture) -> dict[str, float]:
+        return {**self.judge(arch), **{name: float(cost(arch)) for name, cost in self.costs.items()}}
 
 
 def counted(search: Search, arch: Architecture) -> dict[str, float]:
