@@ -14,7 +14,8 @@ import safetensors.numpy
 import torch
 from sklearn import metrics
 
-from conftest import SMALL_SETTINGS
+import niwaki
+from conftest import SMALL, SMALL_SETTINGS
 from niwaki import zoo
 from niwaki.cost.count import count_params
 from niwaki.deploy.predict import ExportedModel
@@ -32,9 +33,12 @@ from niwaki.run.progress import Silent
 from niwaki.run.ship import answers
 from niwaki.run.workers import Job, Workers
 from niwaki.space.choice import SpaceError
+from niwaki.task.classify import ImageClassification
 from niwaki.task.cut import DataError
+from niwaki.task.embedded import digits
 from niwaki.task.table import describe, read_table, stored_rows, table
 from niwaki.task.tabular import Tabular
+from niwaki.train.rates import Rated, parse_rate
 from niwaki.zoo.mlp import TABNAS_BUDGET, mlp
 
 # --- layers and networks -----------------------------------------------------------------------------------------------------
@@ -378,6 +382,11 @@ def test_metrics_of_numbers_are_those_of_scikit_learn_in_the_units_of_the_target
 
 # --- from a file to a model -----------------------------------------------------------------------------------------------------
 
+SCRATCH = tuple(
+    word
+    for key in ("method=random", "evaluator=scratch", "search.evaluations=1", "train.epochs=20", 'budget=["params<=1500"]')
+    for word in ("--set", key)
+)
 QUICK = ("--set", 'budget=["params<=1500"]', *SMALL_SETTINGS, "--set", "search.finalists=2", "--set", "search.folds=1")
 
 
@@ -480,6 +489,61 @@ def test_a_regression_runs_from_end_to_end_in_the_units_of_its_target(niwaki_com
     again = niwaki_command("search", *words, "--out", "run", cwd=tmp_path)
     assert f"test rmse {told['rmse']:.5g} of the trained network" in again.out
     assert "when it was chosen, on validation, after a short training)" in again.out
+
+
+# --- rates -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_rate_is_searched_for_from_a_configuration(niwaki_command, tmp_path):
+    columns, classes, _ = people()
+    data = written(tmp_path / "people.csv", columns, classes)
+    settings = ("data.kind=table", f"data.path={data}", "data.metric=precision@recall=0.9", "data.positive=poor")
+    words = [word for setting in settings for word in ("--set", setting)]
+    answer = niwaki_command("search", *words, *SCRATCH, "--out", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    assert "Precision at recall 0.9 is of the class 'poor' against all others." in answer.err
+    assert re.search(r"test precision at recall 0.9 \d+\.\d\d % of the trained network", answer.out)
+    found = json.loads((tmp_path / "run" / "architecture.json").read_text())["metrics"]["test"]["precision_at_recall_0.9"]
+    loaded = read_table(data)
+    logits = ExportedModel(tmp_path / "run" / "model.onnx").logits(loaded.test_rows).astype(float)
+    precision, recall, _ = metrics.precision_recall_curve(loaded.test_targets == 0, logits[:, 0] - logits[:, 1])
+    assert found == pytest.approx(precision[recall >= 0.9].max())
+
+
+@pytest.mark.parametrize("what", ["table", "digits"])
+def test_a_rated_task_is_searched_for_from_python(what, tmp_path):
+    columns, classes, _ = people()
+    own = Tabular(table(columns, classes)) if what == "table" else ImageClassification(digits())
+    rated = Rated(own, parse_rate("precision@10%"), positive_class=1)
+    if what == "table":
+        budget, settings = "params<=1500", {"search.finalists": 2, "search.folds": 1, "workers": 1}
+    else:
+        budget, settings = "macs<=20k", {"method": "random", "evaluator": "scratch", "search.evaluations": 1}
+    settings = {key: value for key, value in SMALL.items() if "search" not in key or what == "table"} | settings
+    method = settings.pop("method", "dmasking")
+    found = niwaki.search("auto", rated, budget, method=method, out=tmp_path / "run", settings=settings)
+    assert 0 <= found.metrics["test"]["precision_at_k_0.1"] <= 1
+    plan = json.loads((tmp_path / "run" / "config.json").read_text())["plan"]
+    assert plan["data"]["metric"] == rated.metric
+    assert parse_rate(plan["config"]["data"]["metric"] or "precision@10%") == rated.objective
+    assert "Precision at k 0.1 against cost" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_rates_that_cannot_be_searched_for_are_refused(niwaki_command, tmp_path):
+    columns, _, income = people()
+    data = written(tmp_path / "people.csv", columns, np.array(["a", "b", "c"])[np.arange(ROWS) % 3], income=income)
+    for settings, message in (
+        (["data.metric=precision@10%"], "say which (data.positive): a, b, c"),
+        (["data.metric=precision@10%", "data.positive=d"], "'d' is none of the classes: a, b, c"),
+        (["data.metric=f2"], "cannot train for this rate"),
+        (["data.metric=precison@10%"], "one of accuracy, balanced_accuracy, macro_f1, log_loss, rmse, mae, r2, or a rate"),
+        (["data.positive=a"], "is the class that a rate is of"),
+        (["data.metric=aucpr", "data.task=regression", "data.target=income"], "a rate of classes, and the target is a number"),
+    ):
+        words = [word for one in ("data.kind=table", f"data.path={data}", *settings) for word in ("--set", one)]
+        answer = niwaki_command("search", *words, "--json", "--out", tmp_path / "run")
+        assert answer.code == 2, answer.err
+        assert message in answer.json["error"]
 
 
 # --- time ------------------------------------------------------------------------------------------------------------------------

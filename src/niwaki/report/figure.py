@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 SHARES = ("accuracy", "balanced_accuracy", "macro_f1")
+RATES = ("precision_at_", "recall_at_", "tpr_at_")  # how the names of rates begin that are shares, too
 NEGATIVE = "neg_"  # scikit-learn's prefix for what is to be small
 
 
 def is_share(metric: str) -> bool:
-    return metric in SHARES
+    return metric in SHARES or metric.startswith(RATES)
 
 
 def figure_name(metric: str) -> str:

@@ -23,6 +23,7 @@ from niwaki.net.control import Network
 from niwaki.net.place import space_of
 from niwaki.net.text import from_json, network_hash
 from niwaki.nn.build import build
+from niwaki.report.figure import figure_name
 from niwaki.run.checklist import Item, checklist_of_run
 from niwaki.run.config import Config, ConfigError, changed, config_of, load_config, uses, without_effect
 from niwaki.run.finalists import judged_by
@@ -39,6 +40,7 @@ from niwaki.space.space import Space
 from niwaki.task.cut import DataError
 from niwaki.task.tabular import in_units
 from niwaki.train.loop import TrainingDiverged
+from niwaki.train.rates import Rated
 
 
 class RunFailed(RuntimeError):
@@ -278,6 +280,9 @@ def _remarks(folder: Folder, search: Search, asked: Config) -> Iterator[str]:
             f"{name}: {', '.join(f'{text!r} {count} times' for text, count in found.items())}" for name, found in missing.items()
         )
         yield f"Texts taken for missing values (data.missing says which): {told}."
+    if isinstance(search.task, Rated):
+        name = (folder.plan["data"]["class_names"] or ["", "1"])[search.task.positive_class]
+        yield f"{figure_name(search.task.metric).capitalize()} is of the class {name!r} against all others."
     decided = folder.plan["config"]
     if shortened := [
         f"{section}.{key} = {decided[section][key]}"

@@ -39,7 +39,8 @@ STRATEGY_NAMES = (
 BY_GRADIENT = ("dmasking", "tunas")  # methods that learn weights and a distribution together; the others ask and tell
 METHODS = (*BY_GRADIENT, *STRATEGY_NAMES)
 DECIDED_OF_TABLES = ("task", "target", "categorical", "missing", "knots")  # where nothing is said, the data decide
-OfImages = Literal["accuracy", "balanced_accuracy", "macro_f1"]
+OF_IMAGES = ("accuracy", "balanced_accuracy", "macro_f1")
+METRICS = (*OF_IMAGES, "log_loss", "rmse", "mae", "r2")
 
 
 class ConfigError(ValueError):
@@ -63,7 +64,8 @@ class Data(_Section):
     layout: Literal["NHW", "NHWC", "NCHW"] | None = None  # of the axes of the images in npz files; None: inferred where there is no doubt
     size: Count | None = None  # of a folder's images, height and width in pixels; None: the size they have, or the median side
     validation: Share = 0.2
-    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss", "rmse", "mae", "r2"] | None = None  # None: accuracy, or rmse
+    metric: Words | None = None  # one of METRICS, or a rate such as precision@10%; None: accuracy, or rmse
+    positive: Words | None = None  # the class that a rate is of; None: the second of two
     class_weights: Literal["auto", "balanced", "none"] = "auto"
     # of a table; None: as far as the data tell
     task: Literal["classification", "regression"] | None = None
@@ -75,6 +77,32 @@ class Data(_Section):
     missing: list[str] | None = None  # texts that stand for missing values, in any case; an empty one always does
     knots: Annotated[int, Field(ge=0)] | None = None  # of the curves that columns of numbers become; 0: no curves
     fill: Literal["mean", "median"] = "mean"  # what a missing number is taken for
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether the metric is a rate of one class."""
+        return self.metric is not None and self.metric not in METRICS
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, value: str | None) -> str | None:
+        if value is None or value in METRICS:
+            return value
+        from niwaki.train.rates import RateError, parse_rate  # torch, only where it is needed
+
+        try:
+            rate = parse_rate(value)
+        except RateError as error:
+            close = get_close_matches(value, METRICS, n=1)
+            listed = f"it is one of {', '.join(METRICS)}{f' (did you mean {close[0]}?)' if close else ''}"
+            raise _mistake(
+                f"data.metric = {value!r}: {listed}, or a rate of one class such as precision@2% or precision@recall=0.95"
+            ) from error
+        if rate.kind in ("recall_at_precision", "f_beta"):
+            raise _mistake(
+                f"data.metric = {value!r}: a search cannot train for this rate; it can for precision@2%, precision@recall=0.95, tpr@fpr=0.01, aucpr"
+            )
+        return value
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Data:
@@ -89,8 +117,10 @@ class Data(_Section):
             raise _mistake(f"data.size is for folders of image files; data.kind is {self.kind}")
         if self.kind != "table" and (idle := [key for key in OF_TABLES if getattr(self, key) != type(self).model_fields[key].default]):
             raise _mistake(f"data.{idle[0]} is for tables; data.kind is {self.kind}")
-        if self.kind != "table" and self.metric not in (None, *get_args(OfImages)):
-            raise _mistake(f"data.metric = {self.metric!r} is for tables; for images it is {', '.join(get_args(OfImages))}")
+        if self.kind != "table" and self.metric in METRICS and self.metric not in OF_IMAGES:
+            raise _mistake(f"data.metric = {self.metric!r} is for tables; for images it is {', '.join(OF_IMAGES)}, or a rate")
+        if self.positive is not None and not self.is_rate:
+            raise _mistake(f"data.positive = {self.positive!r} is the class that a rate is of, such as data.metric = 'precision@10%'")
         if self.knots == 1:
             raise _mistake("data.knots = 1: a curve has at least 2 of them, and 0 is for no curves")
         return self

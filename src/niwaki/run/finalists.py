@@ -22,7 +22,7 @@ from niwaki.run.clock import Clock
 from niwaki.run.folder import Folder, RunError, once
 from niwaki.run.progress import Progress
 from niwaki.run.regular import regular
-from niwaki.run.search import AskTell, Search, counted, run_name
+from niwaki.run.search import AskTell, Search, counted, plain, run_name
 from niwaki.run.workers import Job, Workers
 from niwaki.space.architecture import Architecture
 from niwaki.strategy.strategy import fingerprint
@@ -128,7 +128,7 @@ def processes(search: Search, most: int) -> int:
     """
     if search.device != "cpu":
         return 0
-    if type(search.task) not in (ImageClassification, Tabular) or any(
+    if type(plain(search.task)) not in (ImageClassification, Tabular) or any(
         isinstance(item.layer, Opaque) and item.layer.make is not None for item in place(search.network).items
     ):
         return 1

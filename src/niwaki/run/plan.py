@@ -39,7 +39,7 @@ from niwaki.run.finalists import finalist_workers, processes
 from niwaki.run.loop import learner_of
 from niwaki.run.model import ModelError, load_model
 from niwaki.run.regular import regular
-from niwaki.run.search import AnyTask, AskTell, Budget, Search
+from niwaki.run.search import AnyTask, AskTell, Budget, Search, plain
 from niwaki.run.strategies import strategy_named
 from niwaki.run.warm_start import checkpoint_of
 from niwaki.space.size import largest, smallest
@@ -53,6 +53,7 @@ from niwaki.task.images import npz
 from niwaki.task.table import MISSING, read_table
 from niwaki.task.tabular import Tabular, kind_of_metric
 from niwaki.train.loop import Training, TrainingDiverged, batches_per_epoch, start
+from niwaki.train.rates import Rated, parse_rate
 from niwaki.train.recipe import Recipe
 from niwaki.trial import EvaluationFailed
 from niwaki.zoo.mobile import LARGEST, SMALLEST, mobile
@@ -93,7 +94,30 @@ RATIO = DMasking().temperature_decay ** DMasking().epochs  # how far the publish
 
 def task_of(config: Config) -> AnyTask:
     """The task that `config.data` describes; reads the data. Raises DataError."""
-    data = config.data
+    data, task = config.data, _task_of_data(config)
+    if not data.is_rate:
+        return task
+    assert data.metric is not None
+    names = tuple(_class_names(task))
+    if len(names) < 2:
+        raise ConfigError("the configuration", [f"data.metric = {data.metric!r} is a rate of classes, and the target is a number"])
+    if data.positive not in names and (data.positive is not None or len(names) > 2):
+        said = (
+            f"data.positive = {data.positive!r} is none of the classes"
+            if data.positive is not None
+            else "data.metric is of one class against all others; say which (data.positive)"
+        )
+        raise ConfigError("the configuration", [f"{said}: {', '.join(names)}"])
+    return Rated(task, parse_rate(data.metric), 1 if data.positive is None else names.index(data.positive))
+
+
+def _class_names(task: AnyTask) -> Sequence[str]:
+    of = plain(task)
+    return (of.table.class_names or ()) if isinstance(of, Tabular) else of.images.class_names
+
+
+def _task_of_data(config: Config) -> ImageClassification | Tabular:
+    data, own = config.data, None if config.data.is_rate else config.data.metric
     weights: Any = None if data.class_weights == "none" else data.class_weights
     if data.kind == "table":
         rows = read_table(
@@ -109,7 +133,7 @@ def task_of(config: Config) -> AnyTask:
         return Tabular(
             rows,
             validation=data.validation,
-            metric=data.metric or "auto",
+            metric=own or "auto",
             class_weights=weights,
             knots=data.knots,
             fill=data.fill,
@@ -121,12 +145,13 @@ def task_of(config: Config) -> AnyTask:
         images = npz(str(data.path), layout=data.layout)
     else:
         images = image_folder(str(data.path), size=data.size)
-    metric: Any = data.metric or "accuracy"
+    metric: Any = own or "accuracy"
     return ImageClassification(images, validation=data.validation, metric=metric, class_weights=weights, seed=config.seed)
 
 
 def network_of(config: Config, task: AnyTask) -> Network:
     """The network or space that `config.network` names, at the size of the data."""
+    task = plain(task)
     if isinstance(task, Tabular) and ":" not in config.network:
         name = "mlp" if config.network == "auto" else config.network
         return zoo.network(name, input_shape=task.input_shape, classes=task.outputs, columns=task.columns)
@@ -151,7 +176,7 @@ def network_of(config: Config, task: AnyTask) -> Network:
 def _check_fits(network: Network, task: AnyTask) -> None:
     """Refuses a network that cannot read the examples of `task`, does not give what it asks for, or leaves nothing to choose."""
     if network.input_shape != task.input_shape:
-        what, axes = ("rows", "features") if isinstance(task, Tabular) else ("images", "channels, height, width")
+        what, axes = ("rows", "features") if isinstance(plain(task), Tabular) else ("images", "channels, height, width")
         raise ModelError(f"the network reads {what} of {_sizes(network.input_shape)}, the data are {_sizes(task.input_shape)} ({axes})")
     placement = place(network)
     if not placement.decisions:
@@ -164,12 +189,13 @@ def _check_fits(network: Network, task: AnyTask) -> None:
             if shape.spatial
             else f"{least if least == most else f'{least} to {most}'} numbers"
         )
-        example = "a row" if isinstance(task, Tabular) else "an image"
+        example = "a row" if isinstance(plain(task), Tabular) else "an image"
         raise ModelError(f"the network gives {given} for {example}, where {task.outputs} are needed: one for each class of the data")
 
 
 def _check_of_table(config: Config, task: AnyTask) -> None:
     """Refuses keys that were set and mean nothing for the table of `task`."""
+    task = plain(task)
     if not isinstance(task, Tabular):
         return
     idle = []
@@ -209,7 +235,7 @@ def trimmed(network: Network, budgets: Sequence[Budget], share: float) -> tuple[
 
 def default_budget(task: AnyTask) -> str:
     """A modest budget for images of this size, or for a table."""
-    if isinstance(task, Tabular):
+    if isinstance(plain(task), Tabular):
         return TABLE_BUDGET
     side = max(task.input_shape[1:])
     return "macs<=100000" if side <= 16 else "macs<=1000000" if side <= 48 else "macs<=10000000" if side <= 96 else "macs<=100000000"
@@ -225,7 +251,7 @@ def decide(config: Config, task: AnyTask, network: Network) -> Config:
     per_epoch = most_macs * (len(weight_part) + MIXTURE * len(architecture_part))
     affordable = round(SEARCH_MACS / max(per_epoch, 1))  # epochs
     stated = config.search.warmup_epochs
-    if isinstance(task, Tabular):
+    if isinstance(plain(task), Tabular):
         affordable = min(affordable, ceil(TABLE_SEARCH_STEPS / batches_per_epoch(len(weight_part), search_batch)))
     search_epochs = config.search.epochs or max(8 if stated is None else stated + 1, min(MOST_EPOCHS, affordable))
     sizes = prod(len(space_of(network)[name].options) for name in resolutions(place(network)))
@@ -240,7 +266,7 @@ def decide(config: Config, task: AnyTask, network: Network) -> Config:
     distributions = (sizes if apart == "apart" else 1) * len(config.budget or [""])
     passes = ceil(LOGIT_STEPS * distributions / (search_epochs * batches_per_epoch(len(architecture_part), search_batch)))
     folds = config.search.folds or _folds(task)
-    alone = TABLE_FINALISTS if isinstance(task, Tabular) else FINALISTS
+    alone = TABLE_FINALISTS if isinstance(plain(task), Tabular) else FINALISTS
     finalists = config.search.finalists or (alone if folds == 1 else CROSS_VALIDATED)
     regular_ones = round(REGULAR * (finalists - 1)) if config.method in BY_GRADIENT else 0  # else methods could not be told apart
     if config.search.regular is not None and config.search.regular >= finalists:
@@ -284,7 +310,7 @@ def decide(config: Config, task: AnyTask, network: Network) -> Config:
         "search.evaluations": 200,
         "train.epochs": final_epochs,
         "train.batch_size": batch,
-        **(_told_of(task) if (config.data.kind == "table") == isinstance(task, Tabular) else {}),  # else data and task are others
+        **(_told_of(task) if (config.data.kind == "table") == isinstance(plain(task), Tabular) else {}),  # else data and task are others
         **{f"train.{key}": _plain(value) for key, value in asdict(recipe).items() if key not in ("epochs", "batch_size")},
     }
     return config.decided(values)
@@ -293,7 +319,7 @@ def decide(config: Config, task: AnyTask, network: Network) -> Config:
 def default_recipe(task: AnyTask) -> tuple[Recipe, int, int]:
     """How networks are trained on data of this kind and size: the recipe, and its batch size and epochs."""
     examples = len(task.part("train+validation"))
-    if isinstance(task, Tabular):
+    if isinstance(plain(task), Tabular):
         batch = next(size for least, size in TABLE_BATCHES if examples >= least)
         epochs = ceil(TABLE_STEPS / batches_per_epoch(examples, batch))
         return TABLE_RECIPE, batch, max(20, min(200, epochs))
@@ -303,11 +329,12 @@ def default_recipe(task: AnyTask) -> tuple[Recipe, int, int]:
 
 def _told_of(task: AnyTask) -> dict[str, Any]:
     """What the data say of themselves, for a configuration that leaves it open."""
+    metric, task = (task.objective.text if isinstance(task, Rated) else None), plain(task)
     if not isinstance(task, Tabular):
-        return {"data.metric": task.metric}
+        return {"data.metric": metric or task.metric}
     table = task.table
     return {
-        "data.metric": task.asked,
+        "data.metric": metric or task.asked,
         "data.task": "classification" if task.is_classification else "regression",
         "data.target": table.target.name,
         "data.categorical": [column.name for column in table.columns if column.values is not None],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from torch import fx
 
@@ -17,9 +18,17 @@ from niwaki.space.architecture import Architecture
 from niwaki.strategy.strategy import Strategy
 from niwaki.task.classify import ImageClassification
 from niwaki.task.tabular import Tabular
+from niwaki.train.rates import Rated
 from niwaki.train.recipe import Recipe
 
-AnyTask = ImageClassification | Tabular  # what can be shipped and reported, beside being searched for
+AnyTask = ImageClassification | Tabular | Rated  # what can be shipped and reported, beside being searched for
+
+
+def plain(task: AnyTask) -> ImageClassification | Tabular:
+    """The task that has the data: of one that is judged by a rate, the one inside."""
+    while isinstance(task, Rated):
+        task = cast(AnyTask, task.task)
+    return task
 
 
 @dataclass(frozen=True)

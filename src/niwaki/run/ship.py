@@ -16,7 +16,7 @@ from niwaki.deploy.source import opaque_factories, write_source
 from niwaki.net.edit import decode
 from niwaki.net.text import to_json
 from niwaki.report.image import png_text
-from niwaki.run.search import AnyTask, Chosen, Search
+from niwaki.run.search import AnyTask, Chosen, Search, plain
 from niwaki.task.classify import ImageClassification, confusion_matrix
 from niwaki.task.table import Column
 from niwaki.task.tabular import Tabular
@@ -60,11 +60,13 @@ def card_of(search: Search, chosen: Chosen) -> ModelCard:
 
 
 def _class_names(task: AnyTask) -> tuple[str, ...]:
+    task = plain(task)
     return (task.table.class_names or ()) if isinstance(task, Tabular) else task.images.class_names
 
 
 def _form(task: AnyTask) -> Preprocessing | TableForm:
     """How examples are stored, and what the exported model does to them."""
+    task = plain(task)
     if isinstance(task, Tabular):
         return TableForm(task.table.columns, task.table.target, task.table.missing)
     images, (mean, std) = task.images, task.normalisation
@@ -72,12 +74,14 @@ def _form(task: AnyTask) -> Preprocessing | TableForm:
 
 
 def _stored_test(task: AnyTask) -> NDArray:
+    task = plain(task)
     return task.table.test_rows if isinstance(task, Tabular) else task.images.test_images
 
 
 def answers(task: AnyTask, module: nn.Module, device: str) -> dict[str, Any]:
     """Confusion matrix and worst mistakes on the test part, as JSON; mistakes with their images or rows. Of a target of numbers, some
     predictions beside the truth."""
+    task = plain(task)
     indices = task.part("test")
     logits = predict(module, task, indices, device=device)
     truth = task.labels(indices)
@@ -111,6 +115,7 @@ def answers(task: AnyTask, module: nn.Module, device: str) -> dict[str, Any]:
 
 def _example(task: AnyTask, at: int) -> dict[str, str]:
     """Test example number `at`, as the page shows it."""
+    task = plain(task)
     return _row(task, at) if isinstance(task, Tabular) else {"image": _shown(task, task.images.test_images[at])}
 
 
@@ -129,6 +134,7 @@ def _value(column: Column, value: float) -> str:
 
 def examples(task: AnyTask, count: int = 12) -> list[dict[str, str]]:
     """A few training images with their classes, class by class in turn; of tables none."""
+    task = plain(task)
     if isinstance(task, Tabular):
         return []
     labels = task.images.labels

@@ -147,6 +147,13 @@ class RateObjective:
         """Of the metric, such as "precision_at_recall_0.95"."""
         return self.kind if self.kind == "aucpr" else f"{self.kind}_{self.target:g}"
 
+    @property
+    def text(self) -> str:
+        """What `parse_rate` reads, such as "precision@recall=0.95"."""
+        number = f"{self.target:.12f}".rstrip("0").rstrip(".")
+        forms = {"precision_at_k": "precision@", "precision_at_recall": "precision@recall=", "recall_at_precision": "recall@precision="}
+        return "aucpr" if self.kind == "aucpr" else f"{ {**forms, 'tpr_at_fpr': 'tpr@fpr=', 'f_beta': 'f'}[self.kind] }{number}"
+
     def loss(self, scores: Tensor, positive: Tensor) -> Tensor:
         """The quantile surrogate over a batch: a scalar. scores: (B,), positive: bool (B,)."""
         scores, positive = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores, positive.bool()
