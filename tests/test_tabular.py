@@ -535,7 +535,9 @@ def test_rates_that_cannot_be_searched_for_are_refused(niwaki_command, tmp_path)
     for settings, message in (
         (["data.metric=precision@10%"], "say which (data.positive): a, b, c"),
         (["data.metric=precision@10%", "data.positive=d"], "'d' is none of the classes: a, b, c"),
-        (["data.metric=f2"], "cannot train for this rate"),
+        (["data.metric=f2"], "or a rate of one class that can be trained for: precision@2%"),
+        (["data.metric=precision@200%", "data.positive=a"], "data.metric: precision_at_k of 2.0: it lies between 0 and 1"),
+        (["data.metric=precision@most", "data.positive=a"], "'precision@most' is no rate"),
         (["data.metric=precison@10%"], "one of accuracy, balanced_accuracy, macro_f1, log_loss, rmse, mae, r2, or a rate"),
         (["data.positive=a"], "is the class that a rate is of"),
         (["data.metric=aucpr", "data.task=regression", "data.target=income"], "a rate of classes, and the target is a number"),

@@ -53,7 +53,7 @@ from niwaki.task.images import npz
 from niwaki.task.table import MISSING, read_table
 from niwaki.task.tabular import Tabular, kind_of_metric
 from niwaki.train.loop import Training, TrainingDiverged, batches_per_epoch, start
-from niwaki.train.rates import Rated, parse_rate
+from niwaki.train.rates import Rated, RateError, parse_rate
 from niwaki.train.recipe import Recipe
 from niwaki.trial import EvaluationFailed
 from niwaki.zoo.mobile import LARGEST, SMALLEST, mobile
@@ -108,7 +108,10 @@ def task_of(config: Config) -> AnyTask:
             else "data.metric is of one class against all others; say which (data.positive)"
         )
         raise ConfigError("the configuration", [f"{said}: {', '.join(names)}"])
-    return Rated(task, parse_rate(data.metric), 1 if data.positive is None else names.index(data.positive))
+    try:
+        return Rated(task, parse_rate(data.metric), 1 if data.positive is None else names.index(data.positive))
+    except RateError as error:
+        raise ConfigError("the configuration", [f"data.metric: {error}"]) from error
 
 
 def _class_names(task: AnyTask) -> Sequence[str]:
