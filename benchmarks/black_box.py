@@ -8,7 +8,6 @@ question, and writes nothing else; --kept tells of the seeds that all strategies
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -25,8 +24,8 @@ from typing import Any
 import numpy as np
 from harness import HERE, Claim, Result, Table, arguments, machine, on_one_thread, report, say
 
-import niwaki
 from niwaki.objective import Objective
+from niwaki.run.bench import code_hash
 from niwaki.run.contest import COUNTS, Contest, Question
 from niwaki.run.simulate import Log, in_order, simulate
 from niwaki.run.strategies import strategy_named
@@ -44,8 +43,6 @@ NB201, NB201_MS, MACRO = (
 )
 FBNET, OFA = "latency_spaces/fbnet_5000.npz", "latency_spaces/ofa_5000.npz"
 ACCURACY, SIGNAL = "cifar10_test_acc_200ep", "cifar10_valid_acc_12ep"
-OWN_CODE = ("space", "net", "strategy/default.py", "strategy/ground.py", "strategy/surrogate.py", "strategy/strategy.py", "strategy/evolution.py",
-            "run/contest.py", "run/simulate.py", "evaluate/listed.py")  # fmt: skip
 KINDS = {
     "tuned": "settings of `default` were chosen while looking at it",
     "seen": "looked at once, nothing was chosen by it",
@@ -226,7 +223,7 @@ def main() -> None:
     if given.quick:
         questions = [replace(one, evaluations=14) for one in questions]
     seeds = 2 if given.quick else given.seeds
-    folder = HERE / "work" / ("black_box-quick" if given.quick else f"black_box-{_code()}")
+    folder = HERE / "work" / ("black_box-quick" if given.quick else f"black_box-{code_hash()}")
     found = {one.name: played(one, Path(given.shared) / "data", folder, seeds, more=not given.kept) for one in questions}
     if not given.only:
         report(result_of({name: one for name, one in found.items() if one["seeds"]}), about, quick=given.quick)
@@ -239,15 +236,6 @@ def _options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--shared", default=os.environ.get("NIWAKI_SHARED", str(HERE.parent.parent / "shared")), help="the folder above data/"
     )
-
-
-def _code() -> str:
-    """A hash of what decides how `default` searches."""
-    home, found = Path(niwaki.__file__).parent, hashlib.sha256()
-    for name in OWN_CODE:
-        for file in [home / name] if name.endswith(".py") else sorted((home / name).glob("*.py")):
-            found.update(file.read_bytes())
-    return found.hexdigest()[:8]
 
 
 def played(asked: Asked, data: Path, folder: Path, seeds: int, *, more: bool) -> dict[str, Any]:

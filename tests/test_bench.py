@@ -473,6 +473,22 @@ def test_what_lies_outside_the_interval_of_what_is_kept_is_found():
     assert regret.outside(kept, {"a": again[:10]}) == []
     assert [line.split(":")[0] for line in regret.outside(kept, {"a": again + [0, 9, 1.5]})] == ["a after 3 evaluations"]
     assert len(regret.outside(kept, {"a": again[:5] - 4})) == 2
+    found_by_all = {"a": {"1": [0.0] * 50}}
+    assert regret.outside(found_by_all, {"a": np.array([[0.0], [0.3], [0.0]])}) == []  # one of three need not have found it
+
+
+def test_seeds_of_the_same_search_lie_outside_as_rarely_as_is_said():
+    generator = np.random.default_rng(0)
+
+    def regrets(seeds):  # as they are: many have found the best, some are far from it
+        return np.where(generator.random((seeds, 1)) < 0.5, 0.0, generator.lognormal(-2, 1.5, (seeds, 1)))
+
+    for kept, again in ((12, 12), (50, 50), (50, 5)):
+        alarms = sum(
+            bool(regret.outside({"a": {"1": regrets(kept)[:, 0].tolist()}}, {"a": regrets(again)}, chance=0.1, resamples=199))
+            for _ in range(500)
+        )
+        assert 0.05 <= alarms / 500 <= 0.1 + 3 * 0.0134  # three standard errors
 
 
 def test_the_kept_regret_plot_comes_out_again_within_its_interval(shared_data, tmp_path):

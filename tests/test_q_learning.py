@@ -90,7 +90,7 @@ def test_walks_of_conditional_spaces_step_over_what_does_not_exist():
     assert len(steps) == len(arch)
     assert steps[0][0] == 0
     assert [row for row, _, _ in steps[1:]] == [1 + column for _, column, _ in steps[:-1]]
-    trial = Trial(0, arch, {"accuracy": 1.0}, "q_learning")
+    trial = Trial(0, arch, {"accuracy": 1.0}, "q-learning")
     strategy = QLearning(rate=1.0, replay=0)
     table = strategy.tell(strategy.init(space), [trial]).table
     assert sorted(table[table > 0]) == pytest.approx([1 / 3, 2 / 3, 1.0]), "the shares of the steps add up from the end"

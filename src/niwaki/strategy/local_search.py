@@ -45,7 +45,7 @@ class LocalSearch:
     objective: Objective = BEST_ACCURACY
     move: Move = "steepest"
     founders: int = 10
-    name: str = "local_search"
+    name: str = "local-search"
 
     def __post_init__(self) -> None:
         if self.move not in get_args(Move):

@@ -50,7 +50,7 @@ class NeuralPredictor:
     refit: int | None = None
     good: float | None = None
     recipe: GraphRecipe = PORT
-    name: str = "neural_predictor"
+    name: str = "neural-predictor"
 
     def __post_init__(self) -> None:
         if min(self.first, self.candidates, self.refit or 1) < 1 or not 0 < (self.good or 0.5) < 1:

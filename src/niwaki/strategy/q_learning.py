@@ -53,7 +53,7 @@ class QLearning:
     shaped: bool = True
     replay: int = 2
     evaluations: int = PUBLISHED_EVALUATIONS
-    name: str = "q_learning"
+    name: str = "q-learning"
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1 or not 0 <= self.discount <= 1 or self.replay < 0 or self.evaluations < 1:

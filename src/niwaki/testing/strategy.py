@@ -59,7 +59,7 @@ def check_strategy(strategy: Strategy[Any], *, evaluations: int = 60, asks: int 
             over = [trial for trial in trials if drawn_from is not space and trial.metrics["macs"] > half.upper]
             _require("within a budget, every proposal keeps it", not over)
         _check_batch_sizes(strategy, space, evaluate, repeats)
-        _check_budget(strategy, evaluations, asks)
+        check_budget(strategy, evaluations=evaluations, asks=asks)
         _check_failures(strategy, space, evaluate, evaluations, repeats)
         _check_strange_trials(strategy, space, evaluate, repeats)
         if not repeats:
@@ -109,8 +109,8 @@ def _check_batch_sizes(strategy: Strategy[Any], space: Space, evaluate: Evaluate
         number += count
 
 
-def _check_budget(strategy: Strategy[Any], evaluations: int, asks: int) -> None:
-    """`asks` proposals in a space of more than that many, while the search goes on."""
+def check_budget(strategy: Strategy[Any], *, evaluations: int = 60, asks: int = 10_000) -> None:
+    """The clause on budgets alone: `asks` proposals, a hundred at once, in a space of more than that many, while a search of `evaluations` goes on."""
     space = toy_space(8)
     evaluate, macs = toy_evaluate(space), toy_macs(space)
     inside = within(space, [Limit(macs, macs.maximum()[0] // 3)])
