@@ -14,7 +14,6 @@ from niwaki.distribution.distribution import DistributionError
 from niwaki.distribution.fit import chow_liu_tree
 from niwaki.distribution.independent import Independent
 from niwaki.distribution.tree import BETWEEN, Tree
-from niwaki.factor.buckets import existence
 from niwaki.factor.factor import Cost, CostError, Factor, Limit
 from niwaki.factor.within import within
 from niwaki.space.choice import BudgetError, SpaceError
@@ -395,7 +394,7 @@ def test_independent_decisions_get_no_edges_and_few_rows_none_either():
 def test_in_a_space_with_conditions_marginals_are_the_counts_smoothed():
     space = toy_space()
     rows = np.array(space.indices([space.sample(Random(i)) for i in range(3000)]), dtype=np.int64)
-    exists = existence(space, rows)
+    exists = space.existence.of(rows)
     tree = chow_liu_tree(space, rows)
     for column, decision in enumerate(space.decisions):
         counts = np.bincount(rows[exists[:, column], column], minlength=len(decision.options)) / len(rows)

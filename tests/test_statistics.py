@@ -1,6 +1,6 @@
 """Statistics of comparisons against scipy, brute force and simulation."""
 
-from itertools import product
+from itertools import combinations, product
 from math import comb, sqrt
 
 import numpy as np
@@ -72,11 +72,16 @@ def test_random_search_in_closed_form_is_what_100000_simulations_give():
     assert np.allclose(curve, formula, rtol=1e-12)
 
 
-def test_the_curve_of_random_search_is_that_of_the_single_figures_with_ties_and_another_signal():
+def test_the_curve_of_random_search_is_the_mean_over_all_sets_of_candidates_with_ties_and_another_signal():
     generator = np.random.default_rng(3)
-    signal, values = generator.integers(5, size=30), generator.normal(size=30)
-    curve = statistics.expected_picks(signal, values, 30)
-    assert np.allclose(curve, [statistics.expected_pick(signal.tolist(), values.tolist(), n) for n in range(1, 31)])
+    values, signal = generator.normal(size=10), generator.integers(0, 4, size=10)
+    curve = statistics.expected_picks(signal, values, 10)
+    for n in range(1, 11):
+        picks = []
+        for drawn in map(list, combinations(range(10), n)):
+            picks.append(values[drawn][signal[drawn] == signal[drawn].max()].mean())
+        assert curve[n - 1] == pytest.approx(np.mean(picks), rel=1e-12)
+        assert statistics.expected_pick(signal, values, n) == curve[n - 1]
 
 
 @pytest.mark.parametrize("interval", [statistics.bootstrap, statistics.bootstrap_bca])

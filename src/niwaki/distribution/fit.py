@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from niwaki.distribution.tree import Edge, Tree, from_marginals
-from niwaki.factor.buckets import existence
 from niwaki.space.space import Space
 from niwaki.structure.forest import all_pairs, independent_by_g_test, maximum_forest, mutual_information
 
@@ -29,7 +28,7 @@ def chow_liu_tree(
 
     Its tables are `from_marginals` of the counts.
     """
-    exists = existence(space, rows)
+    exists = space.existence.of(rows)
     names, sizes = [d.name for d in space.decisions], [len(d.options) for d in space.decisions]
     taken_options = [(rows[:, i, None] == np.arange(size)) & exists[:, i, None] for i, size in enumerate(sizes)]
     ends = np.cumsum([0, *sizes])

@@ -10,7 +10,6 @@ import numpy as np
 
 from niwaki.distribution.distribution import Arrays, checked
 from niwaki.distribution.tree import Tree
-from niwaki.factor.buckets import existing
 from niwaki.factor.factor import index_type
 from niwaki.factor.within import Within
 from niwaki.space.architecture import Architecture
@@ -76,7 +75,7 @@ class Independent:
         for column, (below, u) in enumerate(zip(self._below, generator.random((len(self.space), count)), strict=True)):
             rows[:, column] = np.minimum(np.searchsorted(below, u * below[-1], side="right"), len(below) - 1)
             if self.space.decisions[column].condition is not True:
-                rows[:, column] *= existing(self.space, rows, column)
+                rows[:, column] *= self.space.existence.at(rows, column)
         return rows
 
     def entropy(self) -> float:

@@ -245,20 +245,3 @@ def _eliminated(scopes: Sequence[Sequence[int]], sizes: Sequence[int]) -> tuple[
             near[q] -= {p, q}
             heappush(heap, (weight(q), q))
     return order, cliques
-
-
-def existence(space: Space, rows: np.ndarray) -> np.ndarray:
-    """bool (N, decisions): which decisions exist in the architectures `rows`, option numbers, 0 where a decision does not exist."""
-    exists = np.ones(rows.shape, dtype=bool)
-    for position, decision in enumerate(space.decisions):
-        if decision.condition is not True:
-            exists[:, position] = existing(space, rows, position)
-    return exists
-
-
-def existing(space: Space, rows: np.ndarray, position: int) -> np.ndarray:
-    """bool (N,): whether the decision at `position` exists in `rows`, of which only the columns before it are looked at."""
-    condition = space.decisions[position].condition
-    asked = [space.position(ref.name) for ref in refs(condition)]
-    whole = np.array(values(condition) if asked else [bool(condition)], dtype=bool)
-    return np.broadcast_to(whole.reshape([len(space.decisions[p].options) for p in asked])[tuple(rows[:, p] for p in asked)], len(rows))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import comb
 from statistics import NormalDist
 
 import numpy as np
@@ -14,32 +13,20 @@ RESAMPLES = 10_000
 NORMAL = NormalDist()
 
 
-def expected_pick(selected_by: Sequence[float], values: Sequence[float], draws: int) -> float:
+def expected_pick(selected_by: ArrayLike, values: ArrayLike, draws: int) -> float:
     """Mean value of what random search picks: of `draws` different candidates, the one that is largest in `selected_by`. Exact.
 
-    With candidates in ascending order of `selected_by`, number i of N (from 1) is picked with probability C(i-1, n-1) / C(N, n). Of equal
-    candidates each is as likely.
-
-    >>> expected_pick([1, 2, 3], [10, 20, 60], 2)  # the best of two: 2 of 3 pairs hold the last
-    46.666666666666664
+    >>> round(expected_pick([1, 2, 3], [10, 20, 60], 2), 6)  # the best of two: 2 of 3 pairs hold the last
+    46.666667
     """
-    count = len(values)
-    if len(selected_by) != count or not 1 <= draws <= count:
-        raise ValueError(
-            f"{draws} draws of {count} candidates, selected by {len(selected_by)} figures: 1 to as many draws as candidates, a figure for each"
-        )
-    levels, level = np.unique(np.asarray(selected_by), return_inverse=True)
-    value, upto, total = np.asarray(values, dtype=np.float64), 0, 0.0
-    for at in range(len(levels)):
-        equal = value[level == at]
-        ways = comb(upto + len(equal), draws) - comb(upto, draws)  # sets of candidates whose largest is one of these
-        total += float(equal.mean()) * (ways / comb(count, draws))
-        upto += len(equal)
-    return total
+    return float(expected_picks(selected_by, values, draws)[-1])
 
 
 def expected_picks(selected_by: ArrayLike, values: ArrayLike, most: int) -> np.ndarray:
-    """(most,): `expected_pick` for 1, 2, ... `most` draws, in floating point: the curve of random search, exact where a simulation is noisy.
+    """(most,): `expected_pick` for 1, 2, ... `most` draws: the curve of random search, exact where a simulation is noisy.
+
+    With candidates in ascending order of `selected_by`, number i of N (from 1) is picked with probability C(i-1, n-1) / C(N, n). Of equal
+    candidates each is as likely.
 
     >>> expected_picks([1, 2, 3], [10, 20, 60], 3).round(6).tolist()
     [30.0, 46.666667, 60.0]
@@ -47,7 +34,9 @@ def expected_picks(selected_by: ArrayLike, values: ArrayLike, most: int) -> np.n
     by, value = np.asarray(selected_by, dtype=np.float64), np.asarray(values, dtype=np.float64)
     count = len(value)
     if len(by) != count or not 1 <= most <= count:
-        raise ValueError(f"{most} draws of {count} candidates, selected by {len(by)} figures: 1 to as many draws as candidates")
+        raise ValueError(
+            f"{most} draws of {count} candidates, selected by {len(by)} figures: 1 to as many draws as candidates, a figure for each"
+        )
     _, level = np.unique(by, return_inverse=True)
     upto = np.concatenate([[0], np.cumsum(np.bincount(level))])  # how many candidates are at most as good as each level
     means = np.bincount(level, weights=value) / np.diff(upto)

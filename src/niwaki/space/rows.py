@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from niwaki.space.choice import Value
+from niwaki.space.size import values
 
 if TYPE_CHECKING:
     from niwaki.space.space import Space
+
+
+MOST_ANSWERS = 4_096  # of one condition that are worked out beforehand
 
 
 class Description(Protocol):
@@ -42,22 +46,58 @@ class Features(NamedTuple):
     structure: np.ndarray
 
 
-def canonical_rows(space: Space, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`rows` with 0 for every decision that does not exist, int32, and bool (N, decisions): which of them exist."""
-    rows = np.array(rows, dtype=np.int32).reshape(len(rows), len(space))
-    exists = np.ones(rows.shape, dtype=bool)
-    for position in range(len(space)):
-        parents = space.depends_on(position)
-        if not parents:
-            exists[:, position] = space.exists_given(position, ())
-            continue
-        code = np.zeros(len(rows), dtype=np.int64)
-        for parent in parents:
-            code = code * len(space.decisions[parent].options) + rows[:, parent]
+class Existence:
+    """Which decisions exist in an architecture of `space`, for many rows (N, decisions) of option numbers at once."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._asked = {  # position of a decision that may not exist -> positions of those that its condition asks about, which come before
+            position: space.depends_on(position) for position, decision in enumerate(space.decisions) if decision.condition is not True
+        }
+        self._tables: dict[int, np.ndarray] = {}
+
+    def _answers(self, position: int) -> np.ndarray:
+        """bool, an axis for each decision that is asked about."""
+        if position not in self._tables:
+            decisions, asked = self._space.decisions, self._asked[position]
+            condition = decisions[position].condition
+            whole = np.array(values(condition) if asked else [bool(condition)], dtype=bool)
+            self._tables[position] = whole.reshape([len(decisions[p].options) for p in asked])
+        return self._tables[position]
+
+    def at(self, rows: np.ndarray, position: int) -> np.ndarray:
+        """bool (N,): whether the decision at `position` exists, of rows that are canonical before it; only those columns are looked at."""
+        asked = self._asked.get(position)
+        if asked is None:
+            return np.ones(len(rows), dtype=bool)
+        counts = [len(self._space.decisions[p].options) for p in asked]
+        if math.prod(counts) <= MOST_ANSWERS:
+            return np.broadcast_to(self._answers(position)[tuple(rows[:, p] for p in asked)], len(rows))
+        code = np.ravel_multi_index(tuple(rows[:, p] for p in asked), counts)
         _, first, kind = np.unique(code, return_index=True, return_inverse=True)
-        exists[:, position] = np.array([space.exists_given(position, tuple(rows[at, parents].tolist())) for at in first], dtype=bool)[kind]
-        rows[~exists[:, position], position] = 0
-    return rows, exists
+        answers = [self._space.exists_given(position, tuple(rows[at, asked].tolist())) for at in first]  # of what occurs alone
+        return np.array(answers, dtype=bool)[kind.ravel()]
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """bool (N, decisions), of canonical rows."""
+        exists = np.ones(rows.shape, dtype=bool)
+        for position in self._asked:
+            exists[:, position] = self.at(rows, position)
+        return exists
+
+    def possible(self, row: np.ndarray, undecided: np.ndarray) -> np.ndarray:
+        """bool (D,): which decisions exist for some options of those that are `undecided` (bool, (D,)), with the options of `row` (D,) for the others."""
+        exists = np.ones(len(row), dtype=bool)
+        for position, asked in self._asked.items():
+            at = tuple(slice(None) if exists[p] and undecided[p] else int(row[p]) if exists[p] else 0 for p in asked)
+            exists[position] = bool(np.any(self._answers(position)[at]))
+        return exists
+
+    def canonical_(self, rows: np.ndarray) -> np.ndarray:
+        """`rows`, in place 0 where a decision does not exist."""
+        for position in self._asked:
+            rows[:, position] *= self.at(rows, position)
+        return rows
 
 
 def draw_rows(space: Space, count: int, generator: np.random.Generator) -> np.ndarray:
@@ -94,7 +134,8 @@ def choice_features(space: Space, rows: np.ndarray) -> np.ndarray:
     A decision that does not exist has zeros. Two different options are 1 apart where options are no numbers; numbers are between 0.71 and
     1.22 apart, by how far they are from each other (on a logarithmic scale where all are above 0).
     """
-    rows, exists = canonical_rows(space, rows)
+    rows = space.canonical_rows(rows)
+    exists = space.existence.of(rows)
     columns = []
     for position, decision in enumerate(space.decisions):
         if len(decision.options) < 2:
@@ -109,7 +150,8 @@ def choice_features(space: Space, rows: np.ndarray) -> np.ndarray:
 
 def option_counts(space: Space, rows: np.ndarray) -> np.ndarray:
     """float32 (N, G): of decisions with the same options (layers that can be the same), how many take each of them."""
-    rows, exists = canonical_rows(space, rows)
+    rows = space.canonical_rows(rows)
+    exists = space.existence.of(rows)
     alike = Counter(decision.options for decision in space.decisions if len(decision.options) > 1)
     columns = []
     for options, times in alike.items():

@@ -21,7 +21,7 @@ import numpy as np
 
 from niwaki.space.architecture import Architecture, listed, tupled
 from niwaki.space.choice import SpaceError, Value
-from niwaki.space.rows import Description, Features, canonical_rows, choice_features, draw_rows, genotype_keys, option_counts
+from niwaki.space.rows import Description, Existence, Features, choice_features, draw_rows, genotype_keys, option_counts
 from niwaki.space.size import FUNCTIONS, Expr, Op, Ref, Table, evaluate, refs
 
 _CODES = {2: "H", 4: "I"}  # of array, by bytes
@@ -240,11 +240,11 @@ class Space:
 
     def canonical_rows(self, rows: np.ndarray) -> np.ndarray:
         """int32 (N, decisions): `rows` with 0 for every decision that does not exist."""
-        return canonical_rows(self, rows)[0]
+        return self.existence.canonical_(np.array(rows, dtype=np.int32).reshape(len(rows), len(self)))
 
     def existing(self, rows: np.ndarray) -> np.ndarray:
         """bool (N, decisions): which decisions exist in each of the rows."""
-        return canonical_rows(self, rows)[1]
+        return self.existence.of(self.canonical_rows(rows))
 
     def holds(self, rows: np.ndarray) -> np.ndarray:
         """bool (N,): which canonical rows are architectures of this space: all of them, for it has no budget."""
@@ -338,6 +338,11 @@ class Space:
     @cached_property
     def _named(self) -> tuple[tuple[str, tuple[Value, ...]], ...]:
         return tuple((decision.name, decision.options) for decision in self.decisions)
+
+    @cached_property
+    def existence(self) -> Existence:
+        """Which decisions exist, for many rows at once."""
+        return Existence(self)
 
     @cached_property
     def _others(self) -> list[int]:

@@ -12,8 +12,7 @@ from niwaki.distribution.distribution import Distribution
 from niwaki.factor.within import Within
 from niwaki.space.architecture import Architecture
 from niwaki.space.space import Space
-from niwaki.strategy.policy import whole
-from niwaki.strategy.strategy import SearchSpace
+from niwaki.strategy.strategy import SearchSpace, whole
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Learned:
 
     def __call__(self, space: SearchSpace) -> LearnedPolicy:
         inside = space if isinstance(space, Within) else None
-        return LearnedPolicy(self.first(whole(inside.space if inside else space)), inside)
+        return LearnedPolicy(self.first(whole(space)), inside)
 
 
 class LearnedPolicy:

@@ -10,10 +10,11 @@ from math import prod
 
 import numpy as np
 
+from niwaki.factor.within import Within
 from niwaki.space.architecture import Architecture
+from niwaki.space.choice import SpaceError
 from niwaki.space.space import Space
-from niwaki.strategy.policy import Existence, whole
-from niwaki.strategy.strategy import SearchSpace
+from niwaki.strategy.strategy import SearchSpace, whole
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Lstm:
             raise ValueError(f"hidden={self.hidden}, scale={self.scale}: 1 unit at least, and a scale above 0")
 
     def __call__(self, space: SearchSpace) -> LstmPolicy:
+        if isinstance(space, Within):
+            raise SpaceError(
+                f"this controller knows no budget, but the space holds {space.feasible.text()}; give it the space without, or reject"
+            )
         return LstmPolicy(whole(space), self)
 
 
@@ -53,7 +58,7 @@ class LstmPolicy:
     """p(row) = product over decisions that exist of softmax(heads h)[taken]. parameters: one vector of all weights."""
 
     def __init__(self, space: Space, rule: Lstm) -> None:
-        self.space, self.rule, self.existence = space, rule, Existence(space)
+        self.space, self.rule, self.existence = space, rule, space.existence
         counts = [len(decision.options) for decision in space.decisions]
         self.first = np.concatenate(([0], np.cumsum(counts)))  # of each decision's options among all
         hidden, options = rule.hidden, int(self.first[-1])

@@ -19,7 +19,6 @@ from niwaki.factor.mode import most_likely
 from niwaki.factor.within import Within
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import BudgetError, SpaceError
-from niwaki.space.size import refs, values
 from niwaki.space.space import Space
 from niwaki.strategy.strategy import MOST_LISTED, SearchSpace
 
@@ -57,46 +56,6 @@ class Policy(Protocol):
 Controller = Callable[[SearchSpace], Policy]  # a kind of policy, before it is bound to a space
 
 
-class Existence:
-    """Which decisions exist in an architecture, for many rows at once."""
-
-    def __init__(self, space: Space) -> None:
-        self._rules: dict[int, tuple[tuple[int, ...], np.ndarray]] = {}  # position -> positions it depends on, and the answers
-        for position, decision in enumerate(space.decisions):
-            if decision.condition is not True:
-                asked = tuple(space.position(ref.name) for ref in refs(decision.condition))
-                whole = np.array(values(decision.condition) if asked else [bool(decision.condition)], dtype=bool)
-                self._rules[position] = asked, whole.reshape([len(space.decisions[p].options) for p in asked])
-
-    def at(self, rows: np.ndarray, position: int) -> np.ndarray:
-        """bool (N,): whether the decision at `position` exists, of rows (N, decisions) that are canonical before it."""
-        if position not in self._rules:
-            return np.ones(len(rows), dtype=bool)
-        asked, answers = self._rules[position]
-        return np.broadcast_to(answers[tuple(rows[:, p] for p in asked)], len(rows))
-
-    def of(self, rows: np.ndarray) -> np.ndarray:
-        """bool (N, decisions), of canonical rows (N, decisions)."""
-        exists = np.ones(rows.shape, dtype=bool)
-        for position in self._rules:
-            exists[:, position] = self.at(rows, position)
-        return exists
-
-    def possible(self, row: np.ndarray, undecided: np.ndarray) -> np.ndarray:
-        """bool (D,): which decisions exist for some options of those that are `undecided` (bool, (D,)), with the options of `row` (D,) for the others."""
-        exists = np.ones(len(row), dtype=bool)
-        for position, (asked, answers) in self._rules.items():  # what is asked for comes before
-            at = tuple(slice(None) if exists[p] and undecided[p] else int(row[p]) if exists[p] else 0 for p in asked)
-            exists[position] = bool(np.any(answers[at]))
-        return exists
-
-    def canonical_(self, rows: np.ndarray) -> np.ndarray:
-        """`rows`, in place 0 where a decision does not exist."""
-        for position in self._rules:
-            rows[:, position] *= self.at(rows, position)
-        return rows
-
-
 class Softmaxes:
     """An independent softmax for every decision; logits begin at 0, so that every option is equally likely (TuNAS, TabNAS).
 
@@ -108,7 +67,7 @@ class Softmaxes:
         self.counts = np.array([len(decision.options) for decision in space.decisions], dtype=np.int64)
         self.shape = (len(self.counts), int(self.counts.max(initial=1)))
         self.own = np.arange(self.shape[1]) < self.counts[:, None]  # (D, O)
-        self.existence = Existence(space)
+        self.existence = space.existence
 
     def initial(self) -> np.ndarray:
         return np.zeros(self.shape)
@@ -269,17 +228,6 @@ def softmaxes(space: SearchSpace) -> Softmaxes | Conditioned | Among:
     if isinstance(space, Within) and isinstance(space.space, Space):
         return Conditioned(space)
     return Softmaxes(space) if isinstance(space, Space) else Among(space)
-
-
-def whole(space: SearchSpace) -> Space:
-    """`space`, which a policy can be made for without budgets; SpaceError if it has some."""
-    if isinstance(space, Within):
-        raise SpaceError(
-            f"this controller knows no budget, but the space holds {space.feasible.text()}; give it the space without, or reject"
-        )
-    if not isinstance(space, Space):
-        raise SpaceError(f"a policy needs a Space, or one within budgets, not a {type(space).__name__}")
-    return space
 
 
 # --- rejection, as published ------------------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from niwaki.factor.within import Within
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import SpaceError, Value
 from niwaki.space.rows import Features
-from niwaki.space.space import Decision
+from niwaki.space.space import Decision, Space
 from niwaki.trial import Trial
 
 DRAWS = 100  # before an unseen architecture is looked for by listing
@@ -146,6 +147,14 @@ class _Both:
 
     def __contains__(self, fingerprint: object) -> bool:
         return fingerprint in self.out or fingerprint in self.seen
+
+
+def whole(space: SearchSpace) -> Space:
+    """The `Space` that `space` is, or is the part of that keeps budgets."""
+    inside = space.space if isinstance(space, Within) else space
+    if not isinstance(inside, Space):
+        raise SpaceError(f"this needs the decisions of a Space, or of one within budgets, not a {type(space).__name__}")
+    return inside
 
 
 class Itself(Generic[T]):

@@ -12,17 +12,14 @@ import numpy as np
 
 from niwaki.distribution.fit import chow_liu_tree
 from niwaki.distribution.tree import BETWEEN, Edge, Tree
-from niwaki.factor.buckets import existence
 from niwaki.factor.reorder import open_states
 from niwaki.factor.within import Within
 from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.space.architecture import Architecture
-from niwaki.space.choice import SpaceError
-from niwaki.space.space import Space
 from niwaki.strategy.evolution import Member, members_from_arrays, members_to_arrays
 from niwaki.strategy.scores import scores
 from niwaki.strategy.seen import Log, Seen
-from niwaki.strategy.strategy import SearchSpace, check_space, fingerprint, propose
+from niwaki.strategy.strategy import SearchSpace, check_space, fingerprint, propose, whole
 from niwaki.structure.surrogate import Ridge, crank_tree, worth_having
 from niwaki.trial import Trial
 
@@ -73,7 +70,7 @@ class ChowLiuSearch:
             )
 
     def init(self, space: SearchSpace) -> TreeState:
-        _whole(space)
+        whole(space)
         return TreeState(space)
 
     def ask(self, state: TreeState, count: int, rng: Random, pending: Sequence[Architecture]) -> list[Architecture]:
@@ -95,7 +92,7 @@ class ChowLiuSearch:
 
     def tree(self, state: TreeState) -> Tree:
         """The distribution that the next proposals are drawn from."""
-        space = _whole(state.space)
+        space = whole(state.space)
         ranked = sorted(state.members, key=lambda known: known.order, reverse=True)
         rows = np.array([known.row for known in ranked[: max(2, round(self.elites * len(ranked)))]], dtype=np.int64)
         return chow_liu_tree(space, rows, edges=self.edges, keeps=_affordable(state.space))
@@ -132,7 +129,7 @@ class CrankSearch:
             )
 
     def init(self, space: SearchSpace) -> TreeState:
-        _whole(space)
+        whole(space)
         return TreeState(space)
 
     def ask(self, state: TreeState, count: int, rng: Random, pending: Sequence[Architecture]) -> list[Architecture]:
@@ -159,7 +156,7 @@ class CrankSearch:
         return state
 
     def surrogate(self, state: TreeState) -> Ridge:
-        space = _whole(state.space)
+        space = whole(state.space)
         rows, exists, rewards = self._data(state)
         positions = [(space.position(a), space.position(b)) for a, b in state.edges]
         return Ridge.fitted(rows, exists, [len(d.options) for d in space.decisions], rewards, positions, self.l2)
@@ -167,7 +164,7 @@ class CrankSearch:
     def _learned(self, state: TreeState) -> tuple[Edge, ...]:
         if not self.edges:
             return ()
-        space = _whole(state.space)
+        space = whole(state.space)
         rows, exists, rewards = self._data(state)
         names = [d.name for d in space.decisions]
         options = [len(d.options) for d in space.decisions]
@@ -185,10 +182,10 @@ class CrankSearch:
     def _data(self, state: TreeState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = np.array([known.row for known in state.members], dtype=np.int64)
         violation, quality = np.array([known.order for known in state.members]).T
-        return rows, existence(_whole(state.space), rows), scores(quality, -violation)
+        return rows, whole(state.space).existence.of(rows), scores(quality, -violation)
 
     def _best(self, state: TreeState, model: Ridge, out: set[str], rng: Random) -> Architecture:
-        space = _whole(state.space)
+        space = whole(state.space)
         unary, pair = model.tables(model.draw(np.random.default_rng(rng.getrandbits(128))))
         parameters = {d.name: table for d, table in zip(space.decisions, unary, strict=True)}
         parameters |= {BETWEEN.join(edge): table for edge, table in zip(state.edges, pair, strict=True)}
@@ -206,14 +203,6 @@ class CrankSearch:
 
 
 # --- what both share -----------------------------------------------------------------------------------------------------------------
-
-
-def _whole(space: SearchSpace) -> Space:
-    if isinstance(space, Within):
-        return space.space
-    if not isinstance(space, Space):
-        raise SpaceError(f"a tree needs the decisions of a Space, or of one within budgets, not a {type(space).__name__}")
-    return space
 
 
 def _kept(arch: Architecture, space: SearchSpace) -> bool:
