@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from harness import duration, say
 
 import niwaki
+from niwaki.run.bench import code_hash
 from niwaki.run.folder import Folder, RunError, differences, read_config
 from niwaki.run.workers import Job, Workers
 
@@ -30,10 +30,7 @@ def work_folder(path: Path, plan: Mapping[str, Any]) -> Folder:
 
 def code() -> str:
     """A hash of niwaki's source files, as they are, committed or not."""
-    found, root = hashlib.sha256(), Path(niwaki.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        found.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
-    return found.hexdigest()[:12]
+    return code_hash(Path(niwaki.__file__).parent)
 
 
 def run_jobs(jobs: Sequence[Job], folder: Folder, workers: int) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from PIL import Image
 import niwaki
 from conftest import SMALL
 from niwaki.run.config import load_config
+from niwaki.run.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -92,3 +93,13 @@ def test_the_comparison_of_the_readme_finds_the_best_of_its_table(monkeypatch, t
     assert names["found"]["default"]["seeds"] == 20
     assert names["found"]["default"]["regret"]["20"]["mean"] <= names["found"]["random"]["regret"]["20"]["mean"]
     assert (tmp_path / "runs" / "mine-bench" / "report.html").is_file()
+    pytest.importorskip("optuna")
+    exec(BLOCKS[3], names)
+    assert names["objective"].best(names["trials"]).metrics["accuracy"] == 90.0
+    assert len(names["study"].trials) == 20
+    assert names["study"].best_value == 90.0
+
+
+def test_the_readme_names_every_strategy():
+    named = set(re.findall(r"`([a-z0-9-]+)`", "".join(re.findall(r"^\| `.*? \|", (ROOT / "README.md").read_text(), re.MULTILINE))))
+    assert set(STRATEGIES) <= named

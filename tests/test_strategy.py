@@ -2,11 +2,15 @@
 
 import random
 from dataclasses import replace
+from itertools import islice
 from random import Random
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from niwaki.distribution.tree import Tree
+from niwaki.evaluate.listed import Listed
 from niwaki.factor.factor import Limit
 from niwaki.factor.within import within
 from niwaki.objective import Objective, macs
@@ -27,7 +31,7 @@ from niwaki.strategy.q_learning import QLearning
 from niwaki.strategy.random import RandomSearch
 from niwaki.strategy.seen import Seen
 from niwaki.strategy.strategy import fingerprint
-from niwaki.strategy.tree import ChowLiuSearch, CrankSearch
+from niwaki.strategy.tree import ChowLiuSearch, CrankSearch, _draws
 from niwaki.testing.strategy import ContractError, check_budget, check_strategy
 from niwaki.testing.toy import toy_accuracy, toy_evaluate, toy_macs, toy_space
 from niwaki.trial import EvaluationFailed, Trial
@@ -473,3 +477,41 @@ def test_trials_told_out_of_order_give_the_same_search(tmp_path):
                     search.finish(Trial(number, arch, {"accuracy": toy_accuracy(arch)}))
             results.append(search.trials)
     assert results[0] == results[1]
+
+
+# ---------------------------------------------------------------- lists of architectures
+
+
+def a_list():
+    space = toy_space()
+    rows = np.array(space.indices(space.enumerate()))[np.random.default_rng(0).choice(space.size, 80, replace=False)]
+    return space, rows, Listed(space, rows)
+
+
+@pytest.mark.parametrize("strategy", [ChowLiuSearch(founders=20), CrankSearch(founders=12)], ids=lambda strategy: strategy.name)
+def test_searches_by_trees_find_their_way_in_a_list_of_architectures_and_end_with_it(strategy):
+    space, rows, listed = a_list()
+    by_chance, early = np.mean([toy_accuracy(arch) for arch in listed.enumerate()]), []
+    for seed in range(5):
+        state, trials = strategy.init(listed), []
+        while asked := strategy.ask(state, 1, Random(f"{seed}/{len(trials)}"), pending=()):
+            trials.append(Trial(len(trials), asked[0], {"accuracy": toy_accuracy(asked[0])}))
+            state = strategy.tell(state, trials[-1:])
+        assert sorted(space.indices(trial.arch for trial in trials)) == sorted(rows.tolist())  # each once
+        early.append(np.mean([trial.metrics["accuracy"] for trial in trials[20:36]]))
+    assert min(early) > by_chance
+
+
+def test_draws_of_a_tree_from_a_list_are_the_trees_given_the_list():
+    space, _, listed = a_list()
+    tree = Tree.init(space)
+    generator = np.random.default_rng(1)
+    tree = tree.with_parameters({name: generator.normal(0, 0.7, table.shape) for name, table in tree.parameters.items()})
+    listed_archs = list(listed.enumerate())
+    p = np.exp([tree.log_prob(arch) for arch in listed_archs])
+    places = {arch: place for place, arch in enumerate(listed_archs)}
+    drawn = [places[arch] for arch in islice(_draws(tree, listed, Random(0)), 20_000)]
+    expected = 20_000 * p / p.sum()
+    often = expected >= 5
+    seen = np.bincount(drawn, minlength=len(p))
+    assert stats.chisquare(np.append(seen[often], seen[~often].sum()), np.append(expected[often], expected[~often].sum())).pvalue > 0.001

@@ -14,6 +14,7 @@ from niwaki.net.edit import expose
 from niwaki.net.place import space_of
 from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.run.ask_tell import Evaluate, attempt
+from niwaki.run.asking import asked_of, begun, told
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import Value
 from niwaki.space.space import Decision, Space
@@ -94,15 +95,14 @@ def search_part(
     evaluate and the trials see architectures of the whole network. There are fewer trials where the part has fewer architectures.
     """
     whole, part = space_of(network), space_of(expose(network, where, fixed))
-    state, told = strategy.init(part), list[Trial]()
-    trials: list[Trial] = []
-    while len(trials) < evaluations and (asked := strategy.ask(state, 1, Random(f"{seed}/{len(trials)}"), pending=())):
+    state, trials = begun(strategy, part), list[Trial]()
+    while len(trials) < evaluations and (asked := asked_of(strategy, part, state, 1, Random(f"{seed}/{len(trials)}"), ())):
         (arch,) = asked
         metrics, seconds = attempt(evaluate, _in_whole(whole, {**fixed, **arch}))
         more: dict[str, Any] = {"status": "failed", "note": metrics} if isinstance(metrics, str) else {"metrics": metrics}
-        told = [Trial(len(trials), arch, source=strategy.name, seconds=seconds, **more)]
+        in_part = Trial(len(trials), arch, source=strategy.name, seconds=seconds, **more)
         trials.append(Trial(len(trials), _in_whole(whole, {**fixed, **arch}), source=strategy.name, seconds=seconds, **more))
-        state = strategy.tell(state, told)
+        state = told(strategy, state, [in_part])
     return trials
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
 from random import Random
 from typing import Any
@@ -16,10 +17,12 @@ from niwaki.factor.reorder import open_states
 from niwaki.factor.within import Within
 from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.space.architecture import Architecture
+from niwaki.space.choice import SpaceError
+from niwaki.space.space import Space
 from niwaki.strategy.evolution import Member, members_from_arrays, members_to_arrays
 from niwaki.strategy.scores import scores
 from niwaki.strategy.seen import Log, Seen
-from niwaki.strategy.strategy import SearchSpace, check_space, fingerprint, propose, whole
+from niwaki.strategy.strategy import MOST_LISTED, SearchSpace, check_space, fingerprint, propose, whole
 from niwaki.structure.surrogate import Ridge, crank_tree, worth_having
 from niwaki.trial import Trial
 
@@ -70,7 +73,7 @@ class ChowLiuSearch:
             )
 
     def init(self, space: SearchSpace) -> TreeState:
-        whole(space)
+        _whole(space)
         return TreeState(space)
 
     def ask(self, state: TreeState, count: int, rng: Random, pending: Sequence[Architecture]) -> list[Architecture]:
@@ -92,7 +95,7 @@ class ChowLiuSearch:
 
     def tree(self, state: TreeState) -> Tree:
         """The distribution that the next proposals are drawn from."""
-        space = whole(state.space)
+        space = _whole(state.space)
         ranked = sorted(state.members, key=lambda known: known.order, reverse=True)
         rows = np.array([known.row for known in ranked[: max(2, round(self.elites * len(ranked)))]], dtype=np.int64)
         return chow_liu_tree(space, rows, edges=self.edges, keeps=_affordable(state.space))
@@ -129,7 +132,7 @@ class CrankSearch:
             )
 
     def init(self, space: SearchSpace) -> TreeState:
-        whole(space)
+        _whole(space)
         return TreeState(space)
 
     def ask(self, state: TreeState, count: int, rng: Random, pending: Sequence[Architecture]) -> list[Architecture]:
@@ -156,7 +159,7 @@ class CrankSearch:
         return state
 
     def surrogate(self, state: TreeState) -> Ridge:
-        space = whole(state.space)
+        space = _whole(state.space)
         rows, exists, rewards = self._data(state)
         positions = [(space.position(a), space.position(b)) for a, b in state.edges]
         return Ridge.fitted(rows, exists, [len(d.options) for d in space.decisions], rewards, positions, self.l2)
@@ -164,7 +167,7 @@ class CrankSearch:
     def _learned(self, state: TreeState) -> tuple[Edge, ...]:
         if not self.edges:
             return ()
-        space = whole(state.space)
+        space = _whole(state.space)
         rows, exists, rewards = self._data(state)
         names = [d.name for d in space.decisions]
         options = [len(d.options) for d in space.decisions]
@@ -182,14 +185,19 @@ class CrankSearch:
     def _data(self, state: TreeState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = np.array([known.row for known in state.members], dtype=np.int64)
         violation, quality = np.array([known.order for known in state.members]).T
-        return rows, whole(state.space).existence.of(rows), scores(quality, -violation)
+        return rows, _whole(state.space).existence.of(rows), scores(quality, -violation)
 
     def _best(self, state: TreeState, model: Ridge, out: set[str], rng: Random) -> Architecture:
-        space = whole(state.space)
+        space = _whole(state.space)
         unary, pair = model.tables(model.draw(np.random.default_rng(rng.getrandbits(128))))
         parameters = {d.name: table for d, table in zip(space.decisions, unary, strict=True)}
         parameters |= {BETWEEN.join(edge): table for edge, table in zip(state.edges, pair, strict=True)}
         tree = Tree(space, parameters)
+        if not isinstance(state.space, Space | Within):  # of a list: by looking at all of it
+            rows = _listed(state.space)[1]
+            ordered = (space.from_indices(row) for row in rows[np.argsort(-_scores(tree, rows), kind="stable")].tolist())
+            first = next(ordered)
+            return next((arch for arch in (first, *ordered) if fingerprint(arch) not in out and fingerprint(arch) not in state.seen), first)
         for _, arch in islice(tree.ranked(), RANKED):
             if fingerprint(arch) not in out and fingerprint(arch) not in state.seen and _kept(arch, state.space):
                 return arch
@@ -205,6 +213,27 @@ class CrankSearch:
 # --- what both share -----------------------------------------------------------------------------------------------------------------
 
 
+def _whole(space: SearchSpace) -> Space:
+    return whole(space) if isinstance(space, Space | Within) else _listed(space)[0]
+
+
+@lru_cache(maxsize=4)
+def _listed(space: SearchSpace) -> tuple[Space, np.ndarray]:
+    """Of a space that is a list of architectures, as the rows of a table that is a sample are: the whole space, and (N, decisions) option numbers."""
+    if space.size > MOST_LISTED:
+        raise SpaceError(f"a tree needs a Space, one within budgets, or a list of at most {MOST_LISTED:,}; this one has {space.size:,}")
+    return Space(tuple(space.decisions)), np.array(space.indices(space.enumerate()), dtype=np.int64)
+
+
+def _scores(tree: Tree, rows: np.ndarray) -> np.ndarray:
+    """(N,): `tree.score` of each row."""
+    exists, total = tree.space.existence.of(rows), np.zeros(len(rows))
+    for name, table in tree.parameters.items():
+        at = [tree.space.position(one) for one in name.split(BETWEEN)]
+        total += np.where(exists[:, at].all(axis=1), table[tuple(rows[:, position] for position in at)], 0.0)
+    return total
+
+
 def _kept(arch: Architecture, space: SearchSpace) -> bool:
     return arch in space if isinstance(space, Within) else True
 
@@ -217,6 +246,13 @@ def _affordable(space: SearchSpace) -> Callable[[Sequence[Edge]], bool]:
 
 
 def _draws(tree: Tree, space: SearchSpace, rng: Random) -> Iterator[Architecture]:
+    if not isinstance(space, Space | Within):  # p(y | list) = p(y) / sum over the list
+        of, rows = _listed(space)
+        found = _scores(tree, rows)
+        p = np.exp(found - found.max())
+        generator = np.random.default_rng(rng.getrandbits(128))
+        while True:
+            yield from (of.from_indices(row) for row in rows[generator.choice(len(rows), DRAWN, p=p / p.sum())].tolist())
     while True:
         yield from tree.sample_many_within(DRAWN, space, rng) if isinstance(space, Within) else tree.sample_many(DRAWN, rng)
 
