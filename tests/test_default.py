@@ -29,6 +29,7 @@ from niwaki.strategy.surrogate import (
     expected_improvement,
     normal_cdf,
     normal_scores,
+    normal_scores_among,
     settings_of,
 )
 from niwaki.testing.strategy import check_strategy
@@ -82,6 +83,7 @@ def test_the_posterior_is_that_of_scikit_learn(mixture, linear):
     noiseless = np.sqrt(deviation**2 - amplitude * setting.noise)
     assert np.allclose(belief.mean, expected + mean, atol=1e-4)
     assert np.allclose(belief.deviation, noiseless, rtol=1e-3)
+    assert np.allclose(belief.spread, deviation, rtol=1e-3)
 
 
 def test_settings_are_those_of_greatest_marginal_likelihood():
@@ -247,6 +249,23 @@ def test_a_limit_on_a_measured_metric_is_learned():
     kept = [trial for trial in trials if trial.metrics["time"] <= 300]
     assert len([trial for trial in kept if trial.number >= 10]) / 40 > 2.5 * share  # of 51 that there are, it leaves few for later
     assert max(trial.metrics["accuracy"] for trial in kept) == best
+
+
+def test_scores_are_those_of_what_keeps_the_limits():
+    values = np.array([5.0, 1.0, 9.0, 3.0, 3.5, 100.0, -7.0, 3.0])
+    kept = np.array([True, True, False, True, False, False, False, True])
+    scores = normal_scores_among(values, kept)
+    assert np.allclose(scores[kept], normal_scores(values[kept]))
+    assert scores[4] == pytest.approx(0.75 * scores[3] + 0.25 * scores[0])
+    assert scores[2] == scores[5] == scores[0] + 0.5
+    assert scores[6] == scores[1] - 0.5
+    assert np.allclose(normal_scores_among(np.array([2.0, 2.0, 4.0]), np.array([True, True, False])), [0, 0, 0.5])
+
+
+def test_a_share_of_a_limit_is_learned_as_it_is_but_for_what_is_far_off():
+    strategy = Default(Objective("accuracy", (measured("time") <= 300,)))
+    values = np.array([[0.1, 0.0], [0.2, 0.5], [0.3, 2.0], [0.4, 1e12]])
+    assert np.allclose(strategy.targets(values, np.ones(4, dtype=np.int8), 1), [0, 0.5, 2.0, 21.0])
 
 
 def test_failures_are_learned_from():

@@ -24,6 +24,7 @@ from niwaki.strategy.surrogate import (
     expected_improvement,
     normal_cdf,
     normal_scores,
+    normal_scores_among,
     settings_of,
     standard_scores,
 )
@@ -35,6 +36,8 @@ MOST_FITTED = 160  # trials from which the settings of the kernel are found
 AVERAGED = 256  # settings times trials: fewer settings are averaged where more is known
 MOST_SETTINGS = 4
 MERGED = 0.0  # largest mixture of the kernel at which architectures that compute the same count as one
+LEAST_KEPT = 5  # trials within all limits, from which on ranks are those among them
+FAR = 20.0  # times the median distance to a limit: what exceeds it by more counts as if by that
 SHORTLIST = 1024  # candidates of a list that are looked at under all settings and trials; all are, under the first and some
 MOST_TOLD_FIRST = 64
 CLIMBS = 2  # times that the neighbours of the most promising join a pool
@@ -60,9 +63,9 @@ class Default:
 
     Features are of the description (see `Space.features`): options taken, and paths or counts that they make; targets are the ranks of the
     qualities as normal quantiles, so that neither units nor outliers matter; failed trials rank below all others. Of architectures that
-    compute the same only one is proposed, as long as the model knows no difference. Limits on metrics that are told are modelled, too:
-    improvement counts by the probability that all are kept. objective: one, or a tuple of several, whose hypervolume is improved then;
-    limits are those of the first.
+    compute the same only one is proposed, as long as the model knows no difference. Limits on metrics that are told are modelled, too,
+    as shares of the limit: improvement counts by the probability that all are kept (Gardner et al. 2014), and ranks are those among what
+    keeps them. objective: one, or a tuple of several, whose hypervolume is improved then; limits are those of the first.
     """
 
     objective: Objective | tuple[Objective, ...] = BEST_ACCURACY
@@ -158,14 +161,25 @@ class Default:
         return drawn[np.argmax(fresh)] if fresh.any() else None
 
     def targets(self, values: np.ndarray, status: np.ndarray, column: int) -> np.ndarray:
-        """(n,): what is modelled of a column of values: of a single objective the ranks, of several standard scores, of limits logarithms."""
+        """(n,): what is modelled of a column of values: of a single objective the ranks, of several standard scores, of limits the shares.
+
+        What is spent adds up over layers, so that its logarithm would be harder to learn, and most of all where it is next to nothing.
+        """
         ok = status == 1
-        if column < len(self.objectives):
-            kept = values[:, column].copy()
-            low, high = (kept[ok].min(), kept[ok].max()) if ok.any() else (0.0, 0.0)
-            kept[~ok] = low - (high - low) - 1e-9  # worse than all others
-            return normal_scores(kept) if len(self.objectives) == 1 else standard_scores(kept)
-        return np.log(np.maximum(values[:, column], 1e-6))
+        if column >= len(self.objectives):
+            shares = values[:, column]
+            return np.minimum(shares, 1 + FAR * (float(np.median(np.abs(shares - 1))) or 1.0)) if len(shares) else shares
+        scored = values[:, column].copy()
+        low, high = (scored[ok].min(), scored[ok].max()) if ok.any() else (0.0, 0.0)
+        scored[~ok] = low - (high - low) - 1e-9  # worse than all others
+        if len(self.objectives) > 1:
+            return standard_scores(scored)
+        kept = ok & (values[:, 1:] <= 1).all(axis=1)
+        return normal_scores_among(scored, kept) if kept.sum() >= LEAST_KEPT and not kept[ok].all() else normal_scores(scored)
+
+    def matter(self, targets: np.ndarray, column: int) -> np.ndarray:
+        """(n,): how much each target matters to a model that cannot have all: the best of an objective, of a limit what is close to it."""
+        return targets if column < len(self.objectives) else -np.abs(targets - 1)
 
     def learned_from(self, values: np.ndarray, status: np.ndarray, column: int) -> np.ndarray:
         """(n,) bool: from which trials a column is learned: of the limits nothing is known where a trial failed."""
@@ -177,7 +191,7 @@ class Default:
         found: list[tuple[Setting, ...]] = []
         for column in range(values.shape[1]):
             use = np.flatnonzero(self.learned_from(values, status, column))
-            use = use[_some(self.targets(values[use], status[use], column), MOST_FITTED)]
+            use = use[_some(self.matter(self.targets(values[use], status[use], column), column), MOST_FITTED)]
             targets = self.targets(values[use], status[use], column)
             if len(use) < 3 or np.ptp(targets) == 0:  # nothing to tell settings apart by
                 found.append((Setting(0.5 if state.ground.has_structure else 1.0, 1.0, 0.0, NOISES[1]),) if len(use) else ())
@@ -225,7 +239,7 @@ class _View:
         state = self.state
         use = np.flatnonzero(strategy.learned_from(state.values, state.status, column))
         targets = strategy.targets(state.values[use], state.status[use], column)
-        some = _some(targets, most_told)
+        some = _some(strategy.matter(targets, column), most_told)
         told = state.ground.points(state.rows[use[some]])
         among, most = told.among, 1 if column or self.several else max(1, AVERAGED // len(some))
         return [Model(setting, among, targets[some]) for setting in state.settings[column][:most]], told
@@ -278,7 +292,7 @@ class _View:
         value = self._improvement()
         for column in self.limits:
             [belief] = self.beliefs[column]
-            value = value * normal_cdf(-belief.mean / belief.deviation)
+            value = value * normal_cdf((1 - belief.mean) / belief.spread)
         return np.where(self.free, value, -np.inf)
 
     def _improvement(self) -> np.ndarray:
@@ -327,7 +341,7 @@ def _in(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _some(targets: np.ndarray, most: int) -> np.ndarray:
-    """Places of at most `most` trials: the best half, the latest quarter, and the rest evenly from all."""
+    """Places of at most `most` trials: the half of the greatest targets, the latest quarter, and the rest evenly from all."""
     count = len(targets)
     if count <= most:
         return np.arange(count)

@@ -212,6 +212,11 @@ class Belief:
         """(N,): without the noise."""
         return np.sqrt(self.amplitude * self.left)
 
+    @property
+    def spread(self) -> np.ndarray:
+        """(N,): the deviation of what would be told, noise and all."""
+        return np.sqrt(self.amplitude * (self.left + self.setting.noise))
+
     def at(self, places: np.ndarray) -> Belief:
         return Belief(self.setting, self.amplitude, self.points.at(places), self.half[:, places], self.mean[places], self.left[places])
 
@@ -241,6 +246,19 @@ def normal_scores(values: np.ndarray) -> np.ndarray:
     quantile = NormalDist().inv_cdf
     scores = np.array([quantile((r + 0.5) / len(values)) for r in rank])
     return scores[place]
+
+
+def normal_scores_among(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """(n,): the normal scores of the values that are `kept`, bool (n,), among themselves; of the others what lies between, in proportion.
+
+    So what cannot be taken does not press together the scores of what can. What is better than all that is kept comes up to half a unit
+    above them, at half the way from their median to their best once more; what is worse is half a unit below.
+    """
+    among = np.sort(values[kept])
+    scores = normal_scores(among)
+    beyond = among[-1] + ((among[-1] - float(np.median(among))) / 2 or 1.0)
+    places, heights = np.append(among, beyond), np.append(scores, scores[-1] + 0.5)
+    return np.interp(values, places, heights, left=scores[0] - 0.5)
 
 
 def normal_cdf(x: np.ndarray) -> np.ndarray:
