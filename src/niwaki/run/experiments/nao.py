@@ -24,7 +24,7 @@ from niwaki.strategy.tokens import Tokens
 
 HELD_OUT = 200
 RISES = 0.8  # of changed sequences
-CELL_RECIPE = SequenceRecipe(per_step=2, epochs=300)
+CELL_RECIPE = SequenceRecipe(per_step=2, epochs=200)
 
 
 @dataclass(frozen=True)
