@@ -134,7 +134,7 @@ def test_every_option_of_a_fork_that_fits_the_budget_has_a_candidate_however_sur
     sure |= {name: numbers.permutation([0.992, 0.004, 0.004]) for name in names}
     budget = Budget("macs", (Limit(macs, macs.maximum()[0] // 3),))
     search = Search(forked, None, (budget,), {"macs": macs}, method=DMasking(), recipe=Recipe(), proxy=Recipe(), candidates=12, seed=seed)
-    learner = SimpleNamespace(distributions=[SimpleNamespace(arrays=lambda: sure)])
+    learner = SimpleNamespace(probabilities=lambda: [sure])
     folder = Folder(tmp_path / "run", asked={})
     aims, accuracy = [candidates.Aim(0, within(space, budget.limits))], {"accuracy": 0.5}
     loop._judge_candidates(search, 0, aims, learner, lambda arch: accuracy, folder, Silent(), lambda: False)

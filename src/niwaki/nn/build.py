@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from functools import lru_cache, singledispatch
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -86,7 +86,6 @@ def scattered_rows(size: int, to: int) -> torch.Tensor:
     return rows
 
 
-@lru_cache(maxsize=64)
 def look_up_vectors(rows: tuple[int, ...], features: tuple[int, ...], first: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """How `Embed` looks up its features: for each the column to read, its first row in the table of all, and the largest code; (F,) each."""
     sizes = torch.tensor([rows[column] for column in features])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import singledispatch
+from functools import lru_cache, singledispatch
 from itertools import product
 from math import prod
 from typing import Any
@@ -297,12 +297,17 @@ def _(layer: Pick, step: Step, known: Answers, layers: nn.ModuleDict, inputs: li
     return Feature(inputs[0].whole()[:, layer.first : layer.first + layer.count])
 
 
+@lru_cache(maxsize=64)
+def _look_up(rows: tuple[int, ...], features: tuple[int, ...], first: int, device: torch.device) -> tuple[Tensor, ...]:
+    with device:
+        return look_up_vectors(rows, features, first)
+
+
 @run_layer.register
 def _(layer: Embed, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
     x = inputs[0].whole()
     table: Any = layers[module_name(step.item.path)].weight
-    vectors = look_up_vectors(layer.rows, layer.features(largest(layer.width)), layer.first)
-    columns, starts, last = (vector.to(x.device) for vector in vectors)
+    columns, starts, last = _look_up(layer.rows, layer.features(largest(layer.width)), layer.first, x.device)
     codes = torch.minimum(x.index_select(1, columns).clamp(0), last)
     if not layer.between:
         return Feature(F.embedding(codes.long() + starts, table).flatten(1), _of(step.mask, known))
