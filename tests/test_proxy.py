@@ -179,6 +179,9 @@ def test_a_network_without_a_score_is_a_failed_evaluation_and_bad_requests_are_r
     network = choosing(dead=True)
     with pytest.raises(EvaluationFailed, match="synflow"):
         ZeroCost(network, batch(), ("synflow",))(space_of(network).architecture({"edge": "none"}))
+    dead = build(network, space_of(network).architecture({"edge": "none"}))
+    assert jacob_cov(dead, batch(), generator()) == float("-inf")
+    assert all(np.isfinite(PROXIES[name](dead, batch(), generator())) for name in ("grad_norm", "snip", "grasp", "fisher"))
     with pytest.raises(ProxyError, match="no proxy 'synflo'"):
         ZeroCost(network, batch(), ("synflo",))
     with pytest.raises(ProxyError, match="2 examples"):

@@ -115,7 +115,9 @@ def jacob_cov(model: nn.Module, batch: Batch, generator: torch.Generator) -> flo
     """-sum_v [log(v + k) + 1 / (v + k)], k = 1e-5, v the eigenvalues of the correlation between images of d(sum of outputs)/d(image)."""
     model = _training_copy(model)
     images = batch.images.clone().requires_grad_()
-    (jacobian,) = torch.autograd.grad(model(images).sum(), images)
+    (jacobian,) = torch.autograd.grad(model(images).sum(), images, allow_unused=True)
+    if jacobian is None:  # no path leads from the input to the output
+        return float("-inf")
     with np.errstate(invalid="ignore", divide="ignore"):  # an input that does not matter at all has no correlation
         correlation = np.corrcoef(jacobian.flatten(1).double().numpy(force=True))
     if not np.isfinite(correlation).all():
