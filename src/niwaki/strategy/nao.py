@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from random import Random
 from typing import Any
@@ -14,24 +14,15 @@ import torch
 from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.predictor.sequence import Autoencoder, SequenceRecipe, fit_autoencoder, moved
 from niwaki.space.architecture import Architecture
-from niwaki.strategy.evolution import Member, members_from_arrays, members_to_arrays
-from niwaki.strategy.scores import scores_of, seed_from
-from niwaki.strategy.seen import Log, Seen
-from niwaki.strategy.strategy import Itself, SearchSpace, check_space, fingerprint, propose
+from niwaki.strategy.rounds import Rounds
+from niwaki.strategy.scores import seed_from
+from niwaki.strategy.strategy import Itself, SearchSpace
 from niwaki.strategy.tokens import Tokens
 from niwaki.trial import Trial
 
 Move = Callable[[Autoencoder, torch.Tensor, float], torch.Tensor]  # model, steps, eta -> steps
 Symmetric = Callable[[Tokens, np.ndarray, np.random.Generator], np.ndarray]  # rewrites sequences as others of the same architectures
 PUBLISHED = SequenceRecipe()
-
-
-@dataclass(frozen=True)
-class NAOState:
-    space: SearchSpace
-    ok: Log[Member] = field(default_factory=Log)  # in the order told
-    ends: tuple[int, ...] = ()  # how many of `ok` were there when each round began
-    seen: Seen = field(default_factory=Seen)
 
 
 @dataclass(frozen=True)
@@ -61,48 +52,26 @@ class NAO:
                 f"first={self.first}, per_round={self.per_round}, seeds={self.seeds}, most_eta={self.most_eta}: each is at least 1"
             )
 
-    def init(self, space: SearchSpace) -> NAOState:
-        return NAOState(space)
+    def init(self, space: SearchSpace) -> Rounds:
+        return Rounds(space)
 
-    def ask(self, state: NAOState, count: int, rng: Random, pending: Sequence[Architecture]) -> list[Architecture]:
-        generated = iter(self.generated(state))
+    def ask(self, state: Rounds, count: int, rng: Random, pending: Sequence[Architecture]) -> list[Architecture]:
+        return state.propose(self.generated(state), count, rng, pending)
 
-        def draw(asked: int) -> Architecture:
-            row = next(generated, None)
-            return state.space.sample_uniform(rng) if row is None else state.space.from_indices(row.tolist())
-
-        return propose(count, draw, state.space, state.seen, pending, rng)
-
-    def generated(self, state: NAOState) -> Iterator[np.ndarray]:
+    def generated(self, state: Rounds) -> Iterator[np.ndarray]:
         """Rows of option numbers: what the round under way proposes, in its order; nothing while the pool is filled."""
-        if state.ends:
-            known = tuple(state.ok)[: state.ends[-1]]
-            if len(known) > 1:
-                rows = np.array(state.space.indices(member.arch for member in known), dtype=np.int32)
-                scores = scores_of(self.objective, [member.metrics for member in known])
-                yield from _generated(self, Itself(state.space), rows.tobytes(), scores.tobytes())
+        if state.ends and state.ends[-1] > 1:
+            rows, scores = state.known(self.objective)
+            yield from _generated(self, Itself(state.space), rows.tobytes(), scores.tobytes())
 
-    def tell(self, state: NAOState, trials: Sequence[Trial]) -> NAOState:
-        ends, ok, told = list(state.ends), [], len(state.seen)
-        seen = state.seen
-        for trial in trials:
-            if trial.status == "ok":
-                ok.append(Member(trial.arch, trial.metrics))
-            seen = seen.with_([fingerprint(trial.arch)])
-            if len(seen) > told:
-                told = len(seen)
-                if told >= self.first and (told - self.first) % self.per_round == 0:
-                    ends.append(len(state.ok) + len(ok))
-        return NAOState(state.space, state.ok.with_(ok), tuple(ends), seen)
+    def tell(self, state: Rounds, trials: Sequence[Trial]) -> Rounds:
+        return state.told(trials, first=self.first, every=self.per_round)
 
-    def save(self, state: NAOState) -> tuple[Any, dict[str, np.ndarray]]:
-        names, members = members_to_arrays(tuple(state.ok))
-        return {"space": state.space.hash, "metrics": names, "ends": list(state.ends)}, {"seen": state.seen.to_array(), **members}
+    def save(self, state: Rounds) -> tuple[Any, dict[str, np.ndarray]]:
+        return state.save()
 
-    def load(self, space: SearchSpace, content: Any, arrays: dict[str, np.ndarray]) -> NAOState:
-        check_space(content, space)
-        members = members_from_arrays(content["metrics"], arrays, space)
-        return NAOState(space, Log(members), tuple(content["ends"]), Seen.from_array(arrays["seen"]))
+    def load(self, space: SearchSpace, content: Any, arrays: dict[str, np.ndarray]) -> Rounds:
+        return Rounds.load(space, content, arrays)
 
 
 @lru_cache(maxsize=4)

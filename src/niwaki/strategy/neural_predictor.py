@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 from typing import Any
@@ -13,22 +13,12 @@ import numpy as np
 from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.predictor.graph import Fitted, GraphRecipe, Graphs, TwoStage, fit_regressor, fit_two_stage
 from niwaki.space.architecture import Architecture
-from niwaki.strategy.evolution import Member, members_from_arrays, members_to_arrays
-from niwaki.strategy.scores import scores_of
-from niwaki.strategy.seen import Log, Seen
-from niwaki.strategy.strategy import MOST_LISTED, Itself, SearchSpace, check_space, fingerprint, propose
+from niwaki.strategy.rounds import Rounds
+from niwaki.strategy.strategy import MOST_LISTED, Itself, SearchSpace
 from niwaki.strategy.tokens import Tokens
 from niwaki.trial import Trial
 
 PORT = GraphRecipe()
-
-
-@dataclass(frozen=True)
-class NeuralPredictorState:
-    space: SearchSpace
-    ok: Log[Member] = field(default_factory=Log)  # in the order told
-    ends: tuple[int, ...] = ()  # how many of `ok` were there at each fit
-    seen: Seen = field(default_factory=Seen)
 
 
 @dataclass(frozen=True)
@@ -59,24 +49,17 @@ class NeuralPredictor:
                 f"between 0 and 1"
             )
 
-    def init(self, space: SearchSpace) -> NeuralPredictorState:
-        return NeuralPredictorState(space)
+    def init(self, space: SearchSpace) -> Rounds:
+        return Rounds(space)
 
-    def ask(self, state: NeuralPredictorState, count: int, rng: Random, pending: Sequence[Architecture]) -> list[Architecture]:
-        ranked = iter(self.ranked(state))
+    def ask(self, state: Rounds, count: int, rng: Random, pending: Sequence[Architecture]) -> list[Architecture]:
+        return state.propose(self.ranked(state), count, rng, pending)
 
-        def draw(asked: int) -> Architecture:
-            row = next(ranked, None)
-            return state.space.sample_uniform(rng) if row is None else state.space.from_indices(row.tolist())
-
-        return propose(count, draw, state.space, state.seen, pending, rng)
-
-    def ranked(self, state: NeuralPredictorState) -> Iterator[np.ndarray]:
+    def ranked(self, state: Rounds) -> Iterator[np.ndarray]:
         """Rows of option numbers from the predicted best down, without those told; nothing before the first fit."""
-        if state.ends and (known := tuple(state.ok)[: state.ends[-1]]):
-            rows = np.array(state.space.indices(member.arch for member in known), dtype=np.int32)
-            scores = scores_of(self.objective, [member.metrics for member in known])
-            told = np.array(state.space.indices(member.arch for member in state.ok), dtype=np.int32)
+        if state.ends and state.ends[-1]:
+            rows, scores = state.known(self.objective)
+            told = state.rows(state.ok)
             told_keys, told_rows = set(state.space.canonical_keys(told).tolist()), {row.tobytes() for row in told}
             alike = []  # to one that was told
             ranking = _ranking(self, Itself(state.space), rows.tobytes(), scores.tobytes())
@@ -87,26 +70,14 @@ class NeuralPredictor:
                     alike.append(row)
             yield from alike
 
-    def tell(self, state: NeuralPredictorState, trials: Sequence[Trial]) -> NeuralPredictorState:
-        ends, ok, seen = list(state.ends), [], state.seen
-        for trial in trials:
-            told = len(seen)
-            seen = seen.with_([fingerprint(trial.arch)])
-            if trial.status == "ok":
-                ok.append(Member(trial.arch, trial.metrics))
-            further = len(seen) - self.first
-            if len(seen) > told and (further == 0 or (self.refit and further > 0 and further % self.refit == 0)):
-                ends.append(len(state.ok) + len(ok))
-        return NeuralPredictorState(state.space, state.ok.with_(ok), tuple(ends), seen)
+    def tell(self, state: Rounds, trials: Sequence[Trial]) -> Rounds:
+        return state.told(trials, first=self.first, every=self.refit)
 
-    def save(self, state: NeuralPredictorState) -> tuple[Any, dict[str, np.ndarray]]:
-        names, members = members_to_arrays(tuple(state.ok))
-        return {"space": state.space.hash, "metrics": names, "ends": list(state.ends)}, {"seen": state.seen.to_array(), **members}
+    def save(self, state: Rounds) -> tuple[Any, dict[str, np.ndarray]]:
+        return state.save()
 
-    def load(self, space: SearchSpace, content: Any, arrays: dict[str, np.ndarray]) -> NeuralPredictorState:
-        check_space(content, space)
-        members = members_from_arrays(content["metrics"], arrays, space)
-        return NeuralPredictorState(space, Log(members), tuple(content["ends"]), Seen.from_array(arrays["seen"]))
+    def load(self, space: SearchSpace, content: Any, arrays: dict[str, np.ndarray]) -> Rounds:
+        return Rounds.load(space, content, arrays)
 
 
 def graphs_of(space: SearchSpace, rows: np.ndarray) -> Graphs:
