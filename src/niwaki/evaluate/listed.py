@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from random import Random
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from niwaki.space.architecture import Architecture
-from niwaki.space.choice import SpaceError, Value
-from niwaki.space.rows import Features
-from niwaki.space.space import Decision, Space
+from niwaki.space.choice import SpaceError
+from niwaki.space.part import Part
+from niwaki.space.space import Space
 
 NEAR = 16  # of the other rows, at least, are an architecture's neighbours
 
@@ -22,7 +22,7 @@ def places(space: Space | Listed, rows: np.ndarray) -> dict[bytes, int]:
     return {row.tobytes(): at for at, row in enumerate(np.ascontiguousarray(rows, dtype=f"u{space.key_bytes}"))}
 
 
-class Listed:
+class Listed(Part):
     """The architectures of `space` with the option numbers `rows`, with the interface of a `Space`. Its architectures are the space's own.
 
     rows: (N, decisions), canonical as `Space.indices` gives them, none twice. Few of a random sample differ in one decision, so the
@@ -32,63 +32,8 @@ class Listed:
     def __init__(self, space: Space, rows: np.ndarray) -> None:
         if rows.ndim != 2 or rows.shape[1] != len(space) or not len(rows):
             raise SpaceError(f"a list of architectures is (N, {len(space)}) option numbers, N at least 1, not {rows.shape}")
-        self.space, self.rows = space, rows
-
-    # ---------------------------------------------------------------- as the space has it
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        return self.space.decisions
-
-    @property
-    def hash(self) -> str:
-        return self.space.hash
-
-    def __len__(self) -> int:
-        return len(self.space)
-
-    def __iter__(self) -> Iterator[Decision]:
-        return iter(self.space)
-
-    def __getitem__(self, name: str) -> Decision:
-        return self.space[name]
-
-    def position(self, name: str) -> int:
-        return self.space.position(name)
-
-    def active(self, choices: Mapping[str, Value]) -> tuple[str, ...]:
-        return self.space.active(choices)
-
-    def indices(self, architectures: Iterable[Architecture]) -> list[list[int]]:
-        return self.space.indices(architectures)
-
-    @property
-    def key_bytes(self) -> int:
-        return self.space.key_bytes
-
-    def key(self, arch: Architecture) -> bytes:
-        return self.space.key(arch)
-
-    def canonical_rows(self, rows: np.ndarray) -> np.ndarray:
-        return self.space.canonical_rows(rows)
-
-    def existing(self, rows: np.ndarray) -> np.ndarray:
-        return self.space.existing(rows)
-
-    def flow(self) -> np.ndarray:
-        return self.space.flow()
-
-    def depends_on(self, position: int) -> tuple[int, ...]:
-        return self.space.depends_on(position)
-
-    def exists_given(self, position: int, options: tuple[int, ...]) -> bool:
-        return self.space.exists_given(position, options)
-
-    def canonical_keys(self, rows: np.ndarray) -> np.ndarray:
-        return self.space.canonical_keys(rows)
-
-    def features(self, rows: np.ndarray) -> Features:
-        return self.space.features(rows)
+        super().__init__(space)
+        self.rows = rows
 
     def to_json(self) -> dict[str, Any]:
         return {**self.space.to_json(), "listed": len(self.rows)}
@@ -105,15 +50,6 @@ class Listed:
     def holds(self, rows: np.ndarray) -> np.ndarray:
         """bool (N,): which canonical rows are listed."""
         return np.array([row in self._row_places for row in map(bytes, np.ascontiguousarray(rows, dtype=np.int32))], dtype=bool)
-
-    def from_key(self, key: bytes) -> Architecture:
-        return self._kept(self.space.from_key(key))
-
-    def from_indices(self, row: Sequence[int]) -> Architecture:
-        return self._kept(self.space.from_indices(row))
-
-    def architecture(self, choices: Mapping[str, Value]) -> Architecture:
-        return self._kept(self.space.architecture(choices))
 
     def sample(self, rng: Random) -> Architecture:
         return self.sample_uniform(rng)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from random import Random
 from typing import Any
@@ -14,9 +14,9 @@ from niwaki.factor.eliminate import Count, Feasible, Probabilities, Probability
 from niwaki.factor.factor import Limit
 from niwaki.factor.mode import most_likely
 from niwaki.space.architecture import Architecture
-from niwaki.space.choice import BudgetError, Value
-from niwaki.space.rows import Features
-from niwaki.space.space import Decision, Space
+from niwaki.space.choice import BudgetError
+from niwaki.space.part import Part
+from niwaki.space.space import Space
 
 TRIES = 64  # draws that may be over a limit, before those within are counted or listed instead
 
@@ -26,79 +26,18 @@ def within(space: Space, limits: Sequence[Limit]) -> Within:
     return Within(space, limits)
 
 
-class Within:
+class Within(Part):
     """The part of a space that keeps `limits`, with the interface of a `Space`. Its architectures are the space's own."""
 
     def __init__(self, space: Space, limits: Sequence[Limit]) -> None:
-        self.space, self.limits = space, tuple(limits)
+        super().__init__(space)
+        self.limits = tuple(limits)
         self.feasible = Feasible(space, self.limits)
-
-    # ---------------------------------------------------------------- as the space has it
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        return self.space.decisions
-
-    @property
-    def hash(self) -> str:
-        return self.space.hash
-
-    def __len__(self) -> int:
-        return len(self.space)
-
-    def __iter__(self) -> Iterator[Decision]:
-        return iter(self.space)
-
-    def __getitem__(self, name: str) -> Decision:
-        return self.space[name]
-
-    def position(self, name: str) -> int:
-        return self.space.position(name)
-
-    def active(self, choices: Mapping[str, Value]) -> tuple[str, ...]:
-        return self.space.active(choices)
-
-    def indices(self, architectures: Iterable[Architecture]) -> list[list[int]]:
-        return self.space.indices(architectures)
-
-    def canonical_rows(self, rows: np.ndarray) -> np.ndarray:
-        return self.space.canonical_rows(rows)
-
-    def existing(self, rows: np.ndarray) -> np.ndarray:
-        return self.space.existing(rows)
-
-    def flow(self) -> np.ndarray:
-        return self.space.flow()
-
-    def depends_on(self, position: int) -> tuple[int, ...]:
-        return self.space.depends_on(position)
-
-    def exists_given(self, position: int, options: tuple[int, ...]) -> bool:
-        return self.space.exists_given(position, options)
-
-    def canonical_keys(self, rows: np.ndarray) -> np.ndarray:
-        return self.space.canonical_keys(rows)
-
-    def features(self, rows: np.ndarray) -> Features:
-        return self.space.features(rows)
-
-    def from_indices(self, row: Sequence[int]) -> Architecture:
-        return self._kept(self.space.from_indices(row))
-
-    def architecture(self, choices: Mapping[str, Value]) -> Architecture:
-        """The architecture that takes `choices`; BudgetError if it is over a limit."""
-        return self._kept(self.space.architecture(choices))
 
     def to_json(self) -> dict[str, Any]:
         return {**self.space.to_json(), "limits": [{"cost": limit.cost.name, "upper": limit.upper} for limit in self.limits]}
 
     # ---------------------------------------------------------------- within the budgets
-
-    def from_key(self, key: bytes) -> Architecture:
-        return self._kept(self.space.from_key(key))
-
-    def key(self, arch: Architecture) -> bytes:
-        return self.space.key(arch)
 
     def __contains__(self, arch: object) -> bool:
         return isinstance(arch, Architecture) and arch.space == self.space.hash and self._keeps(arch)
