@@ -159,7 +159,7 @@ class Search(_Section):
 
 
 class Train(_Section):
-    """How the chosen network is trained: the fields of a `Recipe`."""
+    """How the chosen network is trained: the fields of a `Recipe`, and a teacher, if there is one."""
 
     epochs: Count | None = None
     batch_size: Annotated[int, Field(ge=2)] | None = None
@@ -175,6 +175,11 @@ class Train(_Section):
     ema: Part | None = None  # 0: no average
     clip_norm: Amount | None = None  # 0: gradients are not clipped
     precision: Literal["auto", "float32", "bfloat16"] | None = None
+    # whom the chosen network learns from beside the labels, see run/teacher.py: a run's folder, a .onnx file, or a model and its weights
+    teacher: Words = "none"
+    teacher_weights: Words = "none"  # a .safetensors file
+    teacher_temperature: Rate = 4.0
+    teacher_weight: Amount = 1.0  # of T^2 KL beside the loss on the labels
 
 
 class Config(_Section):
@@ -275,10 +280,21 @@ def _with_absolute_paths(config: Config) -> Config:
     paths = {
         key: str(Path(value).resolve()) for key, value in (("data.path", config.data.path), ("warm_start", config.warm_start)) if value
     }
-    file, colon, attribute = config.network.rpartition(":")
+    paths |= {
+        key: _absolute(value)
+        for key, value in (("train.teacher", config.train.teacher), ("train.teacher_weights", config.train.teacher_weights))
+        if value != "none" and Path(value.rpartition(":")[0] or value).exists()
+    }
+    file, colon, _ = config.network.rpartition(":")
     if colon and file.endswith(".py"):
-        paths["network"] = f"{Path(file).resolve()}:{attribute}"
+        paths["network"] = _absolute(config.network)
     return config_of(_merged(config.to_json(), paths)) if paths else config
+
+
+def _absolute(word: str) -> str:
+    """A path, or `file.py:attr`, that means the same from any folder."""
+    file, colon, attribute = word.rpartition(":")
+    return f"{Path(file).resolve()}:{attribute}" if colon else str(Path(word).resolve())
 
 
 def config_of(table: Mapping[str, Any], where: str = "the configuration", problems: Sequence[str] = ()) -> Config:
@@ -354,6 +370,8 @@ def uses(config: Config, key: str) -> bool:
         return False
     if key == "search.proposals" and alone and (config.workers or 1) > 1:
         return False
+    if key in ("train.teacher_weights", "train.teacher_temperature", "train.teacher_weight"):
+        return config.train.teacher != "none"
     if section == "search":
         return field in _USES.get(config.method, _OF_STRATEGIES) and not (alone and field in {*_SUPERNET, "finalists"})
     return not (key == "warm_start" and alone) and not (key == "evaluator" and config.method in BY_GRADIENT)
@@ -373,6 +391,8 @@ def without_effect(config: Config) -> list[str]:
             methods = [method for method in METHODS if uses(config.model_copy(update={"method": method, "evaluator": "shared"}), key)]
             if config.search.finalists == 1 and key in ("search.regular", "search.folds", "workers"):
                 why = "search.finalists = 1 is chosen without a training of its own"
+            elif key.startswith("train.teacher"):
+                why = "it is about a teacher, and train.teacher names none"
             elif key == "search.proposals" and from_scratch(config):
                 why = "with workers there is one proposal for each"
             elif config.method in methods:

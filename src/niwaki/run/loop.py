@@ -195,6 +195,7 @@ def _train(search: Search, at: int, arch: Architecture, folder: Folder, progress
         search.task.part("train+validation"),
         seed=derive_seed(search.seed, "final"),
         device=torch.device(search.device),
+        teacher=search.teacher,
     )
     learn(training, folder, progress, clock, phase="training", name=name, part=clock.part(at))
     if trained_share(folder, name) < HARDLY:

@@ -41,7 +41,9 @@ from niwaki.run.model import ModelError, load_model
 from niwaki.run.regular import regular
 from niwaki.run.search import AnyTask, AskTell, Budget, Search, plain
 from niwaki.run.strategies import strategy_named
+from niwaki.run.teacher import load_teacher
 from niwaki.run.warm_start import checkpoint_of
+from niwaki.space.choice import SpaceError
 from niwaki.space.size import largest, smallest
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.strategy import Strategy
@@ -52,6 +54,7 @@ from niwaki.task.folder import image_folder
 from niwaki.task.images import npz
 from niwaki.task.table import MISSING, read_table
 from niwaki.task.tabular import Tabular, kind_of_metric
+from niwaki.train.distill import DistillationError, Teacher
 from niwaki.train.loop import Training, TrainingDiverged, batches_per_epoch, start
 from niwaki.train.rates import Rated, RateError, parse_rate
 from niwaki.train.recipe import Recipe
@@ -423,6 +426,7 @@ def search_of(config: Config, task: AnyTask | None = None, network: Network | No
         warm_start=None if config.warm_start is None else Path(config.warm_start),
         resolutions=config.search.resolutions or "mixed",
         left_out=tuple(left_out),
+        teacher=_teacher(config, task),
     )  # fmt: skip
     return config, search
 
@@ -506,7 +510,10 @@ def estimate(search: Search) -> dict[str, float]:
     archs = [regular(one, TIMED, np.random.default_rng(0), spent=SPENT) or [one.mode(even(space))] for one in spaces]
     examples = search.task.part("train+validation")
     trainings = [
-        [start(build(search.network, arch), search.task, search.recipe, examples, device=search.device) for arch in of_budget]
+        [
+            start(build(search.network, arch), search.task, search.recipe, examples, device=search.device, teacher=search.teacher)
+            for arch in of_budget
+        ]
         for of_budget in archs
     ]
 
@@ -590,9 +597,23 @@ def _method(config: Config, metric: str) -> DMasking | TuNAS | AskTell:
 
 
 def _recipe(config: Config) -> Recipe:
-    values = config.train.model_dump()
+    values = {key: value for key, value in config.train.model_dump().items() if not key.startswith("teacher")}
     values["betas"] = tuple(values["betas"])
     return Recipe(**{**values, "ema": values["ema"] or None, "clip_norm": values["clip_norm"] or None})
+
+
+def _teacher(config: Config, task: AnyTask) -> Teacher | None:
+    """Whom the final training learns from, if anybody."""
+    own = config.train
+    if own.teacher == "none":
+        return None
+    weights = None if own.teacher_weights == "none" else own.teacher_weights
+    try:
+        return load_teacher(
+            own.teacher, task, weights=weights, temperature=own.teacher_temperature, weight=own.teacher_weight, device=config.device
+        )
+    except (ModelError, DistillationError, SpaceError) as error:
+        raise ConfigError("the configuration", [f"train.teacher = {own.teacher!r}: {error}"]) from error
 
 
 def _proxy(recipe: Recipe) -> Recipe:

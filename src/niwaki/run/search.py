@@ -18,6 +18,7 @@ from niwaki.space.architecture import Architecture
 from niwaki.strategy.strategy import Strategy
 from niwaki.task.classify import ImageClassification
 from niwaki.task.tabular import Tabular
+from niwaki.train.distill import Teacher
 from niwaki.train.rates import Rated
 from niwaki.train.recipe import Recipe
 
@@ -75,6 +76,7 @@ class Search:
     warm_start: Path | None = None
     resolutions: str = "mixed"  # or "apart"
     left_out: tuple[str, ...] = ()  # options that were left out of the network, for people
+    teacher: Teacher | None = None  # of the final training
 
 
 @dataclass(frozen=True)

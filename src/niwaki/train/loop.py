@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.task.task import Task, derive_seed
+from niwaki.train.distill import Teacher
 from niwaki.train.ema import Ema
 from niwaki.train.recipe import Recipe, lr_at, optimizer_for
 
@@ -42,8 +43,18 @@ class EpochRecord:
 class Training:
     """A training under way: module, optimizer, average of the weights, place in the data. Made by `start`."""
 
-    def __init__(self, module: nn.Module, task: Task, recipe: Recipe, indices: Tensor, *, seed: int, device: torch.device) -> None:
-        self.module = module.to(device)
+    def __init__(
+        self,
+        module: nn.Module,
+        task: Task,
+        recipe: Recipe,
+        indices: Tensor,
+        *,
+        seed: int,
+        device: torch.device,
+        teacher: Teacher | None = None,
+    ) -> None:
+        self.module, self.teacher = module.to(device), teacher
         self.task, self.recipe, self.indices, self.seed, self.device = task, recipe, indices, seed, device
         self.optimizer = optimizer_for(module, recipe)
         self.ema = Ema(module, recipe.ema) if recipe.ema is not None else None
@@ -109,7 +120,8 @@ class Training:
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Goes on from what `state_dict` gave, in a training started alike."""
         if (mine := self._identity()) != (theirs := state["identity"]):
-            differing = ", ".join(f"{key} ({theirs.get(key)} saved, {mine[key]} here)" for key in mine if mine[key] != theirs.get(key))
+            keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+            differing = ", ".join(f"{key} ({theirs.get(key)} saved, {mine.get(key)} here)" for key in keys)
             raise ValueError(f"this state is of another training: it differs in {differing}")
         self.module.load_state_dict(_under("module.", tensors))
         for name, parameter in self.module.named_parameters():
@@ -133,7 +145,10 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             outputs = self.module(inputs)
+            taught = self.teacher.loss(inputs, outputs) if self.teacher is not None else None
         loss = self.task.loss(outputs, targets, label_smoothing=self.recipe.label_smoothing)
+        if taught is not None:
+            loss = loss + taught
         loss.backward()
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
@@ -154,17 +169,29 @@ class Training:
 
     def _identity(self) -> dict[str, Any]:
         recipe = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.recipe).items()}
-        return {"recipe": recipe, "seed": self.seed, "examples": len(self.indices), "examples_seed": derive_seed(self.indices.tolist())}
+        taught = {} if self.teacher is None else {"teacher": self.teacher.describe()}
+        indices = self.indices.tolist()
+        return {"recipe": recipe, "seed": self.seed, "examples": len(indices), "examples_seed": derive_seed(indices), **taught}
 
 
-def start(module: nn.Module, task: Task, recipe: Recipe, indices: Tensor, *, seed: int = 0, device: torch.device | str = "cpu") -> Training:
+def start(
+    module: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    indices: Tensor,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    teacher: Teacher | None = None,
+) -> Training:
     """A training of the module, in place, on the examples `indices` of the task. Order and augmentation follow from `seed` alone.
 
-    The weights are taken as they are: build the module under a seed of your own. Go on with `run` until it is `finished`.
+    The weights are taken as they are: build the module under a seed of your own. Go on with `run` until it is `finished`. teacher: learned
+    from beside the labels, see `train/distill.py`.
     """
     if len(indices) < 2:
         raise ValueError(f"{len(indices)} training examples were given; at least 2 are needed")
-    return Training(module, task, recipe, indices, seed=seed, device=torch.device(device))
+    return Training(module, task, recipe, indices, seed=seed, device=torch.device(device), teacher=teacher)
 
 
 def train(
@@ -176,9 +203,10 @@ def train(
     seed: int = 0,
     device: torch.device | str = "cpu",
     after_epoch: Callable[[Training], None] = lambda training: None,
+    teacher: Teacher | None = None,
 ) -> nn.Module:
-    """The trained network, in evaluation mode. after_epoch: called with the training, to report or to save."""
-    training = start(module, task, recipe, indices, seed=seed, device=device)
+    """The trained network, in evaluation mode. after_epoch: called with the training, to report or to save. teacher: as of `start`."""
+    training = start(module, task, recipe, indices, seed=seed, device=device, teacher=teacher)
     while not training.finished:
         training.run()
         after_epoch(training)
