@@ -15,6 +15,7 @@ from math import prod
 import numpy as np
 
 from niwaki.factor.factor import Cost, CostError, Factor, factor_of, factors_of
+from niwaki.net.axes import size_of
 from niwaki.net.control import Network
 from niwaki.net.layer import (
     Activation,
@@ -38,7 +39,8 @@ from niwaki.net.layer import (
     Sum,
     Zero,
 )
-from niwaki.net.place import INPUT, Placed, Placement, Shape, fix, place, space_of
+from niwaki.net.operation import Operation, Weight
+from niwaki.net.place import Placed, Placement, Shape, fix, place, space_of
 from niwaki.space.choice import Value
 from niwaki.space.size import Expr, Symbol, both, canonical, either, equal, minimum, op, opposite, refs
 
@@ -65,6 +67,8 @@ class Parts:
 
     maps: convolutions and linear layers in it. normalised: channels with a learned scale and shift, and a running mean and variance.
     averaged: elements that enter an average pool. looked_up: numbers in tables. macs, params: stated by the owner of an opaque layer.
+    multiplied, learned, held, given: of an operation, products whose sums are its multiply-adds, its learnable numbers, the bytes of its
+    other tensors, and the elements that it gives, if it multiplies.
     """
 
     maps: tuple[Map, ...] = ()
@@ -73,6 +77,10 @@ class Parts:
     looked_up: Expr = 0
     macs: int = 0
     params: int = 0
+    multiplied: tuple[Product, ...] = ()
+    learned: tuple[Product, ...] = ()
+    held: tuple[Product, ...] = ()
+    given: tuple[Product, ...] = ()
 
 
 @singledispatch
@@ -132,6 +140,24 @@ def _(layer: Embed, item: Placed) -> Parts:
     return Parts(looked_up=canonical(numbers))
 
 
+BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
+
+
+@parts.register
+def _(layer: Operation, item: Placed) -> Parts:
+    """A tensor that stands at several places counts where it stands first. A running count of batches counts as nothing, as in BatchNorm."""
+    own = [weight for weight in layer.weights if not weight.again]
+    learned = tuple(_numbers(weight) for weight in own if weight.kind in ("parameter", "frozen"))
+    others = [weight for weight in own if weight.kind not in ("parameter", "frozen") and not weight.name.endswith("num_batches_tracked")]
+    held = tuple((BYTES[weight.dtype], *_numbers(weight)) for weight in others)
+    averaged = item.input_shapes[0].elements if layer.kind in ("adaptive_avg_pool2d", "avg_pool2d") else (0,)
+    return Parts(averaged=averaged, multiplied=layer.macs, learned=learned, held=held, given=(item.shape.elements,) if layer.macs else ())
+
+
+def _numbers(weight: Weight) -> Product:
+    return tuple(size_of(axis) for axis in weight.axes) or (1,)
+
+
 @parts.register(Activation)
 @parts.register(Cat)
 @parts.register(ChannelShuffle)
@@ -151,6 +177,7 @@ def macs_of(part: Parts, rule: str = "all") -> Iterator[Product]:
     """Products whose sum is the multiply-adds. Rule "fbnet" (the authors' of FBNet) adds one per element that enters an average pool."""
     yield (part.macs,)
     yield from ((*each.weights, *each.positions) for each in part.maps)
+    yield from part.multiplied
     if rule == "fbnet":
         yield part.averaged
 
@@ -159,6 +186,7 @@ def params_of(part: Parts, rule: str = "all") -> Iterator[Product]:
     """Products whose sum is the learnable numbers. Rule "fbnet" has the weights of convolutions and linear layers only."""
     yield (part.params,)
     yield from (each.weights for each in part.maps)
+    yield from part.learned
     if rule != "fbnet":
         yield from ((each.outputs,) for each in part.maps if each.bias)
         yield (2, part.normalised)
@@ -169,11 +197,13 @@ def size_bytes_of(part: Parts) -> Iterator[Product]:
     """Products whose sum is the bytes of all parameters and of BatchNorm's running means and variances, in float32."""
     yield from ((FLOAT_BYTES, *product) for product in params_of(part))
     yield (FLOAT_BYTES, 2, part.normalised)
+    yield from part.held
 
 
 def activations_of(part: Parts) -> Iterator[Product]:
     """Products whose sum is the elements that convolutions and linear layers give, those within squeeze-excite included."""
     yield from ((each.outputs, *each.positions) for each in part.maps)
+    yield from part.given
 
 
 @lru_cache(maxsize=32)
@@ -247,7 +277,8 @@ def layer_table(network: Network, arch: Mapping[str, Value] | None = None, rule:
         part = parts(item.layer, item)
         macs, params = (sum(prod(product) for product in products) for products in (macs_of(part, rule), params_of(part, rule)))
         shape = (sum(item.shape.channels), *item.shape.spatial)
-        rows.append(LayerRow(item.path, type(item.layer).__name__, shape, int(macs), int(params)))
+        kind = item.layer.kind if isinstance(item.layer, Operation) else type(item.layer).__name__
+        rows.append(LayerRow(item.path, kind, shape, int(macs), int(params)))
     return rows
 
 
@@ -271,7 +302,7 @@ def _total(channels: Sequence[Expr]) -> Expr:
 
 
 def _elements(shape: Shape) -> Product:
-    return (_total(shape.channels), *shape.spatial)
+    return shape.elements
 
 
 def _require_rule(rule: str) -> None:
@@ -306,11 +337,11 @@ class _Liveness:
         """For each step that may be the peak: the elements held then, 0 where the step does not run."""
         open_until = {tensor: max(at for at, _ in readers) for tensor, readers in self.readers.items()}
         open_until[self.placement.output] = len(self.items)
-        candidates = [INPUT]
-        yield factor_of("the input", True, self.placement.input_shape)
+        candidates = list(self.placement.entering)
+        yield factor_of("the input", True, (sum(prod(one.shape) for one in self.placement.reads),))
         for at, item in enumerate(self.items):
             runs = self.runs[at]
-            if isinstance(item.layer, (BatchNorm, Activation, Dropout, Flatten)):
+            if _writes_over(item.layer):
                 # where it writes over its input, it holds no more than the step before
                 runs = _both(runs, _either(self.read(item.inputs[0], at + 1), self._read_as_another(item.inputs[0], at + 1)))
             elif isinstance(item.layer, Zero):
@@ -362,7 +393,7 @@ class _Liveness:
     def _read_as_another(self, tensor: int, step: int) -> Expr:
         """Where `tensor` is an earlier one under a later name, and that one is read at `step` or later under another name."""
         found: Expr = False
-        for source, same in zip(self.items[tensor].inputs, self.same[tensor], strict=True) if tensor != INPUT else ():
+        for source, same in zip(self.items[tensor].inputs, self.same[tensor], strict=True) if tensor >= 0 else ():
             if same is False:
                 continue
             others = [
@@ -375,7 +406,7 @@ class _Liveness:
         return found
 
     def _exists(self, tensor: int) -> Expr:
-        return True if tensor == INPUT else self.items[tensor].condition
+        return True if tensor < 0 else self.items[tensor].condition
 
     def _add(self, item: Placed) -> None:
         """Works out one item from those before it."""
@@ -388,7 +419,7 @@ class _Liveness:
             sizes = zip(item.input_shapes[0].spatial, item.shape.spatial, strict=True)
             same = (_both(*(canonical(equal(old, new)) for old, new in sizes)),)
         elif isinstance(item.layer, Sum):
-            zeros = [self.zero[source] if source != INPUT else False for source in item.inputs]
+            zeros = [self.zero[source] if source >= 0 else False for source in item.inputs]
             full = [_both(edge, _not(empty)) for edge, empty in zip(item.edges, zeros, strict=True)]
             zero = _not(_either(*full))
             first, chosen = zero, []  # of nothing but zeros, the first stays
@@ -402,6 +433,51 @@ class _Liveness:
         self.kept.append(kept)
         self.same.append(same)
         self.runs.append(_both(item.condition, *(_not(one) for one in same)))
+
+
+# operators that can write over their input, or only read it in another order
+IN_PLACE = frozenset(
+    [
+        "batch_norm",
+        "relu",
+        "relu6",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+        "silu",
+        "gelu",
+        "sigmoid",
+        "tanh",
+        "leaky_relu",
+        "elu",
+        "prelu",
+        "dropout",
+        "flatten",
+        "view",
+        "reshape",
+        "permute",
+        "transpose",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "slice",
+        "select",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "getitem",
+        "contiguous",
+        "alias",
+        "clone",
+        "detach",
+        "return",
+    ]
+)
+
+
+def _writes_over(layer: Layer) -> bool:
+    return isinstance(layer, (BatchNorm, Activation, Dropout, Flatten)) or (isinstance(layer, Operation) and layer.kind in IN_PLACE)
 
 
 def _added(factors: Sequence[Factor]) -> Factor:

@@ -40,6 +40,7 @@ from niwaki.net.layer import (
     Sum,
     Zero,
 )
+from niwaki.net.operation import Operation, open_sizes
 from niwaki.space.size import Expr, Symbol, both, equal, refs, values
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Canon:
         """uint64 (N,): equal where architectures compute the same. rows: (N, decisions), canonical as `Space.indices` gives them."""
         columns = _Columns(self.placement.decisions, rows)
         numbers: dict[int, Any] = {INPUT: _number(("input", self.placement.input_shape))}
+        numbers |= {source: _number(self.placement.reads[INPUT - source]) for source in self.placement.entering[1:]}
         with np.errstate(over="ignore"):
             for at, step in enumerate(self._steps):
                 numbers[at] = step.number([numbers[source] for source in step.inputs], columns)
@@ -219,11 +221,15 @@ class _Step:
         """told: an expression and a function of its value -> the function's value, or a _Told."""
         layer, own, more = item.layer, _number(type(item.layer).__name__), []
         with np.errstate(over="ignore"):
-            for f in fields(layer):
-                if f.name not in ("make", "name"):
-                    number = told(getattr(layer, f.name), partial(_field_number, f.name))
-                    more += [number] if isinstance(number, _Told) else []
-                    own = own if isinstance(number, _Told) else own + number
+            if isinstance(layer, Operation):
+                own = _number(layer)
+                more = [told(size, partial(_field_number, "size")) for size in open_sizes(layer)]
+            else:
+                for f in fields(layer):
+                    if f.name not in ("make", "name"):
+                        number = told(getattr(layer, f.name), partial(_field_number, f.name))
+                        more += [number] if isinstance(number, _Told) else []
+                        own = own if isinstance(number, _Told) else own + number
         edges = tuple(None if edge is True else told(edge, bool) for edge in item.edges)
         widths = tuple(told(shape.width, _width_number) for shape in item.input_shapes) if isinstance(layer, Cat) else ()
         keeps, vanishes = _keeps_zero(layer), _vanishes(item)

@@ -104,7 +104,10 @@ class Match(Layer):
 
 @dataclass(frozen=True)
 class Node:
-    """One node of a `Graph`: `layer` applied to its inputs, which are first added or concatenated if there are several."""
+    """One node of a `Graph`: `layer` applied to its inputs, which are first added or concatenated if there are several.
+
+    An `Operation` takes several as they are; `join` says nothing then.
+    """
 
     layer: Layer
     inputs: tuple[str, ...] = ("input",)
@@ -121,15 +124,22 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph(Layer):
-    """Named nodes, each after those it reads; the graph's own input is called "input", its output is the node `output` (the last, if None)."""
+    """Named nodes, each after those it reads; the graph's own input is called "input", its output is the node `output` (the last, if None).
+
+    inputs: what its inputs are called. A graph of several is the body of a network of several inputs, which are these, in their order.
+    """
 
     nodes: tuple[tuple[str, Node], ...]
     output: str | None = None
+    inputs: tuple[str, ...] = ("input",)
 
     def __post_init__(self) -> None:
         nodes = tuple(self.nodes.items()) if isinstance(self.nodes, Mapping) else tuple(self.nodes)
         object.__setattr__(self, "nodes", nodes)
-        known = {"input"}
+        object.__setattr__(self, "inputs", tuple(self.inputs))
+        known = set(self.inputs)
+        if len(known) < max(1, len(self.inputs)):
+            raise SpaceError(f"graph {self.name!r} has the inputs {self.inputs}; it has at least one, and each has a name of its own")
         for label, node in nodes:
             if label in known:
                 raise SpaceError(f"graph {self.name!r} has two nodes called {label!r}")
@@ -142,19 +152,65 @@ class Graph(Layer):
             )
 
 
+DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a network: its shape for one example, the type of its numbers and, for codes, below which number they are.
+
+    batched: whether examples are stacked in it; if not, all examples of a call share it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    below: int | None = None
+    batched: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if not self.name.isidentifier():
+            raise SpaceError(f"an input is called {self.name!r}; its name is one that a Python argument can have")
+        if not all(isinstance(size, int) and size > 0 for size in self.shape) or self.dtype not in DTYPES:
+            raise SpaceError(f"input {self.name!r} is {self.shape} of {self.dtype!r}; sizes are positive and types are {', '.join(DTYPES)}")
+
+
 @dataclass(frozen=True)
 class Network:
-    """A description with the shape of its input, channels first: what every reader takes."""
+    """A description with the shape of its input, channels first: what every reader takes.
+
+    inputs: what it reads, if that is not one map or vector of float32 numbers called x. The first one's shape is `input_shape`.
+    """
 
     body: Layer
     input_shape: tuple[int, ...] = field(default=(3, 224, 224))
+    inputs: tuple[Input, ...] = ()
 
     def __post_init__(self) -> None:
         _require_layer(self.body, "Network")
+        object.__setattr__(self, "inputs", tuple(self.inputs))
+        if self.inputs:
+            self._check_inputs()
+            return
         shape = tuple(self.input_shape) if isinstance(self.input_shape, (tuple, list)) else ()
         if len(shape) not in (1, 3) or not all(isinstance(size, int) and size > 0 for size in shape):
             raise SpaceError(f"a network's input is (channels, height, width) or (features,), all positive, not {self.input_shape!r}")
         object.__setattr__(self, "input_shape", shape)
+
+    def _check_inputs(self) -> None:
+        names = [one.name for one in self.inputs]
+        if len(set(names)) < len(names):
+            raise SpaceError(f"a network has two inputs of one name: {', '.join(names)}")
+        read = len(self.body.inputs) if isinstance(self.body, Graph) else 1
+        if read != len(names):
+            raise SpaceError(f"a network of the inputs {', '.join(names)} has a body that reads {read}")
+        object.__setattr__(self, "input_shape", self.inputs[0].shape)
+
+    @property
+    def reads(self) -> tuple[Input, ...]:
+        """Its inputs, also where there is only the plain one."""
+        return self.inputs or (Input("x", self.input_shape),)
 
 
 def _require_layer(layer: object, where: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from niwaki.net.control import Chain, Graph, Network, Node, OneOf, Repeat, Residual, Several
 from niwaki.net.layer import Cat, Identity, Interleave, Layer, Subsample, Sum, Zero
+from niwaki.net.operation import Operation, open_sizes, resized
 from niwaki.net.place import CONTAINERS, INPUT, Placed, Where, fix, labels, place, space_of, standing
 from niwaki.net.program import joints, settle
 from niwaki.net.tree import called, joined, parts_of, with_parts
@@ -34,7 +35,7 @@ def edit(network: Network, rule: Rule) -> Network:
     >>> space_of(searched).size
     9
     """
-    return Network(_edited(network.body, "", network, rule), network.input_shape)
+    return replace(network, body=_edited(network.body, "", network, rule))
 
 
 def restrict(network: Network, options: Mapping[str, Sequence[Value]]) -> Network:
@@ -50,7 +51,7 @@ def restrict(network: Network, options: Mapping[str, Sequence[Value]]) -> Networ
             given = f"has no option {unknown[0]!r}" if left else "needs at least one option"
             raise SpaceError(f"decision {name!r} {given}; its options are {decision.options}")
     kept = {decision.name: tuple(o for o in decision.options if o in options.get(decision.name, decision.options)) for decision in space}
-    return Network(_Narrower(kept).layer(network.body, Where("", "", (), True), absolute=False), network.input_shape)
+    return replace(network, body=_Narrower(kept).layer(network.body, Where("", "", (), True), absolute=False))
 
 
 def expose(network: Network, where: Callable[[Decision], bool], choices: Mapping[str, Value] | None = None) -> Network:
@@ -69,8 +70,9 @@ def decode(network: Network, arch: Mapping[str, Value]) -> Network:
 
 def encode(network: Network, plain: Network) -> Architecture:
     """The first architecture of `network`, in reading order, that is the program of `plain`, a description without choices."""
-    if network.input_shape != plain.input_shape:
-        raise SpaceError(f"the network reads inputs of {plain.input_shape}, the space is one of networks that read {network.input_shape}")
+    if network.reads != plain.reads:
+        given, wanted = (one.inputs or one.input_shape for one in (plain, network))
+        raise SpaceError(f"the network reads inputs of {given}, the space is one of networks that read {wanted}")
     if len(space_of(plain)):
         raise SpaceError(f"the network to encode has choices itself: {', '.join(d.name for d in space_of(plain))}; decode it first")
     return _Matcher(network, plain).architecture()
@@ -112,6 +114,8 @@ class _Narrower:
             return with_parts(
                 layer, (*(replace(node, layer=self.layer(node.layer, at, absolute=absolute)) for node, at in inside), layer.output)
             )
+        if isinstance(layer, Operation):
+            return resized(layer, lambda choice: self.size(choice, where, "size", absolute=absolute))
         return with_parts(layer, [self.size(part.value, where, part.field, absolute=absolute) for part in parts_of(layer)])
 
     def several(self, layer: Several, where: Where, *, absolute: bool) -> Layer:
@@ -270,7 +274,7 @@ class _Matcher:
                     break
             else:
                 layer, sources = settle(item, lambda expr: evaluate(expr, taken))
-                inputs = tuple([now[source] for source in sources])
+                inputs = tuple([now[source] if source >= INPUT else source for source in sources])  # further inputs are their own
                 if isinstance(layer, Sum):
                     inputs = tuple([tensor for tensor in inputs if not isinstance(tensor, tuple)]) or inputs[:1]
                 if layer is None or (isinstance(layer, (Sum, Cat)) and len(inputs) == 1):
@@ -309,7 +313,7 @@ class _Matcher:
 def _entries(plain: Network) -> tuple[list[tuple[Layer, tuple[Tensor, ...]]], list[str], Tensor]:
     """The primitives of a network without choices and which tensors they read, their paths, and the tensor that leaves."""
     placement = fix(place(plain), {})
-    now: dict[int, Tensor] = {INPUT: INPUT}
+    now: dict[int, Tensor] = {source: source for source in placement.entering}
     entries: list[tuple[Layer, tuple[Tensor, ...]]] = []
     paths = []
     for at, item in enumerate(placement.items):
@@ -327,7 +331,7 @@ def _entries(plain: Network) -> tuple[list[tuple[Layer, tuple[Tensor, ...]]], li
 
 def _open_sizes(item: Placed) -> Iterator[Expr]:
     """All about an item that depends on decisions, its condition first."""
-    sizes: list[Expr] = [item.condition, *(getattr(item.layer, f.name) for f in fields(item.layer) if f.name != "make"), *item.edges]
+    sizes: list[Expr] = [item.condition, *open_sizes(item.layer), *item.edges]
     if isinstance(item.layer, (Subsample, Interleave)):
         sizes += [*item.input_shapes[0].spatial, *item.shape.spatial]
     return (size for size in sizes if isinstance(size, Symbol))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from niwaki.net.operation import open_sizes
 from niwaki.space.size import Expr, Symbol, refs
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def decision_flow(placement: Placement) -> np.ndarray:
     """
     number = {decision.name: at for at, decision in enumerate(placement.decisions, 1)}
     flow = np.zeros((len(number) + 2, len(number) + 2), dtype=np.float32)
-    sources: dict[int, set[int]] = {INPUT: {0}}
+    sources: dict[int, set[int]] = {source: {0} for source in placement.entering}
     known: dict[frozenset[int], set[int]] = {}
     for start, stop, _, leaving in parts(placement):
         own = [{number[ref.name] for expr in open_expressions(item) for ref in refs(expr)} for item in placement.items[start:stop]]
@@ -60,5 +60,4 @@ def parts(placement: Placement) -> Iterator[tuple[int, int, int, int]]:
 
 def open_expressions(item: Placed) -> list[Expr]:
     """All that is left to decisions about an item."""
-    own = [getattr(item.layer, f.name) for f in fields(item.layer) if f.name != "make"]
-    return [expr for expr in (item.condition, *item.edges, *own) if isinstance(expr, Symbol)]
+    return [expr for expr in (item.condition, *item.edges, *open_sizes(item.layer)) if isinstance(expr, Symbol)]

@@ -13,6 +13,7 @@ from math import ceil
 from typing import Any
 
 from niwaki.net.arrange import Arrangement, Edge, Point, Route, Row, arrange
+from niwaki.net.axes import Axis, length, size_of
 from niwaki.net.control import Network
 from niwaki.net.layer import (
     Activation,
@@ -36,8 +37,9 @@ from niwaki.net.layer import (
     Sum,
     Zero,
 )
+from niwaki.net.operation import Operation, open_sizes
 from niwaki.net.place import INPUT, Placed, Placement, Shape, place
-from niwaki.space.size import Expr, Symbol, scope, values
+from niwaki.space.size import Expr, Symbol, scope, smallest, values
 
 # --- what a layer is called ------------------------------------------------------------------------------------------
 
@@ -153,6 +155,30 @@ def _(layer: Cat, item: Placed) -> tuple[str, str]:
     return "Concat", "join"
 
 
+# operators whose rows are drawn in another colour, by kind
+_FAMILIES = {
+    **dict.fromkeys(("linear", "matmul", "bmm", "mm", "addmm", "embedding", "scaled_dot_product_attention"), "linear"),
+    **dict.fromkeys(("cat", "stack", "add"), "join"),
+    "mul": "gate",
+}
+
+
+@describe.register
+def _(layer: Operation, item: Placed) -> tuple[str, str]:
+    kind = layer.kind
+    words = kind.replace("_", " ")
+    if kind.startswith("conv") and layer.weights and len(axes := layer.weights[0].axes) > 2:
+        window = "×".join(str(size_of(axis)) for axis in axes[2:])
+        transposed = " transposed" if "transpose" in kind or layer.arguments[6:7] == (True,) else ""
+        alone = size_of(axes[1]) == 1 and item.input_shapes[0].channels != (1,)
+        return (f"Depthwise {window}", "depthwise") if alone else (f"Conv {window}{transposed}", "conv")
+    if kind == "batch_norm":
+        return "BN", "other"
+    if layer.note:
+        return f"Opaque {words}", "opaque"
+    return words[:1].upper() + words[1:], "pool" if "pool" in kind else _FAMILIES.get(kind, "other")
+
+
 def sizes(size: Expr, most: int = 6) -> str:
     """A size as it stands in a picture: `16|24|32`, or `8..256` where it can be more than `most`."""
     if not isinstance(size, Symbol):
@@ -163,12 +189,23 @@ def sizes(size: Expr, most: int = 6) -> str:
 
 def shape_text(shape: Shape) -> str:
     """`16|24 × 8 × 8`."""
+    if shape.axes is not None:
+        return " × ".join(map(_axis_text, shape.axes))
     return " × ".join(sizes(size) for size in (shape.width, *shape.spatial))
+
+
+def _axis_text(axis: Axis) -> str:
+    """As `sizes`; of many runs only the least and the most, for the sizes between are too many to list."""
+    open_runs = [run for run in axis if isinstance(run.units, Symbol)]
+    if len(open_runs) < 2:
+        return sizes(size_of(axis))
+    return f"{sum(run.inner * run.outer * smallest(run.units) for run in axis)}..{length(axis)}"
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 FUSED = (BatchNorm, Activation, ChannelShuffle)  # stand in the row of the convolution or linear layer whose output they change
+FUSED_KINDS = ("batch_norm", "relu", "relu6", "hardtanh", "hardswish", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "prelu", "dropout")
 BAR = 44.0  # length of the longest bar
 CORNER = 9.0  # radius of the corners of edges
 CHARACTER = 6.6  # pixels for a character of 12 pixels height, in the widest of the usual fonts
@@ -234,19 +271,27 @@ def _lines(placement: Placement, labels: Mapping[str, str], shares: Mapping[str,
         for source in item.inputs:
             readers[source] = readers.get(source, 0) + 1
     lines: list[_Line] = []
-    line_of = {INPUT: -1}
+    line_of = dict.fromkeys(placement.entering, -1)
     last: dict[int, int] = {}  # the tensor that a line gives -> the line
     for at, item in enumerate(placement.items):
         source = item.inputs[0]
-        if isinstance(item.layer, FUSED) and source in last and readers[source] == 1:
+        if _is_fused(item.layer) and source in last and readers[source] == 1:
             line = lines[last[source]]
-            if isinstance(line.head.layer, (Conv, Linear)) and line.head.condition == item.condition:
+            if _is_map(line.head.layer) and line.head.condition == item.condition:
                 lines[last[source]] = replace(line, items=(*line.items, item))
                 line_of[at] = last[at] = last.pop(source)
                 continue
         line_of[at] = last[at] = len(lines)
         lines.append(_Line((item,), tuple(line_of[source] for source in item.inputs), "", "", "", "", 0.0))
     return [_written(line, labels, shares) for line in lines]
+
+
+def _is_fused(layer: Layer) -> bool:
+    return isinstance(layer, FUSED) or (isinstance(layer, Operation) and layer.kind in FUSED_KINDS)
+
+
+def _is_map(layer: Layer) -> bool:
+    return isinstance(layer, (Conv, Linear)) or (isinstance(layer, Operation) and layer.kind.startswith(("conv", "linear")))
 
 
 def _written(line: _Line, labels: Mapping[str, str], shares: Mapping[str, float]) -> _Line:
@@ -373,7 +418,7 @@ def _row(line: _Line | None, x: float, y: float, columns: _Columns, text: str, s
 def _tooltip(line: _Line) -> str:
     told = []
     for item in line.items:
-        deciders = scope(*item.shape.channels, *item.shape.spatial, *vars(item.layer).values())
+        deciders = scope(*item.shape.channels, *item.shape.spatial, *open_sizes(item.layer))
         told.append(f"{item.path}: {describe(item.layer, item)[0]}, {shape_text(item.shape)}")
         if deciders:
             told.append(f"  decided by {', '.join(deciders)}")

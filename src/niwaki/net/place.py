@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import singledispatchmethod
 from math import prod
 from typing import Any, TypeVar
 
+from niwaki.net.axes import Axis, size_of
 from niwaki.net.canon import Canon
-from niwaki.net.control import Add, Chain, Concat, Graph, Match, Network, OneOf, Repeat, Residual, Several
+from niwaki.net.control import Add, Chain, Concat, Graph, Input, Match, Network, OneOf, Repeat, Residual, Several
 from niwaki.net.layer import (
     ACTIVATIONS,
     Activation,
@@ -37,6 +38,7 @@ from niwaki.net.layer import (
     Sum,
     Zero,
 )
+from niwaki.net.operation import Operation, Weight, mapped, placed_weights, resized
 from niwaki.space.choice import Choice, SpaceError
 from niwaki.space.size import (
     Expr,
@@ -64,7 +66,7 @@ from niwaki.space.space import Decision, Space
 
 CONTAINERS = (Several, OneOf, Repeat, Residual, Graph)
 T = TypeVar("T")
-INPUT = -1  # index of the network's input among the tensors
+INPUT = -1  # index of the network's input among the tensors; of several inputs, -1, -2 and so on
 LARGEST_TABLE = 1 << 20  # combinations of options over which one size or condition may range
 
 
@@ -78,10 +80,30 @@ class Shape:
 
     channels: one size, or several if searched widths were concatenated; each is a run of its own in the channel dimension, so that a
     smaller width is a prefix of its run.
+    axes: of what an `Operation` gives, the runs of every dimension. Its first dimension stands in `channels` and the others in `spatial` all
+    the same, whatever they mean; these can depend on widths then, which makes no other map of them.
     """
 
     channels: tuple[Expr, ...]
     spatial: tuple[Expr, ...] = ()
+    axes: tuple[Axis, ...] | None = None
+
+    @staticmethod
+    def of(axes: tuple[Axis, ...] | None) -> Shape:
+        """The shape of what an operation gives: a tensor of these axes, or (None) no tensor."""
+        if not axes:
+            return Shape((), (), axes)
+        return Shape(tuple(run.size for run in axes[0]), tuple(map(size_of, axes[1:])), axes)
+
+    @property
+    def resolution(self) -> tuple[Expr, ...]:
+        """Height and width where a searched one makes another map, of which there is one for each option."""
+        return self.spatial if self.axes is None else ()
+
+    @property
+    def elements(self) -> tuple[Expr, ...]:
+        """Sizes whose product is the number of elements; a sum of runs is left as a sum."""
+        return () if self.axes == () else (_sum(self.channels), *self.spatial)
 
     @property
     def width(self) -> Expr:
@@ -117,10 +139,25 @@ class Placement:
     output: int
     input_shape: tuple[int, ...]
     decisions: tuple[Decision, ...]
+    reads: tuple[Input, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reads", self.reads or (Input("x", self.input_shape),))
+
+    @property
+    def entering(self) -> tuple[int, ...]:
+        """The indices of the network's inputs."""
+        return tuple(range(INPUT, INPUT - len(self.reads), -1))
 
     def shape_of(self, tensor: int) -> Shape:
-        """The shape of what item `tensor` gives, or of the network's input."""
-        return self.items[tensor].shape if tensor != INPUT else Shape(self.input_shape[:1], self.input_shape[1:])
+        """The shape of what item `tensor` gives, or of the network's input of that number."""
+        return self.items[tensor].shape if tensor >= 0 else input_shape(self.reads, tensor)
+
+
+def input_shape(reads: tuple[Input, ...], tensor: int) -> Shape:
+    """The shape of the input with the index `tensor`, which is negative."""
+    shape = reads[INPUT - tensor].shape
+    return Shape(shape[:1], shape[1:])
 
 
 def place(network: Network) -> Placement:
@@ -139,9 +176,9 @@ def _space_of(network: Network) -> Space:
 
 
 def _place(network: Network) -> Placement:
-    placer = _Placer(network.input_shape)
+    placer = _Placer(network.reads)
     output = placer.walk(network.body, INPUT, Where(path="", block="", repeats=(), condition=True))
-    return Placement(tuple(placer.items), output, network.input_shape, placer.decisions_in_order())
+    return Placement(tuple(placer.items), output, network.input_shape, placer.decisions_in_order(), network.reads)
 
 
 def kept(network: Network, key: str, compute: Callable[[Network], T]) -> T:
@@ -179,10 +216,12 @@ def fix(placement: Placement, choices: Mapping[str, Any]) -> Placement:
         return cache[expr]
 
     def shape(of: Shape) -> Shape:
+        if of.axes is not None:
+            return Shape.of(mapped(of.axes, lambda expr: substitute(expr, settle)))  # a sum of many sizes is no table over all of them
         return Shape(tuple(map(settle, of.channels)), tuple(map(settle, of.spatial)))
 
     items: list[Placed] = []
-    now = {INPUT: INPUT}  # old index -> new index
+    now = {source: source for source in placement.entering}  # old index -> new index
     for at, item in enumerate(placement.items):
         condition = settle(item.condition)
         if condition is False:
@@ -191,11 +230,11 @@ def fix(placement: Placement, choices: Mapping[str, Any]) -> Placement:
         edges = [(now[source], edge, seen) for source, edge, seen in edges if edge is not False]
         if isinstance(item.layer, Sum):
             # adding zeros changes nothing
-            edges = [edge for edge in edges if edge[0] == INPUT or not isinstance(items[edge[0]].layer, Zero)] or edges[:1]
+            edges = [edge for edge in edges if edge[0] < 0 or not isinstance(items[edge[0]].layer, Zero)] or edges[:1]
         if isinstance(item.layer, (Sum, Cat)) and len(edges) == 1 and edges[0][1] is True:
             now[at] = edges[0][0]
             continue
-        layer = replace(item.layer, **{f.name: settle(getattr(item.layer, f.name)) for f in fields(item.layer) if f.name != "make"})
+        layer = resized(item.layer, settle)
         out, seen_shapes = shape(item.shape), tuple(shape(seen) for _, _, seen in edges)
         vanishes = (isinstance(layer, Activation) and layer.kind == "identity") or (isinstance(layer, Subsample) and out == seen_shapes[0])
         if vanishes:
@@ -203,12 +242,13 @@ def fix(placement: Placement, choices: Mapping[str, Any]) -> Placement:
             continue
         now[at] = len(items)
         items.append(Placed(item.path, layer, tuple(e[0] for e in edges), tuple(e[1] for e in edges), condition, seen_shapes, out))
-    return _without_unused_zeros(Placement(tuple(items), now[placement.output], placement.input_shape, open_decisions))
+    found = Placement(tuple(items), now[placement.output], placement.input_shape, open_decisions, placement.reads)
+    return _without_unused_zeros(found)
 
 
 def forks(placement: Placement) -> frozenset[str]:
     """The decisions on which depends whether a layer exists, or how large a map is: another option makes another structure."""
-    return frozenset(name for item in placement.items for name in scope(item.condition, *item.shape.spatial))
+    return frozenset(name for item in placement.items for name in scope(item.condition, *item.shape.resolution))
 
 
 def show(size: Expr) -> str:
@@ -260,20 +300,21 @@ class _Open:
 
 
 class _Placer:
-    def __init__(self, input_shape: tuple[int, ...]) -> None:
-        self.input_shape = input_shape
+    def __init__(self, reads: tuple[Input, ...]) -> None:
+        self.reads = reads
         self.items: list[Placed] = []
+        self.weights: dict[str, tuple[Weight, str]] = {}  # of operations, and where each stood first
         self.decisions: dict[str, _Open] = {}
         # id of an unnamed choice -> where it stands, and the choice itself, so that its id stays its own
         self.unnamed: dict[int, tuple[tuple[str, ...], str, Choice | Layer]] = {}
         self.paths: set[str] = set()
 
     def shape_of(self, tensor: int) -> Shape:
-        return self.items[tensor].shape if tensor != INPUT else Shape(self.input_shape[:1], self.input_shape[1:])
+        return self.items[tensor].shape if tensor >= 0 else input_shape(self.reads, tensor)
 
     def seen(self, tensor: int, where: Where) -> Shape:
         """The shape of `tensor` as it is wherever `where` exists: in the third repeat, the second is known to have been there."""
-        if tensor != INPUT and isinstance(self.items[tensor].layer, Sum):
+        if tensor >= 0 and isinstance(self.items[tensor].layer, Sum):
             item = self.items[tensor]
             possible = [
                 source for source, edge in zip(item.inputs, item.edges, strict=True) if _together(where.condition, edge, where.path)
@@ -342,7 +383,7 @@ class _Placer:
         while path in self.paths:
             path, copy = f"{where.path}_{copy}", copy + 1
         self.paths.add(path)
-        for size in shape.spatial:
+        for size in shape.resolution:
             if smallest(size) < 1:
                 raise ShapeError(
                     f"{path}: {type(layer).__name__} leaves nothing of its input {self.shape_of(inputs[0])}: its output would be {shape}"
@@ -499,6 +540,34 @@ class _Placer:
         spatial = tuple(_canonical((size - 1) // layer.stride + 1, where.path, "its output size") for size in shape.spatial)
         return self.put(layer, (x,), where, Shape(channels, spatial))
 
+    @walk.register
+    def _(self, layer: Operation, x: int, where: Where) -> int:
+        return self.operation(layer, (x,), where)
+
+    def operation(self, layer: Operation, inputs: tuple[int, ...], where: Where) -> int:
+        """Places an operation, which has several inputs and states its output's shape itself."""
+        if layer.reads > len(inputs):
+            raise ShapeError(f"{where.path}: {layer.target} reads {layer.reads} tensors; it is given {len(inputs)}")
+
+        def leaf(symbol: Symbol) -> Expr:
+            if isinstance(symbol, Choice):
+                return self.decide(symbol, where, "size")
+            if isinstance(symbol, InChannels):
+                raise SpaceError(f"{where.path}: an operation states its sizes itself; in_channels means nothing in it")
+            return symbol
+
+        placed = placed_weights(resized(layer, leaf), lambda weight: self.known(weight, where))
+        return self.put(placed, inputs, where, Shape.of(placed.shape))
+
+    def known(self, weight: Weight, where: Where) -> Weight:
+        """`weight` as it is placed here: the first time it is met, or again."""
+        first, place_ = self.weights.setdefault(weight.key, (weight, where.path))
+        if first is weight:
+            return weight
+        if first.axes != weight.axes:
+            raise ShapeError(f"the weight {weight.name!r} has other axes at {where.path} than at {place_}; one tensor is cut in one way")
+        return replace(weight, again=True)
+
     # --- containers --------------------------------------------------------------------------------------------------
 
     @walk.register
@@ -594,10 +663,15 @@ class _Placer:
 
     @walk.register
     def _(self, layer: Graph, x: int, where: Where) -> int:
-        known = {"input": x}
+        if len(layer.inputs) > 1 and (x != INPUT or len(layer.inputs) != len(self.reads)):
+            raise SpaceError(f"{where.path or 'the body'}: a graph of the inputs {layer.inputs} is the body of a network of as many inputs")
+        known = {name: x if at == 0 else INPUT - at for at, name in enumerate(layer.inputs)}
         for label, node in layer.nodes:
             inner = where.inside(node.layer, label)
             inputs = tuple(known[source] for source in node.inputs)
+            if isinstance(node.layer, Operation):
+                known[label] = self.operation(node.layer, inputs, inner)
+                continue
             joined = (
                 inputs[0]
                 if len(inputs) == 1
@@ -748,7 +822,7 @@ def _without_unused_zeros(placement: Placement) -> Placement:
     unused = {at for at, item in enumerate(placement.items) if isinstance(item.layer, Zero) and at not in used}
     if not unused:
         return placement
-    now = {INPUT: INPUT}
+    now = {source: source for source in placement.entering}
     kept = [at for at in range(len(placement.items)) if at not in unused]
     now.update({old: new for new, old in enumerate(kept)})
     items = tuple(replace(placement.items[at], inputs=tuple(now[source] for source in placement.items[at].inputs)) for at in kept)

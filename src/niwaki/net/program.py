@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
 from math import prod
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 
 from niwaki.net.control import Network
 from niwaki.net.layer import Activation, Cat, Interleave, Layer, Subsample, Sum, Zero
+from niwaki.net.operation import open_sizes, resized
 from niwaki.net.place import INPUT, Placed, Placement, kept, place, space_of
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import Value
@@ -155,7 +156,7 @@ class _Segment:
             if key not in self._settled:
                 self._settled[key] = _settled(self.items[number], self.symbols[number], key[1:], self.layers)
             settled = self._settled[key]
-            inputs = tuple([now[source] for source in settled.sources])
+            inputs = tuple([now[source] if source >= INPUT else source for source in settled.sources])  # further inputs are their own
             if settled.kind is Sum and zeros:  # adding zeros changes nothing
                 inputs = tuple([i for i in inputs if i not in zeros]) or inputs[:1]
             if settled.kind is None or (len(inputs) == 1 and settled.kind in (Sum, Cat)):
@@ -173,7 +174,7 @@ def _symbols(item: Placed) -> list[tuple[str, Expr]]:
     found: list[tuple[str, Expr]] = [("condition", item.condition)]
     if isinstance(item.layer, (Subsample, Interleave)):
         found += [("same", same) for same in _same_sizes(item)]
-    found += [(f.name, getattr(item.layer, f.name)) for f in fields(item.layer) if f.name != "make"]
+    found += [("size", size) for size in open_sizes(item.layer)]
     found += [("edge", edge) for edge in item.edges]
     return [(label, expr) for label, expr in found if isinstance(expr, Symbol)]
 
@@ -205,7 +206,7 @@ def settle(item: Placed, value: Callable[[Expr], Any]) -> tuple[Layer | None, tu
     value: of the fields, of the edges, and of whether the sizes of a map stay the same.
     """
     sources = tuple([source for source, edge in zip(item.inputs, item.edges, strict=True) if value(edge)])
-    layer = replace(item.layer, **{f.name: value(getattr(item.layer, f.name)) for f in fields(item.layer) if f.name != "make"})
+    layer = resized(item.layer, value)
     if isinstance(layer, Activation) and layer.kind == "identity":
         return None, sources
     if isinstance(layer, (Subsample, Interleave)) and all(value(same) for same in _same_sizes(item)):
@@ -253,7 +254,12 @@ def _atoms(entries: tuple[Entry, ...], output: int) -> Iterator[tuple[tuple[Entr
             [leaving] = alive
             own = entries[start:at]
             if start:  # else the numbers are right as they are
-                own = tuple([(layer, tuple([0 if source == entering else source - start for source in inputs])) for layer, inputs in own])
+                own = tuple(
+                    [
+                        (layer, tuple([0 if source == entering else source - start if source >= 0 else source for source in inputs]))
+                        for layer, inputs in own
+                    ]
+                )
             yield own, 0 if leaving == entering else leaving - start
             entering, start = leaving, at
 
@@ -265,7 +271,9 @@ def joints(placement: Placement) -> dict[int, int]:
     for at, item in enumerate(items):
         for source in item.inputs:
             last[source] = max(last.get(source, -1), at)
-    may_be_zero: dict[int, bool] = {INPUT: False}  # where zeros could cross a joint, what follows could not tell by itself
+    may_be_zero: dict[int, bool] = dict.fromkeys(
+        placement.entering, False
+    )  # where zeros could cross a joint, what follows could not tell by itself
     for at, item in enumerate(items):
         passes = isinstance(item.layer, (Sum, Activation, Subsample, Interleave))
         sure = any(edge is True and not may_be_zero[source] for source, edge in zip(item.inputs, item.edges, strict=True))

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
+from math import isfinite
 from typing import Any
 
-from niwaki.net import control, layer
-from niwaki.net.control import Network, Node, OneOf, Several
+from niwaki.net import control, layer, operation
+from niwaki.net.axes import Run
+from niwaki.net.control import Input, Network, Node, OneOf, Several
 from niwaki.net.layer import Layer, Opaque
+from niwaki.net.operation import In, Items, Named, Weight
 from niwaki.net.tree import choices_in, joined, parts_of
 from niwaki.space.choice import Choice, SpaceError
 from niwaki.space.size import FUNCTIONS, InChannels, Op, in_channels
@@ -21,10 +24,12 @@ from niwaki.space.size import FUNCTIONS, InChannels, Op, in_channels
 FORMAT = 1
 KINDS: Mapping[str, type] = {
     found.__name__: found
-    for module in (layer, control)
+    for module in (layer, control, operation)
     for found in vars(module).values()
     if isinstance(found, type) and issubclass(found, Layer) and found not in (Layer, Several)
 }
+# what stands in an operation: {"run": {...}} and so on, fields at their defaults left out
+VALUES: Mapping[str, type] = {kind.__name__.lower(): kind for kind in (In, Items, Named, Run, Weight)}
 
 
 def to_json(network: Network) -> dict[str, Any]:
@@ -32,7 +37,9 @@ def to_json(network: Network) -> dict[str, Any]:
     seen = Counter(id(choice) for choice in choices_in(network.body) if choice.name is None)
     # what is one unnamed choice at several places stays one; the others need no number
     shared = {key: number for number, key in enumerate(key for key, count in seen.items() if count > 1)}
-    return {"niwaki": FORMAT, "input_shape": list(network.input_shape), "body": _written(network.body, shared)}
+    inputs = [{f.name: _written(getattr(one, f.name), shared) for f in fields(one)} for one in network.inputs]
+    written = {"niwaki": FORMAT, "input_shape": list(network.input_shape), "body": _written(network.body, shared)}
+    return written | ({"inputs": inputs} if inputs else {})
 
 
 def from_json(data: Mapping[str, Any], factories: Mapping[str, Callable[..., Any]] | None = None) -> Network:
@@ -46,7 +53,8 @@ def from_json(data: Mapping[str, Any], factories: Mapping[str, Callable[..., Any
     if data["niwaki"] != FORMAT:
         raise SpaceError(f"the description has the format {data['niwaki']!r}; this version of niwaki reads {FORMAT}")
     body = _read(data["body"], "body", dict(factories or {}), {})
-    return Network(body, data["input_shape"])
+    with _placed("inputs"):
+        return Network(body, data["input_shape"], tuple(Input(**one) for one in data.get("inputs", ())))
 
 
 def network_hash(network: Network) -> str:
@@ -62,7 +70,11 @@ def diff(old: Network, new: Network) -> list[tuple[str, Any, Any]]:
     >>> diff(Network(control.Chain(Conv(8), Conv(16))), Network(control.Chain(Conv(8), Conv(24, 5))))
     [('conv1.out_channels', 16, 24), ('conv1.kernel_size', 3, 5)]
     """
-    found = [("input_shape", old.input_shape, new.input_shape)] if old.input_shape != new.input_shape else []
+    found: list[tuple[str, Any, Any]] = []
+    if old.input_shape != new.input_shape:
+        found.append(("input_shape", old.input_shape, new.input_shape))
+    elif old.inputs != new.inputs:
+        found.append(("inputs", old.inputs, new.inputs))
     return found + list(_differences(old.body, new.body, ""))
 
 
@@ -85,15 +97,20 @@ def _written(value: Any, shared: Mapping[int, int]) -> Any:
         return {"in_channels": True}
     if isinstance(value, tuple):
         return [_written(part, shared) for part in value]
+    if isinstance(value, float) and not isfinite(value):
+        return {"number": str(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if (word := type(value).__name__.lower()) in VALUES:
+        kept = (f for f in fields(value) if getattr(value, f.name) != f.default)
+        return {word: {f.name: _written(getattr(value, f.name), shared) for f in kept}}
     kind = type(value).__name__
     raise SpaceError(f"{value!r} of type {kind} cannot be written as JSON; a description holds layers, numbers, texts and tuples")
 
 
 def _kept(field: Any, value: Layer) -> bool:
-    if field.name in ("name", "init"):  # `init` is younger than the format: what does not use it reads as it always did
-        return getattr(value, field.name) != field.default
+    if field.name in ("name", "init") or (field.name == "inputs" and isinstance(value, control.Graph)):
+        return getattr(value, field.name) != field.default  # younger than the format: what does not use it reads as it always did
     return field.name != "make"
 
 
@@ -125,6 +142,12 @@ def _read(data: Any, where: str, factories: Mapping[str, Callable[..., Any]], sh
         _require_fields(Node, given, f"{where}: a graph's node")
         with _placed(where):
             return Node(**given)
+    if "number" in data:
+        return float(data["number"])
+    if len(data) == 1 and isinstance(part := data.get(word := next(iter(data))), dict) and (made := VALUES.get(word)):
+        given = {name: read(value, name) for name, value in part.items()}
+        with _placed(where):
+            return made(**given)
     if "choice" in data:
         options = read(data["choice"], "choice")
         with _placed(where):

@@ -8,9 +8,10 @@ from typing import Any
 
 from niwaki.net.control import Graph, Node, OneOf, Repeat, Residual, Several
 from niwaki.net.layer import Layer
+from niwaki.net.operation import symbols_in
 from niwaki.net.place import labels
 from niwaki.space.choice import Choice
-from niwaki.space.size import Symbol, leaves
+from niwaki.space.size import leaves
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ def with_parts(node: Any, values: Sequence[Any]) -> Any:
     if isinstance(node, OneOf):
         return OneOf(*values[1:], by=values[0], name=node.name)
     if isinstance(node, Graph):
-        return Graph(tuple((part.label, value) for part, value in zip(parts[:-1], values[:-1], strict=True)), values[-1], name=node.name)
+        return Graph(
+            tuple((part.label, value) for part, value in zip(parts[:-1], values[:-1], strict=True)), values[-1], node.inputs, name=node.name
+        )
     return replace(node, **{part.field: value for part, value in zip(parts, values, strict=True)})
 
 
@@ -66,8 +69,8 @@ def choices_in(value: Any) -> Iterator[Choice]:
     if isinstance(value, (Layer, Node)):
         for part in parts_of(value):
             yield from choices_in(part.value)
-    elif isinstance(value, Symbol):
-        yield from (leaf for leaf in leaves(value) if isinstance(leaf, Choice))
+    else:
+        yield from (leaf for symbol in symbols_in(value) for leaf in leaves(symbol) if isinstance(leaf, Choice))
 
 
 def layers_in(node: Layer | Node) -> Iterator[Layer]:
