@@ -121,6 +121,9 @@ class Feature:
         return self.tensor, self.mask
 
 
+After = Callable[[Placed, Feature], Feature]
+
+
 class Plan:
     """A supernet's calls under one set of hard decisions: its steps, cut to the sizes that these leave."""
 
@@ -139,8 +142,8 @@ class Plan:
         self.steps = [self._step(item, full[item.path], readers[at]) for at, item in enumerate(items)]
         self.regions = _regions(self.placement)
 
-    def run(self, x: Tensor, soft: Mapping[str, Tensor], layers: nn.ModuleDict) -> Tensor:
-        """The output for `x` (B, *input_shape) with the weights `soft` of the open decisions."""
+    def run(self, x: Tensor, soft: Mapping[str, Tensor], layers: nn.ModuleDict, after: After | None = None) -> Tensor:
+        """The output for `x` (B, *input_shape) with the weights `soft` of the open decisions. after: see `Supernet.forward`."""
         weights = {}
         for name, options in self.open.items():
             if name not in soft:
@@ -157,7 +160,8 @@ class Plan:
             region = self.regions.reads[at]
             if region is None:
                 inputs = [Feature(x) if source == INPUT else features[source] for source in step.item.inputs]
-                features.append(run_layer(step.item.layer, step, known, layers, inputs))
+                feature = run_layer(step.item.layer, step, known, layers, inputs)
+                features.append(feature if after is None else after(step.item, feature))
                 continue
             # one pass for each combination of resolutions; the weights are the same ones
             outputs: dict[Combo, Feature] = {}
@@ -169,7 +173,8 @@ class Plan:
                     for source in step.item.inputs
                 ]
                 settled = self._settled(step, combo)
-                outputs[combo] = run_layer(settled.item.layer, settled, inner[combo], layers, inputs)
+                feature = run_layer(settled.item.layer, settled, inner[combo], layers, inputs)
+                outputs[combo] = feature if after is None else after(settled.item, feature)
             if self.regions.gives[at] is not None:
                 features.append(outputs)
                 continue

@@ -14,7 +14,7 @@ from niwaki.net.control import Network
 from niwaki.net.layer import BatchNorm, Conv, Embed, Linear, Opaque, SqueezeExcite
 from niwaki.net.place import Placed, Placement, Shape, place
 from niwaki.nn.build import build, module_name, module_of
-from niwaki.nn.forward import Plan, kernel_crop, take
+from niwaki.nn.forward import After, Plan, kernel_crop, take
 from niwaki.space.choice import SpaceError
 from niwaki.space.size import Symbol, largest
 
@@ -51,11 +51,12 @@ class Supernet(nn.Module):
                     self.layers[module_name(item.path)] = module_of(item.layer, item)
         self._plan = lru_cache(maxsize=PLANS)(self._make_plan)
 
-    def forward(self, x: Tensor, decisions: Mapping[str, Any]) -> Tensor:
+    def forward(self, x: Tensor, decisions: Mapping[str, Any], *, after: After | None = None) -> Tensor:
+        """after: of a primitive in its place and what it gives, what is handed on in place of that: noise, say, that training wants there."""
         hard = {name: option for name, option in decisions.items() if not isinstance(option, Tensor)}
         soft = {name: weights for name, weights in decisions.items() if isinstance(weights, Tensor)}
         plan = self._plan(tuple(sorted(hard.items())))
-        return plan.run(x, soft, self.layers)
+        return plan.run(x, soft, self.layers, after)
 
     def _make_plan(self, hard: tuple[tuple[str, Any], ...]) -> Plan:
         return Plan(self.placement, dict(hard))

@@ -10,6 +10,7 @@ from functools import partial
 from niwaki.net.block import Columns
 from niwaki.net.control import Network
 from niwaki.space.choice import SpaceError
+from niwaki.zoo import bignas as _bignas
 from niwaki.zoo import fbnet as _fbnet
 from niwaki.zoo import fbnetv2 as _fbnetv2
 from niwaki.zoo import mnasnet as _mnasnet
@@ -26,6 +27,9 @@ SPACES: Mapping[str, Callable[..., Network]] = {
     "fbnet": _fbnet.fbnet,
     "fbnet-cifar100": _fbnet.fbnet_cifar100,
     "fbnetv2": _fbnetv2.fbnetv2,
+    "bignas": _bignas.bignas,
+    "bignas-per-layer": _bignas.bignas_per_layer,
+    "bignas-small": _bignas.bignas_small,
     "ofa-mobilenetv3": _ofa.ofa_mobilenetv3,
     "nasbench201": _nasbench.nasbench201,
     "nasbench-macro": _nasbench.nasbench_macro,
