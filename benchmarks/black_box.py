@@ -1,14 +1,14 @@
 """`default` against what people pick today, on tables, devices and objectives: those it was made on, and those it was not.
 
-    python benchmarks/black_box.py [--only QUESTION] [--seeds 50] [--kept] [--quick]
+    python benchmarks/black_box.py [--only QUESTION] [--seeds 50] [--workers N] [--kept] [--quick]
 
-Every search is kept in benchmarks/work/black_box-HASH/, each once: started again, the benchmark goes on. --only runs the searches of one
-question, and writes nothing else; --kept tells of the seeds that all strategies of a question have finished, and searches no more. The order of a question's searches is the same in every run.
+Every search is kept in benchmarks/work/black_box-HASH/, each once: started again, the benchmark goes on, with as many workers as are asked
+for then. --only runs the searches of one question, and writes nothing else; --kept tells of the seeds that all strategies of a question
+have finished, and searches no more.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -16,21 +16,25 @@ from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from random import Random
 from statistics import NormalDist
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from harness import HERE, Claim, Result, Table, arguments, machine, on_one_thread, report, say
+from harness import HERE, Claim, Result, Table, arguments, machine, on_one_thread, report
+from jobs import run_jobs, work_folder
 
 from niwaki.objective import Objective
 from niwaki.run.bench import code_hash
 from niwaki.run.contest import COUNTS, Contest, Question
+from niwaki.run.folder import Folder
 from niwaki.run.simulate import Log, in_order, simulate
 from niwaki.run.strategies import strategy_named
+from niwaki.run.workers import Job
 from niwaki.space.architecture import Architecture
-from niwaki.store.files import atomic_write
 from niwaki.strategy.strategy import SearchSpace
 from niwaki.trial import Trial
 
@@ -221,10 +225,14 @@ def main() -> None:
     if not questions:
         raise SystemExit(f"there is no question {given.only!r}; there are {', '.join(one.name for one in QUESTIONS)}")
     if given.quick:
-        questions = [replace(one, evaluations=14) for one in questions]
+        questions = [replace(one, evaluations=20) for one in questions]
     seeds = 2 if given.quick else given.seeds
-    folder = HERE / "work" / ("black_box-quick" if given.quick else f"black_box-{code_hash()}")
-    found = {one.name: played(one, Path(given.shared) / "data", folder, seeds, more=not given.kept) for one in questions}
+    with TemporaryDirectory() as scratch:
+        folder = work_folder(Path(scratch) / "run" if given.quick else HERE / "work" / f"black_box-{code_hash()}", {})
+        try:
+            found = played(questions, (Path(given.shared) / "data").resolve(), folder, seeds, given.workers, more=not given.kept)
+        finally:
+            folder.close()
     if not given.only:
         report(result_of({name: one for name, one in found.items() if one["seeds"]}), about, quick=given.quick)
 
@@ -232,45 +240,56 @@ def main() -> None:
 def _options(parser: ArgumentParser) -> None:
     parser.add_argument("--only", default="", help="the searches of one question")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--workers", type=int, default=1, help="searches at once; the results do not depend on it, their CPU times may")
     parser.add_argument("--kept", action="store_true", help="tell of what is there, search no more")
     parser.add_argument(
         "--shared", default=os.environ.get("NIWAKI_SHARED", str(HERE.parent.parent / "shared")), help="the folder above data/"
     )
 
 
-def played(asked: Asked, data: Path, folder: Path, seeds: int, *, more: bool) -> dict[str, Any]:
-    """The records of all searches of one question: name -> one record for each seed; and facts of the table."""
-    question = Question(
-        tuple(str(data / table) for table in asked.tables),
-        asked.objectives,
-        asked.limits,
-        report=asked.report,
-        evaluations=asked.evaluations,
+@lru_cache(maxsize=2)
+def _contest(asked: Asked, data: str) -> Contest:
+    tables = tuple(str(Path(data) / table) for table in asked.tables)
+    return Contest(Question(tables, asked.objectives, asked.limits, report=asked.report, evaluations=asked.evaluations))
+
+
+def one_search(asked: Asked, data: str, name: str, seed: int) -> dict[str, Any]:
+    """What is kept of one search, of one question by one strategy from one seed."""
+    contest = _contest(asked, data)
+    log = play(contest, name, seed)
+    return {"cpu_s": log.cpu_s, **contest.outcome(log)}
+
+
+def played(questions: Sequence[Asked], data: Path, folder: Folder, seeds: int, workers: int, *, more: bool) -> dict[str, dict[str, Any]]:
+    """Question -> the records of all its searches, name -> one record for each seed; and facts of the table."""
+    contests = {asked: _contest(asked, str(data)) for asked in questions}
+    names = {asked: ["default", *(name for name in asked.rivals if name not in COUNTS or contests[asked].table.network is not None)]
+             for asked in questions}  # fmt: skip
+    jobs = [
+        Job(f"{asked.name}/{asked.evaluations}/{name}/{seed}", one_search, (asked, str(data), name, seed))
+        for asked in questions
+        for seed in range(seeds)
+        for name in names[asked]
+    ]
+    results = (
+        run_jobs(jobs, folder, workers) if more else {job.name: found for job in jobs if (found := folder.store.fact(f"result {job.name}"))}
     )
-    contest = Contest(question)
-    names = ["default", *(name for name in asked.rivals if name not in COUNTS or contest.table.network is not None)]
-    records: dict[str, list[dict[str, Any]]] = {}
-    for name in names:
-        kept = folder / f"{asked.name.replace(' ', '-')}.{asked.evaluations}.{name}.json"
-        records[name] = json.loads(kept.read_text()) if kept.is_file() else []
-        began = time.monotonic()
-        while more and len(records[name]) < seeds:
-            log = play(contest, name, len(records[name]))
-            records[name].append({"cpu_s": log.cpu_s, **contest.outcome(log)})
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(kept, json.dumps(records[name]))
-        if records[name]:
-            last = np.mean([one["regret"][-1] for one in records[name]])
-            say(f"{asked.name}: {name}, {len(records[name])} seeds, regret at the end {last:.4f}, {time.monotonic() - began:.0f} s")
-    done = min(seeds, *map(len, records.values()))
-    facts = contest.facts()
-    return {
-        "asked": asked,
-        "records": {name: runs[:done] for name, runs in records.items()},
-        "seeds": done,
-        "feasible": facts["feasible"] / facts["allowed"],
-        "two": len(asked.objectives) > 1,
-    }
+    told = {}
+    for asked in questions:
+        records: dict[str, list[dict[str, Any]]] = {}
+        for name in names[asked]:
+            runs = (results.get(f"{asked.name}/{asked.evaluations}/{name}/{seed}") for seed in range(seeds))
+            records[name] = list(takewhile(bool, runs))
+        done = min(map(len, records.values()))
+        facts = contests[asked].facts()
+        told[asked.name] = {
+            "asked": asked,
+            "records": {name: runs[:done] for name, runs in records.items()},
+            "seeds": done,
+            "feasible": facts["feasible"] / facts["allowed"],
+            "two": len(asked.objectives) > 1,
+        }
+    return told
 
 
 # --- what is told --------------------------------------------------------------------------------------------------------------------
@@ -364,4 +383,6 @@ def result_of(found: Mapping[str, Mapping[str, Any]]) -> Result:
 
 
 if __name__ == "__main__":
-    main()
+    import black_box  # workers know functions by the name of their module, which a script has not
+
+    black_box.main()
