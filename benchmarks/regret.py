@@ -44,7 +44,16 @@ def main() -> int:
     seeds, evaluations = (3, 20) if given.quick else (given.seeds or SEEDS, EVALUATIONS)
     strategies = given.strategies.split(",") if given.strategies else list(STRATEGIES)
     out = HERE / "work" / ("regret-quick" if given.quick else f"regret-{code_hash()}")  # searches of other code are not mixed in
-    bench([table], objectives=[OBJECTIVE], strategies=strategies, evaluations=evaluations, seeds=seeds, out=out, fresh=given.quick)
+    bench(
+        [table],
+        objectives=[OBJECTIVE],
+        strategies=strategies,
+        evaluations=evaluations,
+        seeds=seeds,
+        out=out,
+        fresh=given.quick,
+        processes=given.workers,
+    )
     results = json.loads((out / "results.json").read_text())
     report(_result(results, curves(out), seeds), about, quick=given.quick)
     if not given.quick:
@@ -57,6 +66,7 @@ def _options(parser: ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="run a part again and compare it with what is kept")
     parser.add_argument("--seeds", type=int, default=None)
     parser.add_argument("--strategies", default="", help="NAME,NAME")
+    parser.add_argument("--workers", type=int, default=1, help="searches at once; regrets do not depend on it, CPU times may")
     parser.add_argument(
         "--shared", default=os.environ.get("NIWAKI_SHARED", str(HERE.parent.parent / "shared")), help="the folder above data/"
     )
