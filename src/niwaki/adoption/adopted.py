@@ -1,0 +1,253 @@
+"""`read(model, example) -> Adopted`: a user's own PyTorch model, and which of its channels may be removed together.
+
+`Adopted` is the analysed graph with plain numbers and no choices: groups, the runs on every axis, costs as polynomials in the units alive,
+and `cut`, the plain module with fewer units. How it is found out: `capture` exports the model, `rules` say operator by operator
+what happens to every channel, `groups` sorts the channels.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from niwaki.adoption.axes import AdoptionError, Axis, Group, Linear, Run, Size, Term, groups_of, length, linear, total
+from niwaki.adoption.capture import Example, capture, first_names
+from niwaki.adoption.cut import plain_module
+from niwaki.adoption.groups import Array, Partition, partition
+from niwaki.adoption.reading import Extent, Product, Reading, rows_for_one
+from niwaki.adoption.rules import read_node
+
+METRICS = ("macs", "params", "activation_bytes")
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A channel of `axis` that is removed counts as zero where `reader` reads `value`."""
+
+    reader: str
+    value: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """A model that was read. Names of nodes are the same in `graph`, in `module.graph` and in every cut.
+
+    Costs are those of one example: of a batch of one where the batch size is free (`symbolic`), else of the example as it was given.
+    """
+
+    module: fx.GraphModule  # the whole network, plain PyTorch, the owner's names
+    graph: fx.Graph  # aten operators; weights by `get_attr`, under the first of their names
+    owner: nn.Module  # a private copy of the model, for its weights and the kinds of its layers
+    example: tuple[tuple[Any, ...], dict[str, Any]]
+    symbolic: bool
+    groups: tuple[Group, ...]
+    weights: Mapping[str, tuple[Axis, ...]]
+    activations: Mapping[str, tuple[Axis, ...]]  # by node
+    sizes: Mapping[str, Mapping[str, Any]]  # by node: arguments that hold a `Size`, whole, by the name in the operator's schema
+    costs: Mapping[str, tuple[Term, ...]]
+    meetings: tuple[Gate, ...]
+    averages: Mapping[str, tuple[int, ...]]  # by node: axes whose mean or variance follows the units alive
+    opaque: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def gates(self) -> dict[str, tuple[str, ...]]:
+        """Nodes of each group whose product with a 0/1 gate per unit has the effect of removing the units (see `gates.gated`)."""
+        found: dict[str, dict[str, None]] = {group.name: {} for group in self.groups}
+        for gate in self.meetings:
+            for group in groups_of(self.activations[gate.value][gate.axis]):
+                found[group][gate.value] = None
+        return {group: tuple(nodes) for group, nodes in found.items()}
+
+    @property
+    def whole(self) -> dict[str, int]:
+        """Units of every group in the owner's model."""
+        return {group.name: group.units for group in self.groups}
+
+    def terms(self, metric: str) -> tuple[Term, ...]:
+        """A cost as a sum of products of sizes. "macs": multiply-adds of maps and products; "params": all parameters, tied ones once;
+        "activation_bytes": what operators write (views write nothing), in float32."""
+        if metric not in self.costs:
+            raise AdoptionError(f"there is no metric {metric!r}; there are {', '.join(self.costs)}")
+        return self.costs[metric]
+
+    def cost(self, metric: str, alive: Mapping[str, int] | None = None) -> int:
+        """Cost with `alive` units of the groups it names, and all of the others; exact."""
+        return total(self.terms(metric), {**self.whole, **self._checked(alive or {})})
+
+    def cut(self, keep: Mapping[str, Sequence[int] | Tensor]) -> fx.GraphModule:
+        """The plain module with only the units `keep[group]`, sorted; groups that are not named stay whole. Nothing is shared with the original."""
+        kept = {group.name: list(range(group.units)) for group in self.groups}
+        kept |= {name: [int(unit) for unit in units] for name, units in keep.items()}
+        self._checked({name: len(units) for name, units in kept.items()})
+        for name, units in kept.items():
+            if units != sorted(set(units)) or not 0 <= units[0] <= units[-1] < self.whole[name]:
+                raise AdoptionError(f"units of {name!r} are numbers from 0 to {self.whole[name] - 1}, ascending, each once; given {units}")
+        return plain_module(self.graph, self.owner, self.weights, self.sizes, kept)
+
+    def _checked(self, alive: Mapping[str, int]) -> Mapping[str, int]:
+        for name, units in alive.items():
+            if name not in self.whole:
+                raise AdoptionError(f"there is no group {name!r}; there are {', '.join(self.whole) or 'none'}")
+            if not 1 <= units <= self.whole[name]:
+                raise AdoptionError(f"group {name!r} has 1 to {self.whole[name]} units; given {units}")
+        return alive
+
+
+def read(model: nn.Module, example: Example) -> Adopted:
+    """Read a model by running it on an example: a tensor, a tuple of positional arguments or a dict of keyword arguments."""
+    captured = capture(model, example)
+    reading = Reading(captured)
+    for node in captured.graph.nodes:
+        read_node(reading, node)
+    costs: dict[str, Mapping[Any, list[Product]]] = {
+        "macs": reading.macs,
+        "params": {None: _parameters(reading)},
+        "activation_bytes": _written(reading),
+    }
+    extents = [extent.units for products in costs.values() for each in products.values() for product in each for extent in product.extents]
+    found = partition(reading.units, [*reading.every_axis(), *extents])
+    names, groups = _named(reading, found)
+    runs = _Runs(found, names)
+    axes = {node.name: tuple(map(runs.of, axes)) for node, axes in reading.axes.items() if _is_tensor(node) and axes is not None}
+    weights = {name: tuple(map(runs.of, axes)) for name, axes in reading.weights.items()}
+    sizes = {node.name: given for node, raw in reading.sizes.items() if _has_size(given := runs.sizes(raw))}
+    return Adopted(
+        module=plain_module(captured.graph, captured.owner, weights, sizes, {group.name: range(group.units) for group in groups}),
+        graph=captured.graph,
+        owner=captured.owner,
+        example=captured.arguments,
+        symbolic=captured.symbolic,
+        groups=groups,
+        weights=weights,
+        activations=axes,
+        sizes=sizes,
+        costs={metric: tuple(runs.term(product) for each in products.values() for product in each) for metric, products in costs.items()},
+        meetings=tuple(
+            Gate(meeting.reader.name, meeting.value.name, meeting.axis)
+            for meeting in reading.meetings
+            if groups_of(axes[meeting.value.name][meeting.axis])
+        ),
+        averages={
+            node.name: dims
+            for node, dims in reading.averages.items()
+            if any(groups_of(axes[node.all_input_nodes[0].name][dim]) for dim in dims)
+        },
+        opaque=tuple(reading.opaque),
+        notes=captured.notes,
+    )
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Arrays of units as runs of named groups."""
+
+    partition: Partition
+    names: Sequence[str]
+
+    def of(self, units: Array) -> Axis:
+        return tuple(
+            run if run.group is None else Run(self.names[int(run.group)], run.units, run.inner, run.outer)
+            for run in self.partition.runs(units)
+        )
+
+    def sizes(self, value: Any) -> Any:
+        """Arguments with a `Size` where an axis that may be cut stands, and numbers where one that may not does."""
+        if isinstance(value, np.ndarray):
+            axis = self.of(value)
+            return Size(axis) if groups_of(axis) else length(axis)
+        if isinstance(value, dict):
+            return {key: self.sizes(each) for key, each in value.items()}
+        return [self.sizes(each) for each in value] if isinstance(value, list | tuple) else value
+
+    def term(self, product: Product) -> Term:
+        coefficient, sizes = product.coefficient, []
+        for extent in product.extents:
+            axis = self.of(extent.units)
+            if groups_of(axis):
+                sizes.append(_for_one(linear(axis), extent))
+            else:
+                coefficient *= extent.rows
+        return Term(coefficient, tuple(sizes))
+
+
+def _for_one(size: Linear, extent: Extent) -> Linear:
+    """Heads that lie in one axis with the batch: as many times fewer as the batch of the capture is larger than one."""
+    scaled = [(group, factor * extent.rows) for group, factor in size]
+    assert all(factor % len(extent.units) == 0 for _, factor in scaled) or extent.rows == len(extent.units), (size, extent.rows)
+    return size if extent.rows == len(extent.units) else tuple((group, factor // len(extent.units)) for group, factor in scaled)
+
+
+def _has_size(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_size, value.values()))
+    return isinstance(value, Size | float) or (isinstance(value, list) and any(map(_has_size, value)))
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def _named(reading: Reading, found: Partition) -> tuple[list[str], tuple[Group, ...]]:
+    """Names of the groups, by number: the path of the layer that makes their channels first, numbered where it makes several."""
+    members: dict[int, list[tuple[str, int]]] = {number: [] for number in range(len(found.sizes))}
+    for node in reading.captured.graph.nodes:
+        for value in node.all_input_nodes:
+            if value.op == "get_attr" and value in reading.axes:
+                for dim, units in enumerate(reading.axes[value]):
+                    for number in dict.fromkeys(int(run.group) for run in found.runs(units) if run.group is not None):
+                        if (pair := (str(value.target), dim)) not in members[number]:
+                            members[number].append(pair)
+    names: dict[int, str] = {}
+    taken: dict[str, int] = {}
+    for number, pairs in members.items():
+        name = pairs[0][0].rpartition(".")[0] or pairs[0][0] if pairs else "group"
+        taken[name] = taken.get(name, 0) + 1
+        names[number] = name if taken[name] == 1 else f"{name}#{taken[name]}"
+    groups = tuple(Group(names[number], found.sizes[number], tuple(members[number])) for number in members)
+    return [names[number] for number in range(len(names))], groups
+
+
+def _parameters(reading: Reading) -> list[Product]:
+    owner, first = reading.captured.owner, first_names(reading.captured.owner)
+    products = []
+    for name, tensor in owner.named_parameters():
+        axes = reading.weights.get(first[name])
+        extents = [Extent(units, len(units)) for units in axes] if axes is not None else []
+        products.append(Product(1 if axes is not None else prod(tensor.shape), tuple(extents)))
+    return products
+
+
+KEEPS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "contiguous", "to", "alias", "lift_fresh_copy", "clone")
+
+
+def _written(reading: Reading) -> dict[fx.Node, list[Product]]:
+    """What every operator writes, in bytes. Views write nothing, and neither do operators that hand their input on."""
+    written = {}
+    for node in reading.captured.graph.nodes:
+        if node.op != "call_function" or (isinstance(node.target, torch._ops.OpOverload) and _hands_on(node.target)):
+            continue
+        if node.target is operator.getitem:
+            parent = node.args[0]
+            if not isinstance(parent, fx.Node) or parent.op != "call_function" or _hands_on(parent.target):
+                continue
+        if _is_tensor(node) and reading.axes.get(node) is not None:
+            both = zip(reading.axes[node], node.meta["val"].shape, strict=True)
+            written[node] = [Product(FLOAT_BYTES, tuple(Extent(units, rows_for_one(size)) for units, size in both))]
+    return written
+
+
+def _hands_on(target: Any) -> bool:
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    views = any(each.alias_info is not None and not each.alias_info.is_write for each in target._schema.returns)
+    return views or target.overloadpacket.__name__ in KEEPS

@@ -1,0 +1,342 @@
+"""A user's PyTorch model as a flat graph of aten operators, by torch.export, with weights under the owner's names. The model is never touched."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+import re
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from niwaki.adoption.axes import AdoptionError
+
+aten = torch.ops.aten
+Example = Any  # a tensor, a tuple of positional arguments, or a dict of keyword arguments
+ROWS = 5  # a batch of one is repeated to this many while the graph is captured: torch.export takes sizes 0 and 1 for constants
+NO_EFFECT = {"_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size"}
+FLAWS = (
+    ("data-dependent", "a branch depends on the values of a tensor"),
+    ("DataDependent", "a branch or a size depends on the values of a tensor"),
+    ("dynamic_shapes", "the example does not fit"),
+)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """`graph` reads weights by `get_attr` under the first of their names; `owner` is a private copy: on the CPU, float32, evaluation mode."""
+
+    graph: fx.Graph
+    owner: nn.Module
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]  # the example, on the CPU and in float32
+    symbolic: bool  # whether the batch size is free
+    notes: tuple[str, ...]
+
+
+def arguments_of(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (tuple(example), {}) if isinstance(example, tuple | list) else ((example,), {})
+
+
+def capture(model: nn.Module, example: Example) -> Captured:
+    """Export a copy of `model` in evaluation mode, with a free batch size where the model allows it."""
+    if not isinstance(model, nn.Module):
+        raise AdoptionError(f"a model is a torch.nn.Module; given {type(model).__name__}")
+    owner, notes = _copy(model)
+    arguments = pytree.tree_map(_on_cpu, arguments_of(example))
+    bound = _bind(owner, *arguments)
+    _run(owner, arguments)
+    program, symbolic = _export(owner, arguments, bound)
+    if not symbolic:
+        notes.append("the batch size is fixed to the example's: the model works it into a number (or its first axis is no batch)")
+    return Captured(_flat_graph(program, owner, bound), owner, arguments, symbolic, tuple(notes))
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """For every name of a parameter or buffer, the first name of the same tensor: tied weights are one weight."""
+    first: dict[int, str] = {}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
+
+
+def overload(node: fx.Node) -> Any:
+    """The aten operator that a node calls, in one of its forms; None if it calls something else."""
+    return node.target if isinstance(node.target, torch._ops.OpOverload) else None
+
+
+def name_of(node: fx.Node) -> str:
+    """`conv2d`: the name of the aten operator that a node calls, without its form; empty if it calls something else."""
+    return overload(node).overloadpacket.__name__ if overload(node) is not None else ""
+
+
+def place_in_code(node: fx.Node) -> str:
+    """`model.py:12`, the innermost line outside PyTorch that made this node, or nothing."""
+    lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    own = [(file, line) for file, line in lines if not _is_torch(file)]
+    return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
+
+
+def layer_of(node: fx.Node) -> str:
+    """Path of the module whose forward made this node, as its owner wrote it."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return re.sub(r"@\d+$", "", stack[-1][0]) if stack else ""
+
+
+def _copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    try:
+        owner = copy.deepcopy(model)
+    except Exception as error:
+        raise AdoptionError(
+            f"the model cannot be copied ({type(error).__name__}: {error}); detach the tensors it keeps as attributes"
+        ) from error
+    notes = []
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.is_meta for tensor in tensors):
+        raise AdoptionError("the model has weights on the meta device, which hold no numbers; load them first")
+    if devices := {str(tensor.device) for tensor in tensors if tensor.device.type != "cpu"}:
+        notes.append(f"read on the CPU; the owner's model stays on {', '.join(sorted(devices))}")
+    if kinds := {str(tensor.dtype) for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32}:
+        notes.append(f"read and cut in float32; the owner's model stays in {', '.join(sorted(kinds))}")
+    return owner.to("cpu").float().eval(), notes
+
+
+def _on_cpu(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().to("cpu", torch.float32) if value.is_floating_point() else value.detach().to("cpu")
+
+
+def _bind(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return dict(inspect.signature(owner.forward).bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        given = [*(_shape(value) for value in args), *(f"{name}={_shape(value)}" for name, value in kwargs.items())]
+        raise AdoptionError(
+            f"the example does not fit forward{inspect.signature(owner.forward)}: {error}; given ({', '.join(given)})"
+        ) from error
+
+
+def _shape(value: Any) -> str:
+    return (
+        "x".join(map(str, value.shape)) + f":{str(value.dtype).removeprefix('torch.')}"
+        if isinstance(value, Tensor)
+        else type(value).__name__
+    )
+
+
+def _run(owner: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+    """The example must pass through the model as it is, before anything is asked of torch.export."""
+    args, kwargs = copy.deepcopy(arguments)
+    try:
+        with torch.no_grad():
+            owner(*args, **kwargs)
+    except Exception as error:
+        given = ", ".join(_shape(value) for value in pytree.tree_leaves(arguments))
+        raise AdoptionError(f"the model does not run on the example ({given}): {_where(error)}{type(error).__name__}: {error}") from error
+
+
+def _export(owner: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]], bound: dict[str, Any]) -> tuple[Any, bool]:
+    args, kwargs = arguments
+    tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.dim()]
+    rows = tensors[0].shape[0] if tensors else 0
+    if rows:
+        wide = pytree.tree_map(lambda leaf: _repeated(leaf, rows), arguments)
+        free = pytree.tree_map(lambda leaf: {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.dim() else None, bound)
+        try:
+            with _quietly():
+                program = torch.export.export(owner, wide[0], wide[1], dynamic_shapes=free, strict=False)
+        except Exception:
+            program = None  # whatever it was: without a free batch it either does not happen, or is reported below
+        if program is not None and _is_free(program):
+            return program, True
+    try:
+        with _quietly():
+            return torch.export.export(owner, args, kwargs, strict=False), False
+    except Exception as error:
+        raise AdoptionError(_explanation(error)) from error
+
+
+def _repeated(leaf: Any, rows: int) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != rows or rows > 1:
+        return leaf
+    return leaf.repeat(ROWS, *[1] * (leaf.dim() - 1))
+
+
+def _is_free(program: Any) -> bool:
+    """Every tensor that goes in, and every one that comes out, has a first axis of a symbolic size."""
+    names = set(program.graph_signature.user_inputs)
+    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in names and _has_axes(node)]
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    shapes += [node.meta["val"].shape for node in pytree.tree_leaves(output.args) if isinstance(node, fx.Node) and _has_axes(node)]
+    return bool(shapes) and all(isinstance(shape[0], torch.SymInt) for shape in shapes)
+
+
+def _has_axes(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor) and node.meta["val"].dim() > 0
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the warnings of tracing, and without the fused attention of nn.MultiheadAttention, which hides its parts."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _explanation(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {error}"
+    flaw = next((meaning for word, meaning in FLAWS if word in text), "torch.export cannot follow the model")
+    return (
+        f"{_where(error)}{flaw}. Write the branch with torch.where or torch.cond, move it out of forward, or adopt the parts before and after "
+        f"it as models of their own. PyTorch says: {text.strip().splitlines()[0][:300]}"
+    )
+
+
+def _where(error: BaseException | None) -> str:
+    """`net.py:12, in forward: if x.sum() > 0: ` - the innermost line of the user's own code that led to an error."""
+    while error is not None:
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_torch(frame.filename)]
+        if own:
+            return f"{own[-1].filename}:{own[-1].lineno}, in {own[-1].name}: `{(own[-1].line or '').strip()}`: "
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _is_torch(file: str) -> bool:
+    return str(Path(torch.__file__).parent) in file or str(Path(__file__).parent) in file or file.startswith("<")
+
+
+def _flat_graph(program: Any, owner: nn.Module, bound: dict[str, Any]) -> fx.Graph:
+    """The exported graph with weights read by name, the owner's arguments as placeholders, and its structure of outputs."""
+    graph = fx.Graph()
+    replaced: dict[fx.Node, Any] = {}
+    first = first_names(owner)
+    leaves = _placeholders(graph, bound)
+    for spec, node in zip(program.graph_signature.input_specs, _of(program.graph, "placeholder"), strict=True):
+        if spec.kind == InputKind.USER_INPUT:
+            replaced[node] = next(leaves)
+            if isinstance(replaced[node], fx.Node):
+                replaced[node].meta.update(node.meta)
+        elif node.users:
+            name = first.get(spec.target, spec.target)
+            if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER) or spec.target not in first:
+                name = _keep_constant(owner, spec.target, program)
+            replaced[node] = graph.create_node("get_attr", name, name=re.sub(r"\W", "_", name))
+            replaced[node].meta.update(node.meta)
+    for node in program.graph.nodes:
+        if node.op in ("call_function", "get_attr", "call_module"):
+            if node.op == "get_attr":
+                owner.add_module(node.target, getattr(program.graph_module, node.target))  # the body of a higher-order operator
+            if _is_assertion(node):
+                continue
+            replaced[node] = graph.node_copy(node, lambda old: replaced[old])
+    (output,) = _of(program.graph, "output")
+    results: Any = output.args[0]
+    flat = [replaced[value] if isinstance(value, fx.Node) else value for value in results]
+    mutations = len(flat) - len(program.graph_signature.user_outputs)
+    structure = pytree.tree_unflatten(flat[mutations:], program.call_spec.out_spec)
+    try:
+        graph.output(structure)
+    except Exception as error:
+        raise AdoptionError(
+            f"the model returns a {type(structure).__name__}; return tensors, or tuples, lists and dicts of tensors"
+        ) from error
+    _without_writing(graph)
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op in ("call_function", "get_attr") and not node.is_impure():
+            graph.erase_node(node)
+    return graph
+
+
+def _of(graph: fx.Graph, op: str) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == op]
+
+
+def _is_assertion(node: fx.Node) -> bool:
+    return not node.users and name_of(node) in NO_EFFECT
+
+
+def _placeholders(graph: fx.Graph, bound: dict[str, Any]) -> Iterator[Any]:
+    """One placeholder per argument of the owner's `forward`; then, leaf by leaf of their structure, the node that holds it."""
+    nodes = {name: graph.placeholder(name) for name in bound}
+    steps: Any
+    for steps, _ in pytree.tree_flatten_with_path(bound)[0]:
+        node = nodes[steps[0].key]
+        for step in steps[1:]:
+            if isinstance(step, pytree.GetAttrKey):
+                node = graph.call_function(getattr, (node, step.name))
+            else:
+                key = step.idx if isinstance(step, pytree.SequenceKey) else step.key
+                node = graph.call_function(operator.getitem, (node, key))
+        yield node
+
+
+def _keep_constant(owner: nn.Module, name: str, program: Any) -> str:
+    """A tensor that forward makes out of Python numbers becomes a buffer outside the state dict, so that it moves with the module."""
+    tensor = program.constants[name]
+    flat = "constant_" + re.sub(r"\W", "_", name)
+    if flat not in dict(owner.named_buffers(recurse=False)):
+        owner.register_buffer(flat, tensor.detach().clone(), persistent=False)
+    return flat
+
+
+def _without_writing(graph: fx.Graph) -> None:
+    """In-place operators become their plain forms wherever nobody else sees the memory that they write to."""
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        plain = _plain_form(node)
+        if plain is None or not isinstance(written := node.args[0], fx.Node):
+            continue
+        later = [user for user in written.users if order[user] > order[node]]
+        if _shares_memory(written) or any(_shares_memory(user) and user is not node for user in written.users if order[user] < order[node]):
+            continue
+        node.target = plain
+        for user in later:
+            user.replace_input_with(written, node)
+
+
+def _plain_form(node: fx.Node) -> Any:
+    target = overload(node)
+    if target is None or not target._schema.is_mutable:
+        return None
+    name = target.overloadpacket.__name__
+    packet = getattr(aten, name[:-1], None) if name.endswith("_") and target.namespace == "aten" else None
+    return getattr(packet, target._overloadname, None) if packet is not None else None
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    """A view of another tensor (or of several: a list of parts), or memory that is not the graph's own."""
+    if node.op in ("placeholder", "get_attr"):
+        return node.op == "get_attr"
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], fx.Node) and _shares_memory(node.args[0])
+    returns = overload(node)._schema.returns if overload(node) is not None else ()
+    return any(result.alias_info is not None and not result.alias_info.is_write for result in returns)
+
+
+def differs(found: Any, expected: Any) -> float:
+    """Largest absolute difference of two structures of tensors, relative to the largest magnitude expected (at least 1)."""
+    pairs: Sequence[tuple[Any, Any]] = list(zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True))
+    worst = 0.0
+    for one, other in pairs:
+        if isinstance(other, Tensor) and other.numel():
+            scale = max(1.0, float(other.abs().max())) if other.is_floating_point() else 1.0
+            worst = max(worst, float((one.double() - other.double()).abs().max()) / scale)
+    return worst

@@ -1,0 +1,354 @@
+"""Adopted networks with fewer channels, as plain PyTorch: the owner's layers at the owner's paths, with the weights that are left."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from niwaki.adoption.axes import Axis, Size, alive_length, length, positions
+from niwaki.adoption.capture import aten, first_names, layer_of, name_of, overload
+from niwaki.adoption.rules import arguments
+
+Keep = Mapping[str, Sequence[int]]  # the units of each group that stay, smallest first
+WEIGHT_NAMES = ("weight", "bias", "running_mean", "running_var")
+# Layers without weights: a node that one of these made, alone, is a call of it.
+PLAIN: Mapping[type, str] = {
+    nn.ReLU: "relu", nn.ReLU6: "hardtanh relu6", nn.SiLU: "silu", nn.GELU: "gelu", nn.Hardswish: "hardswish", nn.Hardsigmoid: "hardsigmoid",
+    nn.Sigmoid: "sigmoid", nn.Tanh: "tanh", nn.LeakyReLU: "leaky_relu", nn.ELU: "elu", nn.Mish: "mish", nn.Softplus: "softplus",
+    nn.MaxPool1d: "max_pool1d", nn.MaxPool2d: "max_pool2d", nn.MaxPool3d: "max_pool3d", nn.AvgPool1d: "avg_pool1d", nn.AvgPool2d: "avg_pool2d",
+    nn.AdaptiveAvgPool1d: "adaptive_avg_pool1d", nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d", nn.PixelShuffle: "pixel_shuffle",
+}  # fmt: skip
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def weights_left(owner: nn.Module, axes: Mapping[str, tuple[Axis, ...]], keep: Keep) -> dict[str, Tensor]:
+    """The owner's parameters and buffers, by their first names, without what belongs to removed units. Frozen parameters stay frozen."""
+    first = first_names(owner)
+    tensors = {**dict(owner.named_parameters()), **dict(owner.named_buffers())}
+    left = {}
+    for name, tensor in tensors.items():
+        data = tensor.detach()
+        for dim, axis in enumerate(axes.get(first[name], ())):
+            if len(at := positions(axis, keep)) < length(axis):
+                data = data.index_select(dim, torch.tensor(at, dtype=torch.long))
+        data = data.clone(memory_format=torch.contiguous_format)
+        left[name] = nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+    return left
+
+
+def plain_module(
+    graph: fx.Graph, owner: nn.Module, axes: Mapping[str, tuple[Axis, ...]], sizes: Mapping[str, Mapping[str, Any]], keep: Keep
+) -> fx.GraphModule:
+    """The network with only the units `keep`: a module of its own, in evaluation mode."""
+    weights = weights_left(owner, axes, keep)
+    alive = {group: len(units) for group, units in keep.items()}
+    copied, layers = _Copier(owner, weights, {name: resolved(given, alive) for name, given in sizes.items()}).copy(graph)
+    module = fx.GraphModule(nn.Module(), fx.Graph(), class_name=type(owner).__name__)
+    _fill(module, owner, "", weights, layers, first_names(owner), {})
+    for path, layer in layers.items():
+        _attach(module, path, layer)
+    module.graph = copied
+    return module.eval()
+
+
+def resolved(value: Any, alive: Mapping[str, int]) -> Any:
+    """Arguments with every `Size` as the number that it is when `alive` units are left."""
+    if isinstance(value, Size):
+        return alive_length(value.axis, alive)
+    if isinstance(value, Mapping):
+        return {key: resolved(each, alive) for key, each in value.items()}
+    return [resolved(each, alive) for each in value] if isinstance(value, list | tuple) else value
+
+
+class _Copier:
+    """Copies a graph of aten operators; those that are layers become calls of layers."""
+
+    def __init__(self, owner: nn.Module, weights: Mapping[str, Tensor], sizes: Mapping[str, Mapping[str, Any]]) -> None:
+        self.owner, self.weights, self.sizes = owner, weights, sizes
+        self.modules = dict(owner.named_modules(remove_duplicate=False))
+        self.names = first_names(owner)
+        self.layers: dict[str, nn.Module] = {}
+        self.graph = fx.Graph()
+        self.nodes: dict[fx.Node, fx.Node] = {}
+        self.device: fx.Node | None = None
+
+    def copy(self, graph: fx.Graph) -> tuple[fx.Graph, dict[str, nn.Module]]:
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                continue  # written where it is first read
+            if node.op == "call_function":
+                self.nodes[node] = self._call(node)
+            elif node.op == "output":
+                self.graph.output(self._new(node.args[0]))
+            else:
+                self.nodes[node] = self.graph.node_copy(node, self._new_node)
+        return self.graph, self.layers
+
+    def _new_node(self, node: fx.Node) -> fx.Node:
+        if node not in self.nodes:
+            assert node.op == "get_attr", node
+            self.nodes[node] = self.graph.create_node("get_attr", str(node.target), name=node.name)
+        return self.nodes[node]
+
+    def _new(self, value: Any) -> Any:
+        return fx.node.map_arg(value, self._new_node)
+
+    def _call(self, node: fx.Node) -> fx.Node:
+        if overload(node) is None:
+            return self.graph.create_node("call_function", node.target, self._new(node.args), self._new(node.kwargs), name=node.name)
+        given = arguments(node)
+        sizes = dict(self.sizes.get(node.name, {}))
+        called = self._layer(node, {**given, **sizes})
+        if called is not None:
+            path, inputs = called
+            return self.graph.create_node("call_module", path, tuple(map(self._new_node, inputs)), name=node.name)
+        if "split_sizes" in sizes:
+            args = (self._new(given["self"]), sizes["split_sizes"], given["dim"])
+            return self.graph.create_node("call_function", aten.split_with_sizes.default, args, name=node.name)
+        given_args: list[Any] = list(node.args)
+        kwargs: dict[str, Any] = dict(node.kwargs)
+        for number, argument in enumerate(overload(node)._schema.arguments):
+            if argument.name in sizes:
+                if number < len(given_args):
+                    given_args[number] = sizes[argument.name]
+                else:
+                    kwargs[argument.name] = sizes[argument.name]
+        new_args, new_kwargs = self._new(tuple(given_args)), self._new(kwargs)
+        if isinstance(kwargs.get("device"), torch.device):
+            new_kwargs = {**new_kwargs, "device": self._device(node)}
+        return self.graph.create_node("call_function", node.target, new_args, new_kwargs, name=node.name)
+
+    def _device(self, node: fx.Node) -> Any:
+        """Where the first input is: numbers that the model makes up follow it to a GPU."""
+        if self.device is None:
+            tensors = [old for old in node.graph.nodes if old.op == "placeholder" and isinstance(old.meta.get("val"), Tensor)]
+            if not tensors:
+                return node.kwargs["device"]
+            first = self.nodes[tensors[0]]
+            with self.graph.inserting_after(list(self.graph.find_nodes(op="placeholder"))[-1]):
+                self.device = self.graph.call_function(getattr, (first, "device"))
+        return self.device
+
+    def _layer(self, node: fx.Node, given: Mapping[str, Any]) -> tuple[str, list[fx.Node]] | None:
+        """Path of the layer that does what a node does, made on the way, and what it is called on."""
+        name, inputs = name_of(node), list(node.all_input_nodes)
+        data = [value for value in inputs if value.op != "get_attr"]
+        if name in DROPOUT_OPERATORS:
+            return self._dropout(node, given), data
+        tensors = {key: self.weights[str(given[key].target)] for key in WEIGHT_NAMES if _is_weight(given.get(key))}
+        for path in self._owners_of_weights(node, given) if len(data) == 1 else ():
+            owner = self.modules[path]
+            layer = next((make(name, owner, given, tensors) for kind, make in LAYERS if isinstance(owner, kind)), None)
+            if layer is None or repr(self.layers.setdefault(path, layer)) != repr(layer):
+                continue  # another kind of layer, or one whose owner calls the weights with other settings elsewhere
+            for key, tensor in tensors.items():
+                _put(self.layers[path], key, tensor)
+            return path, data
+        path = layer_of(node)
+        if len(inputs) == 1 and name in PLAIN.get(type(self.modules.get(path)), "").split():
+            self.layers.setdefault(path, _not_in_place(self.modules[path]))
+            return path, inputs
+        return None
+
+    def _owners_of_weights(self, node: fx.Node, given: Mapping[str, Any]) -> list[str]:
+        """Modules that hold exactly the weights a node reads; the one that made the node comes first."""
+        read = {key: given[key] for key in WEIGHT_NAMES if given.get(key) is not None}
+        if not read or not all(map(_is_weight, read.values())):
+            return []
+        key, tensor = next(iter(read.items()))
+        paths = [name.rpartition(".")[0] for name, first in self.names.items() if first == tensor.target and name.rpartition(".")[2] == key]
+        found = []
+        for path in filter(None, paths):
+            held = {key: self.names[f"{path}.{key}"] for key in _held(self.modules[path])}
+            if held == {key: each.target for key, each in read.items()} and not list(self.modules[path].children()):
+                found.append(path)
+        return sorted(found, key=lambda path: path != layer_of(node))
+
+    def _dropout(self, node: fx.Node, given: Mapping[str, Any]) -> str:
+        path = layer_of(node)
+        if isinstance(self.modules.get(path), DROPOUTS):
+            layer = _not_in_place(self.modules[path])
+        else:
+            path = next(free for free in _numbered(f"{path}.dropout".lstrip(".")) if free not in self.layers and free not in self.modules)
+            layer = nn.Dropout(given["p"])
+        self.layers.setdefault(path, layer)
+        return path
+
+
+def _not_in_place(layer: Any) -> nn.Module:
+    """A copy that writes to memory of its own: the graph says who reads what, and knows nothing of values that change later."""
+    layer = copy.deepcopy(layer)
+    if "inplace" in vars(layer):
+        layer.inplace = False
+    return layer
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, fx.Node) and value.op == "get_attr"
+
+
+DROPOUT_OPERATORS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+
+
+def _numbered(name: str) -> Any:
+    yield name
+    number = 1
+    while True:
+        yield f"{name}_{number}"
+        number += 1
+
+
+def _held(module: nn.Module) -> list[str]:
+    """Names of a module's own parameters and buffers, the count of batches aside."""
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return [name for name, _ in own if name != "num_batches_tracked"]
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor, *, persistent: bool = True) -> None:
+    if isinstance(tensor, nn.Parameter):
+        setattr(module, name, tensor) if name in module._parameters else module.register_parameter(name, tensor)
+    else:
+        module._buffers.pop(name, None)
+        module.register_buffer(name, tensor, persistent=persistent)
+
+
+def _fill(
+    into: nn.Module,
+    owner: nn.Module,
+    path: str,
+    weights: Mapping[str, Tensor],
+    layers: Mapping[str, nn.Module],
+    first: Mapping[str, str],
+    made: dict[int, nn.Module],
+) -> None:
+    """Everything that the owner's module holds, in the owner's order and under the owner's names; what is shared stays shared."""
+    prefix = f"{path}." if path else ""
+    for name in owner._parameters:
+        if owner._parameters[name] is not None:
+            _put(into, name, weights[first[prefix + name]])
+    for name, buffer in owner._buffers.items():
+        if buffer is not None:
+            _put(into, name, weights[first[prefix + name]], persistent=name not in owner._non_persistent_buffers_set)
+    for name, child in owner._modules.items():
+        if child is None or not (child.state_dict() or any(True for _ in child.buffers()) or prefix + name in layers):
+            continue
+        if id(child) not in made:
+            made[id(child)] = layers.get(prefix + name, nn.Module())
+            _fill(made[id(child)], child, prefix + name, weights, layers, first, made)
+        into.add_module(name, made[id(child)])
+
+
+def _attach(module: nn.Module, path: str, layer: nn.Module) -> None:
+    """Layers that the owner has no module for, such as a dropout that is a function there."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        if parent not in module._modules:
+            module.add_module(parent, nn.Module())
+        module = module.get_submodule(parent)
+    if name not in module._modules:
+        module.add_module(name, layer)
+
+
+# One maker per kind of layer: from what the operator was given, never from the owner's settings, which a subclass may use otherwise.
+
+
+def _convolution(name: str, owner: nn.Module, a: Mapping[str, Any], w: Mapping[str, Tensor]) -> nn.Module | None:
+    assert isinstance(owner, _ConvNd)
+    dims = w["weight"].dim() - 2
+    kinds: Sequence[Any] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    if name not in ("conv1d", "conv2d", "conv3d"):
+        return None
+    out, per_group, *kernel = w["weight"].shape
+    padding = a["padding"] if isinstance(a["padding"], str) else _spread(a["padding"], dims)
+    return kinds[dims - 1](
+        per_group * a["groups"], out, tuple(kernel), _spread(a["stride"], dims), padding, _spread(a["dilation"], dims), a["groups"],
+        bias="bias" in w, device="meta",
+    )  # fmt: skip
+
+
+def _transposed(name: str, owner: nn.Module, a: Mapping[str, Any], w: Mapping[str, Tensor]) -> nn.Module | None:
+    dims = w["weight"].dim() - 2
+    kinds: Sequence[Any] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    into, per_group, *kernel = w["weight"].shape
+    stride, padding, extra, dilation = (_spread(a[key], dims) for key in ("stride", "padding", "output_padding", "dilation"))
+    return kinds[dims - 1](
+        into, per_group * a["groups"], tuple(kernel), stride, padding, extra, a["groups"], "bias" in w, dilation, device="meta"
+    )  # fmt: skip
+
+
+def _spread(value: Any, dims: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    return values * dims if len(values) == 1 else values
+
+
+def _linear(name: str, owner: nn.Module, a: Mapping[str, Any], w: Mapping[str, Tensor]) -> nn.Module | None:
+    out, into = w["weight"].shape
+    return nn.Linear(into, out, bias="bias" in w, device="meta") if name == "linear" else None
+
+
+def _batch_norm(name: str, owner: nn.Module, a: Mapping[str, Any], w: Mapping[str, Tensor]) -> nn.Module | None:
+    assert isinstance(owner, _BatchNorm)
+    if name != "batch_norm":
+        return None
+    rank = {nn.BatchNorm1d: 1, nn.BatchNorm3d: 3}
+    dims = next((dims for kind, dims in rank.items() if isinstance(owner, kind)), 2)
+    kind = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1]
+    size = next(iter(w.values())).shape[0]
+    return kind(size, a["eps"], owner.momentum, "weight" in w, "running_mean" in w, device="meta")
+
+
+def _instance_norm(name: str, owner: nn.Module, a: Mapping[str, Any], w: Mapping[str, Tensor]) -> nn.Module | None:
+    assert isinstance(owner, _InstanceNorm)
+    rank = {nn.InstanceNorm1d: 1, nn.InstanceNorm3d: 3}
+    dims = next((dims for kind, dims in rank.items() if isinstance(owner, kind)), 2)
+    kind = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[dims - 1]
+    size = next(iter(w.values())).shape[0]
+    return kind(size, a["eps"], owner.momentum or 0.0, "weight" in w, "running_mean" in w, device="meta")
+
+
+def _layer_norm(name: str, owner: nn.Module, a: Mapping[str, Any], w: Mapping[str, Tensor]) -> nn.Module | None:
+    if name != "layer_norm":
+        return None
+    return nn.LayerNorm(a["normalized_shape"], a["eps"], elementwise_affine="weight" in w, bias="bias" in w, device="meta")
+
+
+def _rms_norm(name: str, owner: nn.Module, a: Mapping[str, Any], w: Mapping[str, Tensor]) -> nn.Module | None:
+    return nn.RMSNorm(a["normalized_shape"], a["eps"], device="meta") if name == "rms_norm" else None
+
+
+def _group_norm(name: str, owner: nn.Module, a: Mapping[str, Any], w: Mapping[str, Tensor]) -> nn.Module | None:
+    return nn.GroupNorm(a["num_groups"], w["weight"].shape[0], a["eps"], device="meta") if name == "group_norm" else None
+
+
+def _embedding(name: str, owner: nn.Module, a: Mapping[str, Any], w: Mapping[str, Tensor]) -> nn.Module | None:
+    if name != "embedding":
+        return None
+    count, size = w["weight"].shape
+    padding = a["padding_idx"] if isinstance(a["padding_idx"], int) and a["padding_idx"] >= 0 else None
+    return nn.Embedding(count, size, padding, device="meta")
+
+
+def _prelu(name: str, owner: nn.Module, a: Mapping[str, Any], w: Mapping[str, Tensor]) -> nn.Module | None:
+    return nn.PReLU(w["weight"].shape[0], device="meta") if name == "prelu" else None
+
+
+Maker = Callable[[str, nn.Module, Mapping[str, Any], Mapping[str, Tensor]], nn.Module | None]
+LAYERS: Sequence[tuple[type[nn.Module], Maker]] = (
+    (_ConvTransposeNd, _transposed),
+    (_ConvNd, _convolution),
+    (nn.Linear, _linear),
+    (_BatchNorm, _batch_norm),
+    (_InstanceNorm, _instance_norm),
+    (nn.LayerNorm, _layer_norm),
+    (nn.RMSNorm, _rms_norm),
+    (nn.GroupNorm, _group_norm),
+    (nn.Embedding, _embedding),
+    (nn.PReLU, _prelu),
+)

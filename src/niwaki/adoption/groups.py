@@ -1,0 +1,158 @@
+"""Which channels change together: a union-find over single channels, and afterwards the runs and groups that they form.
+
+While a graph is read, an axis is an array with the number of a unit for every position, and an operator's rule is the operation itself on
+such arrays: concatenation concatenates them, a slice slices them, a sum joins them. Unit 0 stands for positions that are never cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from niwaki.adoption.axes import Axis, Run
+
+Array = NDArray[np.int64]
+
+
+@lru_cache(maxsize=4096)
+def fixed(size: int) -> Array:
+    """An axis that is never cut; one object per size, and not to be written to."""
+    axis = np.zeros(size, np.int64)
+    axis.setflags(write=False)
+    return axis
+
+
+class Units:
+    """A union-find over units. The root of a set is its smallest number: the unit that was made first, or 0 once it is fixed."""
+
+    def __init__(self) -> None:
+        self._parent: list[int] = [0]
+
+    def fresh(self, count: int) -> Array:
+        """Units that nothing is known of yet; a single one is fixed at once, because the last unit of a group always stays."""
+        if count < 2:
+            return fixed(count)
+        first = len(self._parent)
+        self._parent.extend(range(first, first + count))
+        return np.arange(first, first + count)
+
+    def _root(self, unit: int) -> int:
+        parent = self._parent
+        while parent[unit] != unit:
+            parent[unit] = parent[parent[unit]]
+            unit = parent[unit]
+        return unit
+
+    def find(self, axis: Array) -> Array:
+        """The axis with every unit replaced by its root."""
+        if not axis.any():
+            return fixed(len(axis))
+        return np.array([self._root(unit) for unit in axis.tolist()], np.int64)
+
+    def is_fixed(self, axis: Array) -> bool:
+        return not self.find(axis).any()
+
+    def join(self, a: Array, b: Array) -> None:
+        """Position by position, the units of two axes become one."""
+        for one, other in zip(a.tolist(), b.tolist(), strict=True):
+            if one != other:
+                low, high = sorted((self._root(one), self._root(other)))
+                self._parent[high] = low
+
+    def freeze(self, axis: Array) -> None:
+        for unit in axis.tolist():
+            self._parent[self._root(unit)] = 0
+
+    def roots(self) -> Array:
+        """The root of every unit, by its number."""
+        return np.array([self._root(unit) for unit in range(len(self._parent))], np.int64)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Units of a read graph, sorted into groups: `runs(axis)` is the axis as runs over the groups numbered 0, 1, ..."""
+
+    sizes: tuple[int, ...]  # units of each group
+    runs: Callable[[Array], Axis]
+
+
+def partition(units: Units, axes: Iterable[Array]) -> Partition:
+    """Groups: units that occur on the same axes equally often, and in the same order everywhere.
+
+    Where that order differs, or units of two groups lie interleaved, no run can be written down and the groups involved are fixed. So is
+    a group of one unit. Fixing merges neighbouring positions, so the sorting starts again until nothing is fixed any more.
+    """
+    kept = {id(axis): axis for axis in axes}
+    while True:
+        root = units.roots()
+        distinct = {found.tobytes(): found for axis in kept.values() for found in [root[axis]] if found.any()}
+        members, group_of = _sorted_into_groups(root, list(distinct.values()))
+        parsed, broken = {}, {group for group, inside in enumerate(members) if len(inside) == 1}
+        for key, found in distinct.items():
+            runs = _runs(found, members, group_of)
+            if isinstance(runs, int):
+                broken.add(runs)
+            else:
+                parsed[key] = runs
+        if not broken:
+            break
+        for group in broken:
+            units.freeze(members[group])
+
+    def runs_of(axis: Array) -> Axis:
+        found = root[axis]
+        if not found.any():
+            return (Run(None, len(axis)),) if len(axis) else ()
+        return parsed[found.tobytes()]
+
+    return Partition(tuple(len(inside) for inside in members), runs_of)
+
+
+def _sorted_into_groups(root: Array, axes: Sequence[Array]) -> tuple[list[Array], Array]:
+    """Members of each group, smallest first, and the group of every unit (-1: fixed)."""
+    signature = np.zeros(len(root), np.uint64)
+    seen = np.zeros(len(root), bool)
+    with np.errstate(over="ignore"):
+        for number, axis in enumerate(axes):
+            found, counts = np.unique(axis, return_counts=True)
+            mark = np.array([hash((number, count)) & 0xFFFFFFFFFFFFFFFF for count in counts.tolist()], np.uint64)
+            signature[found] = signature[found] * np.uint64(6364136223846793005) + mark  # the mixing constant of Knuth's MMIX generator
+            seen[found] = True
+    seen[0] = False
+    present = np.flatnonzero(seen)
+    group_of = np.full(len(root), -1, np.int64)
+    members: list[Array] = []
+    by_signature: dict[int, list[int]] = {}
+    for unit in present.tolist():
+        by_signature.setdefault(int(signature[unit]), []).append(unit)
+    for inside in by_signature.values():
+        group_of[inside] = len(members)
+        members.append(np.array(inside, np.int64))
+    return members, group_of
+
+
+def _runs(axis: Array, members: Sequence[Array], group_of: Array) -> Axis | int:
+    """The axis as runs named by group number, or the group whose units do not lie as a run."""
+    runs: list[Run] = []
+    changes = np.flatnonzero(np.diff(axis)) + 1
+    ends = np.append(changes, len(axis))
+    at = 0
+    while at < len(axis):
+        side_by_side = int(ends[np.searchsorted(ends, at, side="right")]) - at
+        if axis[at] == 0:
+            runs.append(Run(None, side_by_side))
+            at += side_by_side
+            continue
+        group = int(group_of[axis[at]])
+        pattern = np.repeat(members[group], side_by_side)
+        outer = 0
+        while np.array_equal(axis[at : at + len(pattern)], pattern):
+            outer, at = outer + 1, at + len(pattern)
+        if not outer:
+            return group
+        runs.append(Run(str(group), len(members[group]), side_by_side, outer))
+    return tuple(runs)

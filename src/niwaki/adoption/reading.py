@@ -1,0 +1,148 @@
+"""What is known while a captured graph is read: the units on every axis, sizes to be rewritten, multiply-adds, and where channels meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from niwaki.adoption.capture import Captured, layer_of, place_in_code
+from niwaki.adoption.groups import Array, Units, fixed
+
+Axes = list[Array]  # one array of units per axis of a tensor
+
+
+@dataclass(frozen=True)
+class Extent:
+    """An axis as a factor of a cost: its units, and its positions for a batch of one (not always the length of `units`)."""
+
+    units: Array
+    rows: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """`coefficient` times the sizes of some axes."""
+
+    coefficient: int
+    extents: tuple[Extent, ...]
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """`reader` sums over axis `axis` of `value`: the place where a removed channel must count as zero."""
+
+    reader: fx.Node
+    value: fx.Node
+    axis: int
+
+
+@dataclass
+class Reading:
+    """Filled node by node, in the order of the graph; the rules (`rules.py`) write to it."""
+
+    captured: Captured
+    units: Units = field(default_factory=Units)
+    axes: dict[fx.Node, Any] = field(default_factory=dict)  # Axes per tensor, in the structure of what the node gives
+    weights: dict[str, Axes] = field(default_factory=dict)  # by the first name of the parameter or buffer
+    sizes: dict[fx.Node, dict[str, Any]] = field(default_factory=dict)  # argument -> its value, with an array of units where a size stands
+    macs: dict[fx.Node, list[Product]] = field(default_factory=dict)
+    meetings: list[Meeting] = field(default_factory=list)
+    averages: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)  # operators whose statistics run over axes that may be cut
+    opaque: list[str] = field(default_factory=list)
+
+    def of(self, node: fx.Node) -> Axes:
+        """The axes of the tensor that a node gives."""
+        return self.axes[node]
+
+    def shape(self, node: fx.Node) -> list[int]:
+        """Sizes as captured: a symbolic one with the number it had."""
+        return [int(size.node.hint) if isinstance(size, torch.SymInt) else int(size) for size in node.meta["val"].shape]
+
+    def fixed_like(self, value: Any) -> Any:
+        """Axes that are never cut, in the structure of a node's example value; None where there is no tensor."""
+        if isinstance(value, Tensor):
+            return [fixed(rows_as_captured(size)) for size in value.shape]
+        if isinstance(value, tuple | list):
+            return [self.fixed_like(each) for each in value]
+        return None
+
+    def weight(self, node: fx.Node) -> Axes:
+        """Axes of a parameter or buffer, one set per tensor however often it is read."""
+        name = str(node.target)
+        if name not in self.weights:
+            self.weights[name] = [self.units.fresh(size) for size in node.meta["val"].shape]
+        return self.weights[name]
+
+    def rows(self, node: fx.Node) -> list[int]:
+        """Sizes for a batch of one."""
+        return [rows_for_one(size) for size in node.meta["val"].shape]
+
+    def extents(self, node: fx.Node, axes: Sequence[int] | None = None) -> list[Extent]:
+        both = list(zip(self.of(node), self.rows(node), strict=True))
+        return [Extent(*both[axis]) for axis in (range(len(both)) if axes is None else axes)]
+
+    def is_fixed(self, axis: Array) -> bool:
+        return self.units.is_fixed(axis)
+
+    def freeze(self, *axes: Array) -> None:
+        for axis in axes:
+            self.units.freeze(axis)
+
+    def join(self, a: Array, b: Array) -> None:
+        self.units.join(a, b)
+
+    def meet(self, reader: fx.Node, value: Any, axis: int) -> None:
+        """`reader` sums over this axis of `value`."""
+        if isinstance(value, fx.Node) and not self.is_fixed(self.of(value)[axis]):
+            self.meetings.append(Meeting(reader, value, axis % len(self.of(value))))
+
+    def count(self, node: fx.Node, coefficient: int, extents: Sequence[Extent]) -> None:
+        self.macs.setdefault(node, []).append(Product(coefficient, tuple(extents)))
+
+    def give_up(self, node: fx.Node, why: str) -> Any:
+        """Freeze whatever a node touches, and say so."""
+        for value in pytree.tree_leaves((node.args, node.kwargs)):
+            if isinstance(value, fx.Node) and value in self.axes:
+                for axis in pytree.tree_leaves(self.axes[value]):
+                    if axis is not None:
+                        self.units.freeze(axis)
+        for noted in (self.sizes, self.macs, self.averages):
+            noted.pop(node, None)
+        self.meetings = [meeting for meeting in self.meetings if meeting.reader is not node]
+        operator = (
+            str(node.target) if isinstance(node.target, torch._ops.OpOverload) else getattr(node.target, "__name__", str(node.target))
+        )
+        where = " ".join(filter(None, (layer_of(node) or type(self.captured.owner).__name__, operator, place_in_code(node))))
+        self.opaque.append(f"{where}: {why}")
+        return self.fixed_like(node.meta.get("val"))
+
+    def every_axis(self) -> Iterator[Array]:
+        """All arrays of units that anything was said about."""
+        yield from (axis for axes in self.axes.values() for axis in pytree.tree_leaves(axes) if axis is not None)
+        for arguments in self.sizes.values():
+            yield from (value for value in pytree.tree_leaves(arguments) if isinstance(value, np.ndarray))
+        for products in self.macs.values():
+            yield from (extent.units for product in products for extent in product.extents)
+
+
+def rows_as_captured(size: Any) -> int:
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def rows_for_one(size: Any) -> int:
+    """A size with the batch set to one."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+
+
+def elements(shape: Sequence[int]) -> int:
+    return prod(shape)
