@@ -52,6 +52,7 @@ _HOMES = {
     "niwaki.zoo.mlp": ("mlp",),
     "niwaki.zoo.mobile": ("mobile",),
     "niwaki.deploy.predict": ("predict",),
+    "niwaki.deploy.committee": ("Committee", "at_resolutions"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *_HOME_OF]

@@ -89,6 +89,20 @@ def export_onnx(shipment: Shipment, path: str | Path, card: ModelCard) -> Audit:
     older TorchScript exporter: it is deprecated, and a second way is one that could silently differ. The card is in `metadata_props`.
     """
     began = time.perf_counter()
+    content = translated(shipment, card).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    difference = compare(
+        Path(path).name, lambda x: session.run(None, {card.input_name: x})[0], shipment.images, shipment.logits, tolerance=ONNX_TOLERANCE
+    )
+    atomic_write(path, content)
+    return _audit(path, shipment, difference, began)
+
+
+def translated(shipment: Shipment, card: ModelCard) -> onnx.ModelProto:
+    """The captured program as an ONNX model, not yet seen to compute anything."""
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -109,17 +123,7 @@ def export_onnx(shipment: Shipment, path: str | Path, card: ModelCard) -> Audit:
     except Exception as error:
         raise ExportError(f"the network cannot be written as ONNX: {_first_lines(error)}") from error
     _check_lean(model)
-
-    content = model.SerializeToString()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    difference = compare(
-        Path(path).name, lambda x: session.run(None, {card.input_name: x})[0], shipment.images, shipment.logits, tolerance=ONNX_TOLERANCE
-    )
-    atomic_write(path, content)
-    return _audit(path, shipment, difference, began)
+    return model
 
 
 def export_pt2(shipment: Shipment, path: str | Path, card: ModelCard) -> Audit:

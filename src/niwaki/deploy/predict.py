@@ -20,6 +20,7 @@ from niwaki.task.table import numbers, read_columns, stored_rows, texts
 BATCH = 64
 ROWS = 4096  # of a table, at a time
 TOP = 3
+EXITS = "exits"  # the output in which a cascade tells how many of its members ran, (B,)
 
 
 class PredictError(ValueError):
@@ -28,13 +29,17 @@ class PredictError(ValueError):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one image. source: the file, with [i] for the i-th image of an array file. truth: its class, where the data tell."""
+    """The answer for one image. source: the file, with [i] for the i-th image of an array file. truth: its class, where the data tell.
+
+    exit: of a cascade, how many of its members ran.
+    """
 
     source: str
     label: str
     probability: float
     top: tuple[tuple[str, float], ...]  # the three likeliest classes, likeliest first
     truth: str | None = None
+    exit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,12 @@ class Predictions:
         among the rows whose target the file has."""
         known = [row for row in self.rows if isinstance(row, Prediction) and row.truth is not None]
         return sum(row.label == row.truth for row in known) / len(known) if known else None
+
+    @property
+    def exit_shares(self) -> dict[int, float]:
+        """Of a cascade, the share of the answers that each exit gave."""
+        known = [row.exit for row in self.rows if isinstance(row, Prediction) and row.exit is not None]
+        return {at: known.count(at) / len(known) for at in sorted(set(known))}
 
     @property
     def rmse(self) -> float | None:
@@ -92,13 +103,22 @@ class ExportedModel:
         given = self._session.get_inputs()[0]
         self._of_table, self._float32 = "columns" in form, given.type == "tensor(float)"
         self._input, self._batch = given.name, ROWS if "columns" in form else BATCH
+        self._outputs = [output.name for output in self._session.get_outputs()]
 
     def logits(self, examples: NDArray) -> NDArray:
         """(N, K), of images as stored, (N, H, W[, C]), or of rows as stored, (N, D); of a model that predicts a number, (N, 1)."""
+        return self.logits_and_exits(examples)[0]
+
+    def logits_and_exits(self, examples: NDArray) -> tuple[NDArray, list[int | None]]:
+        """The same, with the number of members that ran for each example, where the model is a cascade."""
         if self._of_table:  # an early model's rows are float32
             examples = examples.astype(np.float32 if self._float32 else np.float64)
         starts = range(0, len(examples), self._batch)
-        return np.concatenate([self._session.run(None, {self._input: examples[start : start + self._batch]})[0] for start in starts])
+        parts = [self._session.run(None, {self._input: examples[start : start + self._batch]}) for start in starts]
+        if EXITS not in self._outputs:
+            return np.concatenate([part[0] for part in parts]), [None] * len(examples)
+        at = self._outputs.index(EXITS)
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[at] for part in parts]).tolist()
 
 
 def predict(onnx_path: str | Path, files: Sequence[str | Path], *, threads: int | None = None) -> Predictions:
@@ -118,19 +138,21 @@ def predict(onnx_path: str | Path, files: Sequence[str | Path], *, threads: int 
                 failures[str(file)] = str(error)
         return Predictions(tuple(rows), failures)
     for batch in _batches(_inputs(files, model.class_names, form, failures), BATCH):
-        logits = model.logits(np.stack([image for _, _, image in batch]))
-        rows += _predictions(model, logits, [source for source, _, _ in batch], [truth for _, truth, _ in batch])
+        logits, exits = model.logits_and_exits(np.stack([image for _, _, image in batch]))
+        rows += _predictions(model, logits, exits, [source for source, _, _ in batch], [truth for _, truth, _ in batch])
     return Predictions(tuple(rows), failures)
 
 
-def _predictions(model: ExportedModel, logits: NDArray, sources: Sequence[str], truths: Sequence[str | None]) -> list[Prediction]:
+def _predictions(
+    model: ExportedModel, logits: NDArray, exits: Sequence[int | None], sources: Sequence[str], truths: Sequence[str | None]
+) -> list[Prediction]:
     logits = logits.astype(np.float64)
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
     found = []
-    for source, truth, row in zip(sources, truths, probabilities, strict=True):
+    for source, truth, at, row in zip(sources, truths, exits, probabilities, strict=True):
         top = tuple((model.class_names[k], float(row[k])) for k in np.argsort(-row, kind="stable")[:TOP])
-        found.append(Prediction(source, *top[0], top, truth))
+        found.append(Prediction(source, *top[0], top, truth, at))
     return found
 
 
@@ -145,11 +167,13 @@ def _of_table(file: Path, form: TableForm, model: ExportedModel) -> list[Predict
         and set(frame) - {"y", "split", "groups"} == {f"x{at}" for at in range(len(names))}
     ):
         frame |= {name: frame[f"x{at}"] for at, name in enumerate(names)}
-    outputs = model.logits(stored_rows(frame, form.columns, str(file), form.missing))
+    outputs, exits = model.logits_and_exits(stored_rows(frame, form.columns, str(file), form.missing))
     sources = [f"{file}[{at}]" for at in range(len(outputs))]
     known = frame.get(target)
     if model.class_names:
-        return _predictions(model, outputs, sources, [None] * len(outputs) if known is None else _classes(known, model, file, form.missing))
+        return _predictions(
+            model, outputs, exits, sources, [None] * len(outputs) if known is None else _classes(known, model, file, form.missing)
+        )
     truths = numbers(known, form.missing) if known is not None else None
     given = [None] * len(outputs) if truths is None else [None if value != value else value for value in truths.tolist()]
     return [Estimate(source, float(value), truth) for source, value, truth in zip(sources, outputs[:, 0], given, strict=True)]
