@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import niwaki.net.layer
+import niwaki.net.operation
 from niwaki.cost.count import count_activations, count_macs, count_params, layer_table
 from niwaki.net.edit import decode, encode
 from niwaki.net.layer import Layer, Opaque
@@ -34,7 +35,9 @@ def factories(network):
 
 
 def test_every_primitive_layer_has_a_network_that_uses_it():
-    defined = {kind for _, kind in inspect.getmembers(niwaki.net.layer, inspect.isclass) if issubclass(kind, Layer) and kind is not Layer}
+    modules = (niwaki.net.layer, niwaki.net.operation)
+    classes = [kind for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)]
+    defined = {kind for kind in classes if issubclass(kind, Layer) and kind is not Layer}
     assert set(PRIMITIVES) == defined
     for kind, network in PRIMITIVES.items():
         if kind is not niwaki.net.layer.Identity:  # the one primitive that leaves no trace

@@ -32,7 +32,9 @@ from niwaki.net.layer import (
     Sum,
     Zero,
 )
-from niwaki.net.place import INPUT, Placed, fix, place, space_of
+from niwaki.net.operation import RETURN, UNUSED, In, Items, Named, Operation, Weight
+from niwaki.net.place import INPUT, Placed, Placement, fix, place, space_of
+from niwaki.nn.operate import Form, constant, form_of, hold_, shape_of, started, written
 from niwaki.space.choice import SpaceError
 
 ACTIVATION_MODULES: Mapping[str, Callable[[], nn.Module]] = {
@@ -52,7 +54,8 @@ ACTIVATION_MODULES: Mapping[str, Callable[[], nn.Module]] = {
 def build(network: Network, arch: Mapping[str, Any] | None = None, *, seed: int = 0) -> fx.GraphModule:
     """The plain module of one architecture, freshly initialised from `seed`: (B, *input_shape) to (B, classes).
 
-    arch: option by decision name; None for a network without choices. Modules are named by path (`stage1_block0_dw`), in order of execution.
+    arch: option by decision name; None for a network without choices. Modules are named by path (`stage1_block0_dw`), in order of execution;
+    the tensors of an adopted model have its owner's names.
     """
     if arch is None:
         arch = space_of(network).architecture({})
@@ -60,11 +63,15 @@ def build(network: Network, arch: Mapping[str, Any] | None = None, *, seed: int 
     if placement.decisions:
         raise SpaceError(f"the architecture does not decide {', '.join(decision.name for decision in placement.decisions)}")
     root, graph = nn.Module(), fx.Graph()
-    tensors: dict[int, fx.Node] = {INPUT: graph.placeholder("x")}
+    tensors = {INPUT - at: graph.placeholder(one.name) for at, one in enumerate(placement.reads)}
+    own = Own(root, place(network))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for at, item in enumerate(placement.items):
-            tensors[at] = connect(item.layer, item, Wires(root, graph, module_name(item.path)), [tensors[source] for source in item.inputs])
+            tensors[at] = connect(
+                item.layer, item, Wires(root, graph, module_name(item.path), own), [tensors[source] for source in item.inputs]
+            )
+        own.close()
     graph.output(tensors[placement.output])
     return fx.GraphModule(root, graph, class_name="Net")
 
@@ -202,11 +209,79 @@ def _(layer: SqueezeExcite, item: Placed) -> nn.Module:
     return nn.ModuleDict(convs)
 
 
+class Own:
+    """The tensors of an adopted model in a module under construction, by its owner's names."""
+
+    def __init__(self, root: nn.Module, placement: Placement) -> None:
+        weights = [weight for item in placement.items if isinstance(item.layer, Operation) for weight in item.layer.weights]
+        self.root = root
+        self.full = {weight.key: weight for weight in reversed(weights)}
+        self.names = {name for weight in weights for name in weight.names}
+        self.made: dict[str, torch.Tensor] = {}  # by key
+        self.forms: dict[str, Form] = {}  # by where the layer is
+
+    def tensor(self, weight: Weight) -> str:
+        """The name of `weight`, which is made if it is not there yet."""
+        if weight.key not in self.made:
+            self.put(weight.name, weight, started(weight, self.full[weight.key]))
+        return weight.name if self.has(weight.name) else next(name for name in weight.names if self.has(name))
+
+    def put(self, name: str, weight: Weight, tensor: torch.Tensor) -> None:
+        self.made[weight.key] = tensor
+        hold_(self.root, name, tensor, weight.kind)
+
+    def has(self, name: str) -> bool:
+        parent, _, last = name.rpartition(".")
+        try:
+            module = self.root.get_submodule(parent)
+        except AttributeError:
+            return False
+        return last in module._parameters or last in module._buffers
+
+    def layer(self, form: Form) -> bool:
+        """Makes the layer of torch.nn, if the owner has nothing else at its place; whether it is there now."""
+        known = self.forms.get(form.prefix)
+        if known is not None:
+            same = repr(known.make()) == repr(form.make())
+            return same and {key: w.key for key, w in known.weights.items()} == {key: w.key for key, w in form.weights.items()}
+        inside = {name for name in self.names if name.startswith(f"{form.prefix}.")}
+        if inside != {f"{form.prefix}.{key}" for key in form.weights} or any(map(self.has, inside)):
+            return False
+        module = form.make()
+        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+        if any(tuple(tensors[key].shape) != shape_of(weight.axes) for key, weight in form.weights.items()):
+            return False
+        *parents, last = form.prefix.split(".")
+        root = self.root
+        for parent in parents:
+            if parent not in root._modules:
+                root.add_module(parent, nn.Module())
+            root = root._modules[parent]  # type: ignore[assignment]
+        root.add_module(last, module)
+        for key, weight in form.weights.items():
+            tensor = self.made.get(weight.key, tensors[key])
+            if tensor is tensors[key]:
+                tensor.data = tensor.data.to(getattr(torch, weight.dtype))
+                tensor.requires_grad_(weight.kind == "parameter")
+            else:
+                setattr(module, key, tensor)
+            self.made[weight.key] = tensor
+        self.forms[form.prefix] = form
+        return True
+
+    def close(self) -> None:
+        """Gives every tensor the rest of its names."""
+        for weight in self.full.values():
+            for name in weight.names:
+                if weight.key in self.made and not self.has(name):
+                    hold_(self.root, name, self.made[weight.key], weight.kind)
+
+
 class Wires:
     """Where one primitive adds its modules and operations to the graph under construction."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, name: str) -> None:
-        self.root, self.graph, self.name = root, graph, name
+    def __init__(self, root: nn.Module, graph: fx.Graph, name: str, own: Own) -> None:
+        self.root, self.graph, self.name, self.own = root, graph, name, own
 
     def module(self, module: nn.Module, x: fx.Node, suffix: str = "") -> fx.Node:
         name = self.name + (f"_{suffix}" if suffix else "")
@@ -215,6 +290,25 @@ class Wires:
 
     def call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         return self.graph.create_node("call_function", function, args, name=self.name)  # a forward that reads like the network
+
+    def filled(self, value: Any, inputs: list[fx.Node]) -> Any:
+        """An argument of an operation: tensors as nodes, tuples as lists."""
+        if isinstance(value, In):
+            return inputs[value.at]
+        if isinstance(value, Weight):
+            return self.attribute(self.own.tensor(value))
+        if isinstance(value, tuple):
+            return [self.filled(part, inputs) for part in value]
+        if isinstance(value, Items):
+            return dict(zip(value.keys, (self.filled(part, inputs) for part in value.values), strict=True))
+        if isinstance(value, Named) and value.name == "device":
+            return self.graph.call_function(getattr, (next(iter(self.graph.nodes)), "device"))
+        if isinstance(value, Named):
+            return self.attribute("training") if value.name == "training" else constant(value)
+        return value
+
+    def attribute(self, name: str) -> fx.Node:
+        return self.graph.create_node("get_attr", name, (), {})
 
     def long(self, x: fx.Node) -> fx.Node:
         return self.graph.call_method("long", (x,))
@@ -292,6 +386,30 @@ def _(layer: Sum, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx.Node:
     for other in inputs[1:]:
         total = wires.call(operator.add, total, other)
     return total
+
+
+@connect.register
+def _(layer: Operation, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx.Node:
+    """The layer of torch.nn where it has one with the owner's names, else a function."""
+    if layer.target == RETURN:
+        return wires.filled(layer.arguments[0], inputs)
+    if layer.target == UNUSED:
+        for weight in layer.weights:
+            wires.own.tensor(weight)
+        return inputs[0]
+    if layer.kind in ("dropout", "feature_dropout"):
+        wires.name += "_" if hasattr(wires.root, wires.name) else ""
+        return wires.module((nn.Dropout if layer.kind == "dropout" else nn.Dropout2d)(layer.arguments[1]), inputs[0])
+    form = form_of(layer, item)
+    if form is not None and wires.own.layer(form):
+        return wires.graph.create_node("call_module", form.prefix, (wires.filled(form.reads, inputs),), {}, name=wires.name)
+    args = [wires.filled(value, inputs) for value in layer.arguments]
+    if layer.kind == "batch_norm":
+        x, weight, bias, mean, var, _, momentum, eps, *_ = args
+        training = True if mean is None else wires.attribute("training")
+        return wires.call(nn.functional.batch_norm, x, mean, var, weight, bias, training, momentum, eps)
+    function, given, options = written(layer, args, {key: wires.filled(value, inputs) for key, value in layer.keywords})
+    return wires.graph.create_node("call_function", function, given, options, name=wires.name)
 
 
 @connect.register

@@ -8,7 +8,7 @@ shift of a BatchNorm that no activation follows. Until then it travels beside th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, singledispatch
 from itertools import product
@@ -40,9 +40,12 @@ from niwaki.net.layer import (
     Sum,
     Zero,
 )
+from niwaki.net.operation import Operation
 from niwaki.net.place import INPUT, Placed, Placement, fix
 from niwaki.nn.build import look_up_vectors, module_name, nearest_rows, scattered_rows
 from niwaki.nn.expect import Answers, Expectations
+from niwaki.nn.feature import Feature
+from niwaki.nn.operate import Call
 from niwaki.space.choice import SpaceError
 from niwaki.space.size import Expr, Symbol, largest, narrow, refs, values
 
@@ -81,44 +84,7 @@ class Step:
     sizes: int | None  # over the values in `pairs`' place for a shuffle
     norm_first: bool  # a BatchNorm that an activation follows: its mask waits until after it
     area: int
-
-
-class Feature:
-    """A map (or vector) on its way: tensor, then BatchNorm `norm` and channel gate `gate` still to be applied, then `mask`."""
-
-    __slots__ = ("_whole", "gate", "mask", "norm", "tensor")
-
-    def __init__(
-        self,
-        tensor: Tensor,
-        mask: Tensor | None = None,
-        *,
-        norm: Callable[[Tensor, Tensor | None], Tensor] | None = None,
-        gate: Tensor | None = None,
-    ) -> None:
-        self.tensor, self.mask, self.norm, self.gate = tensor, mask, norm, gate
-        self._whole: Tensor | None = None
-
-    def whole(self) -> Tensor:
-        """The map with everything applied."""
-        if self._whole is None:
-            self._whole = self.scaled(None)
-        return self._whole
-
-    def scaled(self, scale: Tensor | None) -> Tensor:
-        """`scale` times the whole map; the scale costs nothing where it can be folded, too."""
-        if self.norm is not None:
-            return self.norm(self.tensor, _times(self.mask, scale))
-        factor = _times(self.mask, scale)
-        if self.gate is not None:
-            return self.tensor * (self.gate if factor is None else self.gate * _along_channels(factor, self.tensor))
-        return self.tensor if factor is None else self.tensor * _along_channels(factor, self.tensor)
-
-    def waiting(self) -> tuple[Tensor, Tensor | None]:
-        """The map without its mask, and the mask, for readers that fold it into their weights; a norm or a gate takes it up itself."""
-        if self.norm is not None or self.gate is not None:
-            return self.whole(), None
-        return self.tensor, self.mask
+    call: Call | None = None  # of an operation
 
 
 After = Callable[[Placed, Feature], Feature]
@@ -137,13 +103,13 @@ class Plan:
         readers: list[list[Placed]] = [[] for _ in items]
         for item in items:
             for source in item.inputs:
-                if source != INPUT:
+                if source >= 0:
                     readers[source].append(item)
         self.steps = [self._step(item, full[item.path], readers[at]) for at, item in enumerate(items)]
         self.regions = _regions(self.placement)
 
-    def run(self, x: Tensor, soft: Mapping[str, Tensor], layers: nn.ModuleDict, after: After | None = None) -> Tensor:
-        """The output for `x` (B, *input_shape) with the weights `soft` of the open decisions. after: see `Supernet.forward`."""
+    def run(self, given: Sequence[Tensor], soft: Mapping[str, Tensor], layers: nn.ModuleDict, after: After | None = None) -> Any:
+        """The output for the inputs `given`, (B, *input_shape) each, with the weights `soft` of the open decisions. after: see `Supernet.forward`."""
         weights = {}
         for name, options in self.open.items():
             if name not in soft:
@@ -159,7 +125,7 @@ class Plan:
         for at, step in enumerate(self.steps):
             region = self.regions.reads[at]
             if region is None:
-                inputs = [Feature(x) if source == INPUT else features[source] for source in step.item.inputs]
+                inputs = [Feature(given[INPUT - source]) if source < 0 else features[source] for source in step.item.inputs]
                 feature = run_layer(step.item.layer, step, known, layers, inputs)
                 features.append(feature if after is None else after(step.item, feature))
                 continue
@@ -169,7 +135,11 @@ class Plan:
                 if combo not in inner:
                     inner[combo] = self.expectations(weights | self._made(combo, weights))
                 inputs = [
-                    Feature(x) if source == INPUT else features[source][combo] if isinstance(features[source], dict) else features[source]
+                    Feature(given[INPUT - source])
+                    if source < 0
+                    else features[source][combo]
+                    if isinstance(features[source], dict)
+                    else features[source]
                     for source in step.item.inputs
                 ]
                 settled = self._settled(step, combo)
@@ -183,7 +153,8 @@ class Plan:
                 weight = _product([weights[name][self.regions.position[name, option]] for name, option in combo])
                 total = feature.scaled(weight) if total is None else total + feature.scaled(weight)
             features.append(Feature(total))  # type: ignore[arg-type]
-        return x if self.placement.output == INPUT else features[self.placement.output].whole()
+        out = self.placement.output
+        return given[INPUT - out] if out < 0 else features[out].whole()
 
     def _made(self, combo: Combo, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The resolutions of `combo` as weights: all on one option."""
@@ -209,6 +180,10 @@ class Plan:
 
     def _step(self, item: Placed, full: Placed, readers: list[Placed]) -> Step:
         layer, condition = item.layer, item.condition
+        if isinstance(layer, Operation):
+            whole = slice(0, None)
+            call = Call(item, full.layer, self.expectations)  # type: ignore[arg-type]
+            return Step(item, whole, whole, None, None, None, None, (None,) * len(item.edges), (), None, False, 0, call)
         now_in, now_out = item.input_shapes[0].channels, item.shape.channels
         inputs_index = channel_index(full.input_shapes[0].channels, now_in)
         output_index = channel_index(full.shape.channels, now_out)
@@ -470,6 +445,12 @@ def _(layer: Cat, step: Step, known: Answers, layers: nn.ModuleDict, inputs: lis
     return Feature(torch.cat(tensors, 1), torch.cat(ones))
 
 
+@run_layer.register
+def _(layer: Operation, step: Step, known: Answers, layers: nn.ModuleDict, inputs: list[Feature]) -> Feature:
+    assert step.call is not None
+    return step.call(inputs, known, layers)
+
+
 # --- parts ----------------------------------------------------------------------------------------------------------------
 
 
@@ -537,8 +518,8 @@ class _Regions:
 
 def _regions(placement: Placement) -> _Regions:
     """Steps whose height and width depend on open decisions, grouped by decisions that meet in a step."""
-    before = [{ref.name: ref for shape in item.input_shapes for size in shape.spatial for ref in refs(size)} for item in placement.items]
-    after = [{ref.name: ref for size in item.shape.spatial for ref in refs(size)} for item in placement.items]
+    before = [{ref.name: ref for shape in item.input_shapes for size in shape.resolution for ref in refs(size)} for item in placement.items]
+    after = [{ref.name: ref for size in item.shape.resolution for ref in refs(size)} for item in placement.items]
     groups: list[dict[str, Any]] = []
     for found in ({**b, **a} for b, a in zip(before, after, strict=True)):
         meeting = [group for group in groups if group.keys() & found.keys()]
@@ -598,14 +579,6 @@ def _padded(x: Tensor, width: int) -> Tensor:
 
 def _of(question: int | None, known: Answers) -> Tensor | None:
     return None if question is None else known[question]
-
-
-def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a * b
-
-
-def _along_channels(mask: Tensor, x: Tensor) -> Tensor:
-    return mask.view(-1, *(1,) * (x.dim() - 2))
 
 
 def _width(channels: tuple[Expr, ...]) -> int:

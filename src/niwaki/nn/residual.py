@@ -8,7 +8,8 @@ from torch import Tensor
 from niwaki.net.layer import BatchNorm, Conv, Linear, Sum
 from niwaki.net.place import INPUT, Placed, Placement
 from niwaki.nn.build import module_name
-from niwaki.nn.forward import After, Feature
+from niwaki.nn.feature import Feature
+from niwaki.nn.forward import After
 from niwaki.nn.supernet import Supernet
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from niwaki.net.axes import Run, axis
 from niwaki.net.block import conv_bn_act, depthwise, maybe, mbconv
 from niwaki.net.control import Add, Chain, Concat, Graph, Match, Network, Node, OneOf, Repeat, Residual
 from niwaki.net.layer import (
@@ -28,8 +29,9 @@ from niwaki.net.layer import (
     Sum,
     Zero,
 )
+from niwaki.net.operation import In, Operation, Weight
 from niwaki.space.choice import Choice, choose
-from niwaki.space.size import in_channels, round8
+from niwaki.space.size import Expr, in_channels, round8
 
 SHAPE = (3, 8, 8)
 
@@ -54,6 +56,78 @@ def _double(channels: int) -> object:
     from torch import nn  # the tests' own module; nothing of niwaki's descriptions needs torch
 
     return nn.Conv2d(channels, 2 * channels, 3, padding=1)
+
+
+def _owned(name: str, out: Expr, into: Expr, *, kernel: int = 1, map_: int = 1, bias: bool = False, groups: Expr = 1) -> Operation:
+    """A convolution of a model of somebody's own, with padding that keeps the map; `into`: channels of each group."""
+    runs = (axis(out), axis(into), axis(kernel), axis(kernel))
+    arguments = (In(0), Weight(f"{name}.weight", runs), Weight(f"{name}.bias", (axis(out),)) if bias else None)
+    same = ((1, 1), (kernel // 2, kernel // 2), (1, 1), groups)
+    shape = (axis(out), axis(map_), axis(map_))
+    return Operation("aten.conv2d.default", arguments + same, shape=shape, macs=((out, into, (kernel * map_) ** 2),))
+
+
+def _owned_norm(name: str, out: Expr, map_: int) -> Operation:
+    weights = [Weight(f"{name}.{key}", (axis(out),)) for key in ("weight", "bias")]
+    weights += [Weight(f"{name}.running_{key}", (axis(out),), "buffer") for key in ("mean", "var")]
+    batches = Weight(f"{name}.num_batches_tracked", (), "buffer", "int64")
+    arguments = (In(0), *weights, False, 0.1, 1e-5, False)
+    return Operation("aten.batch_norm.default", arguments, (("num_batches_tracked", batches),), (axis(out), axis(map_), axis(map_)))
+
+
+def owned_network() -> Network:
+    """A residual model with squeeze-excite, a concatenation and a layer used twice, as it is when it was read from somebody's PyTorch."""
+    width, other, hidden, last = (
+        Choice(o, f"/{n}") for o, n in (((4, 6, 8), "width"), ((3, 6), "other"), ((2, 4), "hidden"), ((5, 9), "last"))
+    )
+
+    def op(target: str, *arguments: object, shape: Sequence[Expr | tuple[Run, ...]], macs: tuple = ()) -> Operation:
+        return Operation(target, arguments, shape=tuple(size if isinstance(size, tuple) else axis(size) for size in shape), macs=macs)
+
+    image = (width, 8, 8)
+    nodes: dict[str, Node] = {
+        "stem.conv": Node(_owned("stem.0", width, 3, kernel=3, map_=8)),
+        "stem.bn": Node(_owned_norm("stem.1", width, 8), ("stem.conv",)),
+        "stem.act": Node(op("aten.relu.default", In(0), shape=image), ("stem.bn",)),
+        "block.dw": Node(_owned("block.dw", width, 1, kernel=3, map_=8, groups=width), ("stem.act",)),
+        "block.bn": Node(_owned_norm("block.bn", width, 8), ("block.dw",)),
+        "block.act": Node(op("aten.hardswish.default", In(0), shape=image), ("block.bn",)),
+        "block.mix": Node(_owned("mix", width, width, map_=8), ("block.act",)),
+        "block.again": Node(_owned("mix", width, width, map_=8), ("block.mix",)),
+        "add": Node(op("aten.add.Tensor", In(0), In(1), shape=image), ("stem.act", "block.again")),
+        "se.pool": Node(op("aten.adaptive_avg_pool2d.default", In(0), (1, 1), shape=(width, 1, 1)), ("add",)),
+        "se.reduce": Node(_owned("se.reduce", hidden, width, bias=True), ("se.pool",)),
+        "se.act": Node(op("aten.sigmoid.default", In(0), shape=(hidden, 1, 1)), ("se.reduce",)),
+        "se.expand": Node(_owned("se.expand", width, hidden, bias=True), ("se.act",)),
+        "se.gate": Node(op("aten.hardsigmoid.default", In(0), shape=(width, 1, 1)), ("se.expand",)),
+        "se.mul": Node(op("aten.mul.Tensor", In(0), In(1), shape=image), ("add", "se.gate")),
+        "side": Node(_owned("side", other, width, kernel=3, map_=8, bias=True), ("se.mul",)),
+        "cat": Node(op("aten.cat.default", (In(0), In(1)), 1, shape=(axis(other, width), 8, 8)), ("side", "se.mul")),
+        "drop": Node(op("aten.dropout.default", In(0), 0.0, False, shape=(axis(other, width), 8, 8)), ("cat",)),
+        "pool": Node(op("aten.max_pool2d.default", In(0), (4, 4), (4, 4), shape=(axis(other, width), 2, 2)), ("drop",)),
+        "batch": Node(Operation("aten.sym_size.int", (In(0), 0), shape=None), ("pool",)),
+        "flat": Node(
+            op("aten.view.default", In(0), (In(1), 4 * (other + width)), shape=((Run(other, 4), Run(width, 4)),)), ("pool", "batch")
+        ),
+    }
+    matrix = (axis(last), (Run(other, 4), Run(width, 4)))
+    fc = op(
+        "aten.linear.default",
+        In(0),
+        Weight("fc.weight", matrix),
+        Weight("fc.bias", (axis(last),)),
+        shape=(last,),
+        macs=((last, 4, other + width),),
+    )
+    scale = Weight("scale", (axis(last),), fill=0.5)
+    out = Weight("out.weight", (axis(5), axis(last)))
+    nodes |= {
+        "fc": Node(fc, ("flat",)),
+        "scale": Node(op("aten.mul.Tensor", In(0), scale, shape=(last,)), ("fc",)),
+        "act": Node(op("aten.gelu.default", In(0), shape=(last,)), ("scale",)),
+        "out": Node(op("aten.linear.default", In(0), out, None, shape=(5,), macs=((last, 5),)), ("act",)),
+    }
+    return Network(Graph(tuple(nodes.items())), SHAPE)
 
 
 PRIMITIVES: Mapping[type[Layer], Network] = {
@@ -114,6 +188,7 @@ PRIMITIVES: Mapping[type[Layer], Network] = {
             "niwaki.testing.primitives:_double", (("channels", 6),), channels=12, macs=6 * 12 * 9 * 64, params=6 * 12 * 9 + 12, make=_double
         ),
     ),
+    Operation: owned_network(),
     Sum: _network(Add(conv_bn_act(Choice((6, 8), "w"), 1), Conv(Choice((6, 8), "w"), 3))),
     Cat: _network(
         Concat(conv_bn_act(Choice((2, 6)), 1), Conv(Choice((4, 8)), 3), name="cat"),
