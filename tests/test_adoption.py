@@ -9,18 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from niwaki.adoption import AdoptionError, Run, gated, read
 from niwaki.adoption.capture import arguments_of
+from niwaki.adoption.counter import counted_macs
 from niwaki.adoption.gates import gates_of
-
-
-def counted_macs(module, args):
-    """PyTorch's own counter; two operations per multiply-add."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(*args)
-    return counter.get_total_flops() // 2
 
 
 def randomised(model):
@@ -59,14 +52,14 @@ def check(model, example):
     after, given = adopted.module.state_dict(), model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) and torch.equal(given[name], before[name]) for name in before)
-    assert adopted.cost("macs") == counted_macs(model, args)
+    assert adopted.cost("macs") == counted_macs(model, *args)
     assert adopted.cost("params") == sum(parameter.numel() for parameter in model.parameters())
     for seed in range(2):
         keep = some_units(adopted, seed)
         alive = {name: len(units) for name, units in keep.items()}
         cut = adopted.cut(keep)
         assert_close(gated(adopted, gates_of(adopted, keep))(*args), cut(*args))
-        assert adopted.cost("macs", alive) == counted_macs(cut, args)
+        assert adopted.cost("macs", alive) == counted_macs(cut, *args)
         assert adopted.cost("params", alive) == sum(parameter.numel() for parameter in cut.parameters())
     return adopted
 

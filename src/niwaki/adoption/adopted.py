@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from niwaki.adoption.axes import AdoptionError, Axis, Group, Linear, Run, Size, Term, groups_of, length, linear, total
 from niwaki.adoption.capture import Example, capture, first_names
+from niwaki.adoption.counter import macs_of_nodes
 from niwaki.adoption.cut import plain_module
 from niwaki.adoption.groups import Array, Partition, partition
 from niwaki.adoption.reading import Extent, Product, Reading, rows_for_one
@@ -47,7 +48,7 @@ class Adopted:
     module: fx.GraphModule  # the whole network, plain PyTorch, the owner's names
     graph: fx.Graph  # aten operators; weights by `get_attr`, under the first of their names
     owner: nn.Module  # a private copy of the model, for its weights and the kinds of its layers
-    example: tuple[tuple[Any, ...], dict[str, Any]]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]  # the example: positional and keyword arguments
     symbolic: bool
     groups: tuple[Group, ...]
     weights: Mapping[str, tuple[Axis, ...]]
@@ -56,8 +57,8 @@ class Adopted:
     costs: Mapping[str, tuple[Term, ...]]
     meetings: tuple[Gate, ...]
     averages: Mapping[str, tuple[int, ...]]  # by node: axes whose mean or variance follows the units alive
-    opaque: tuple[str, ...]
-    notes: tuple[str, ...]
+    opaque: tuple[str, ...]  # layers (or, outside any, operators) that are not understood
+    notes: tuple[str, ...]  # why, and what else the owner should know
 
     @property
     def gates(self) -> dict[str, tuple[str, ...]]:
@@ -109,6 +110,8 @@ def read(model: nn.Module, example: Example) -> Adopted:
     reading = Reading(captured)
     for node in captured.graph.nodes:
         read_node(reading, node)
+    for node, macs in macs_of_nodes(captured, reading.opaque).items():
+        reading.count(node, macs, ())
     costs: dict[str, Mapping[Any, list[Product]]] = {
         "macs": reading.macs,
         "params": {None: _parameters(reading)},
@@ -120,12 +123,12 @@ def read(model: nn.Module, example: Example) -> Adopted:
     runs = _Runs(found, names)
     axes = {node.name: tuple(map(runs.of, axes)) for node, axes in reading.axes.items() if _is_tensor(node) and axes is not None}
     weights = {name: tuple(map(runs.of, axes)) for name, axes in reading.weights.items()}
-    sizes = {node.name: given for node, raw in reading.sizes.items() if _has_size(given := runs.sizes(raw))}
+    sizes = {node.name: runs.sizes(raw) for node, raw in reading.sizes.items()}
     return Adopted(
         module=plain_module(captured.graph, captured.owner, weights, sizes, {group.name: range(group.units) for group in groups}),
         graph=captured.graph,
         owner=captured.owner,
-        example=captured.arguments,
+        arguments=captured.arguments,
         symbolic=captured.symbolic,
         groups=groups,
         weights=weights,
@@ -142,8 +145,8 @@ def read(model: nn.Module, example: Example) -> Adopted:
             for node, dims in reading.averages.items()
             if any(groups_of(axes[node.all_input_nodes[0].name][dim]) for dim in dims)
         },
-        opaque=tuple(reading.opaque),
-        notes=captured.notes,
+        opaque=tuple(dict.fromkeys(layer for layer, _ in reading.opaque.values())),
+        notes=(*captured.notes, *(note for _, note in reading.opaque.values())),
     )
 
 
@@ -185,12 +188,6 @@ def _for_one(size: Linear, extent: Extent) -> Linear:
     scaled = [(group, factor * extent.rows) for group, factor in size]
     assert all(factor % len(extent.units) == 0 for _, factor in scaled) or extent.rows == len(extent.units), (size, extent.rows)
     return size if extent.rows == len(extent.units) else tuple((group, factor // len(extent.units)) for group, factor in scaled)
-
-
-def _has_size(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_has_size, value.values()))
-    return isinstance(value, Size | float) or (isinstance(value, list) and any(map(_has_size, value)))
 
 
 def _is_tensor(node: fx.Node) -> bool:

@@ -247,6 +247,10 @@ def _flat_graph(program: Any, owner: nn.Module, bound: dict[str, Any]) -> fx.Gra
             if _is_assertion(node):
                 continue
             replaced[node] = graph.node_copy(node, lambda old: replaced[old])
+            if node.target is aten.view.default:
+                replaced[
+                    node
+                ].target = aten.reshape.default  # whether a view is possible depends on the kernels of the machine that traced it
     (output,) = _of(program.graph, "output")
     results: Any = output.args[0]
     flat = [replaced[value] if isinstance(value, fx.Node) else value for value in results]

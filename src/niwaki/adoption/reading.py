@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from niwaki.adoption.capture import Captured, layer_of, place_in_code
+from niwaki.adoption.capture import Captured, layer_of, overload, place_in_code
 from niwaki.adoption.groups import Array, Units, fixed
 
 Axes = list[Array]  # one array of units per axis of a tensor
@@ -55,7 +55,7 @@ class Reading:
     macs: dict[fx.Node, list[Product]] = field(default_factory=dict)
     meetings: list[Meeting] = field(default_factory=list)
     averages: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)  # operators whose statistics run over axes that may be cut
-    opaque: list[str] = field(default_factory=list)
+    opaque: dict[fx.Node, tuple[str, str]] = field(default_factory=dict)  # what was not understood: its layer, and why
 
     def of(self, node: fx.Node) -> Axes:
         """The axes of the tensor that a node gives."""
@@ -116,11 +116,10 @@ class Reading:
         for noted in (self.sizes, self.macs, self.averages):
             noted.pop(node, None)
         self.meetings = [meeting for meeting in self.meetings if meeting.reader is not node]
-        operator = (
-            str(node.target) if isinstance(node.target, torch._ops.OpOverload) else getattr(node.target, "__name__", str(node.target))
-        )
-        where = " ".join(filter(None, (layer_of(node) or type(self.captured.owner).__name__, operator, place_in_code(node))))
-        self.opaque.append(f"{where}: {why}")
+        operator = str(overload(node) or getattr(node.target, "__name__", node.target))
+        layer = layer_of(node) or operator
+        where = " ".join(filter(None, (layer_of(node), operator, f"({place_in_code(node)})")))
+        self.opaque[node] = layer, f"{where}: {why}; the channels it touches stay as they are"
         return self.fixed_like(node.meta.get("val"))
 
     def every_axis(self) -> Iterator[Array]:

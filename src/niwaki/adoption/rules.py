@@ -62,7 +62,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def _called(reading: Reading, node: fx.Node) -> Any:
-    if not _tensors_in(reading, node) and not isinstance(node.meta.get("val"), Tensor):
+    if name_of(node) == "sym_size" or not (_tensors_in(reading, node) or isinstance(node.meta.get("val"), Tensor)):
         return None  # arithmetic on sizes
     target = overload(node)
     if target is None:
@@ -77,7 +77,7 @@ def _called(reading: Reading, node: fx.Node) -> Any:
     if rule is None:
         return reading.give_up(node, "writes to memory that others see" if target._schema.is_mutable else "no channel rule")
     try:
-        found = rule(reading, node, arguments(node))
+        found: Any = rule(reading, node, arguments(node))
         _check(reading, node, found)
     except NotUnderstoodError as error:
         return reading.give_up(node, str(error))
@@ -570,12 +570,13 @@ def _resize(reading: Reading, node: fx.Node, name: str, given: list[Any], found:
             reading.freeze(units)
         else:
             given[axis] = -1
-    reading.sizes[node] = {
-        name: [
-            units if isinstance(size, int) and size >= 0 and not reading.is_fixed(units) else size
-            for size, units in zip(given, found, strict=True)
-        ]
-    }
+    if not all(map(reading.is_fixed, found)):
+        reading.sizes[node] = {
+            name: [
+                units if isinstance(size, int) and size >= 0 and not reading.is_fixed(units) else size
+                for size, units in zip(given, found, strict=True)
+            ]
+        }
 
 
 def _reshaped(reading: Reading, node: fx.Node, axes: Axes) -> Axes:
