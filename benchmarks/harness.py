@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from niwaki.deploy.card import versions
 from niwaki.run.claims import grid
 from niwaki.store.files import atomic_write
 
@@ -121,7 +121,7 @@ def machine(*, threads: int | None, seed: int, device: str | None = None) -> dic
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {package: found for package, found in versions().items() if package in PACKAGES},
         **_commit(),
         "threads": threads,
         "seed": seed,
