@@ -30,7 +30,7 @@ train                     [space nn task]
 zoo                       [space net]
 strategy                  [space factor trial objective structure distribution predictor]
 evaluate                  [space net trial cost nn task train predictor zoo]
-gradient                  [space factor net trial objective strategy cost nn task train distribution]
+gradient                  [space factor net trial objective strategy cost nn adoption task train distribution]
 recipe                    [all]
 deploy explain            [space net nn task train cost device store]
 report                    [space store trial objective factor net cost]
@@ -41,7 +41,7 @@ dashboard                 [store trial objective report]
 # Additions to the design's table: deploy writes its files through store.files, report names architectures, evaluate knows of which networks
 # in the zoo the published tables are, and structure, which variables depend on each other (forests, max-margin trees over labels), is used
 # by distributions and strategies that learn a tree and serves multi-label prediction without either. TuNAS's controllers, learned with shared
-# weights (gradient), are the policies, Adam and schedules of the policy-gradient strategies.
+# weights (gradient), are the policies, Adam and schedules of the policy-gradient strategies; MorphNet and FiGS shrink adopted models.
 
 FREE_OF_TORCH = ("space", "factor", "structure", "net", "cost", "zoo", "trial", "objective", "store", "report", "dashboard")
 KNOWS_TORCH = ("niwaki.factor.expect",)

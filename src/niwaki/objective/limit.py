@@ -182,11 +182,11 @@ class Joint:
 Budget = tuple[Constraint, ...]  # limits that one network keeps all of
 
 
-def parse_limit(text: str, columns: Sequence[str] = ()) -> Constraint:
+def parse_limit(text: str, columns: Sequence[str] = (), resources: Mapping[str, Resource] | None = None) -> Constraint:
     """One limit from text: "macs<=5e6", "params<=1M", "size<=200kB", "macs<=50%", "latency(onnxruntime)<=2ms".
 
     A cost that is predicted may be given a margin: "latency(onnxruntime)+2std<=2ms". columns: other metrics that may be limited, such as
-    those of a table: "pixel3<=4".
+    those of a table: "pixel3<=4". resources: those that may be limited, where they are others than the ones above.
 
     >>> print(parse_limit("size <= 1.5 MB"), parse_limit("macs<=50%"))
     size<=1500000B macs<=50%
@@ -201,7 +201,7 @@ def parse_limit(text: str, columns: Sequence[str] = ()) -> Constraint:
         name = margin.group(1)
     if relation not in ("<=", "≤"):
         raise BudgetError(f"{text!r}: a budget is an upper limit, so {relation!r} cannot be asked for; {example}")
-    resource = _resource(name, text, columns)
+    resource = _resource(name, text, columns) if resources is None else _one_of(name, text, resources)
     deviations = float(margin.group(2) or 1) if margin else 0.0
     number = re.fullmatch(r"([+-]?)((?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)\s*(.*)", bound)
     if not number:
@@ -262,6 +262,12 @@ def _resource(name: str, text: str, columns: Sequence[str]) -> Resource:
         raise BudgetError(f"{text!r}: latency needs a runtime, as in latency(onnxruntime)<=2ms; there are {', '.join(RUNTIMES)}")
     known = (*COUNTED, "latency(RUNTIME)", *columns)
     raise BudgetError(f"{text!r}: {name!r} is no resource{_near(name, (*COUNTED, 'latency', *columns))}; there are {', '.join(known)}")
+
+
+def _one_of(name: str, text: str, resources: Mapping[str, Resource]) -> Resource:
+    if name not in resources:
+        raise BudgetError(f"{text!r}: {name!r} is no resource{_near(name, tuple(resources))}; there are {', '.join(resources)}")
+    return resources[name]
 
 
 def _near(word: str, known: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from niwaki.report.record import Curve, Decision, Layer
+from niwaki.report.record import Curve, Decision, Layer, Width
 
 COLORS = 6  # classes c0 ... c5
 SPACE = "\u00a0"  # between a number and its unit; no line breaks there
@@ -272,6 +272,30 @@ def layer_bars(layers: Sequence[Layer]) -> str:
     )
     note = f"Most multiply-adds: {top.path}, {amount(top.macs)} ({share} of all)."
     return _figure("Cost of each layer", [("c0", "multiply-adds"), ("c1", "parameters, downwards")], body, note)
+
+
+def width_bars(widths: Sequence[Width]) -> str:
+    """The units of each group before, as an outline, and those that are left, filled; in order of the network."""
+    if not widths:
+        return ""
+    most, step = max(width.before for width in widths), SIDE / len(widths)
+    bars = []
+    for at, width in enumerate(widths):
+        told = f"{width.group}: {width.after} of {width.before} ({percent(width.after / width.before, 0)}){f'; {width.layers}' if width.layers else ''}"
+        before, after, place = SIDE * width.before / most, SIDE * width.after / most, f'x="{at * step:.1f}" width="{step * 0.82:.1f}"'
+        bars.append(
+            f'<g><title>{escape(told)}</title><rect class="hit" {place} y="0" height="{SIDE:.0f}"/>'
+            f'<rect class="c0" fill-opacity=".22" {place} y="{SIDE - before:.1f}" height="{before:.1f}"/>'
+            f'<rect class="c0" {place} y="{SIDE - after:.1f}" height="{after:.1f}"/></g>'
+        )
+    body = (
+        f'<div class="plot bars" role="img" aria-label="Widths of {len(widths)} groups before and after"><svg viewBox="0 0 {SIDE:.0f} {SIDE:.0f}" '
+        f'preserveAspectRatio="none" aria-hidden="true">{"".join(bars)}</svg><span class="ty" style="top:1%">{most}</span>'
+        f'<span class="ty" style="top:99%">0</span><span class="xl">groups of channels, first to last</span></div>'
+    )
+    most_cut = min(widths, key=lambda width: width.after / width.before)
+    note = f"Cut the most: {most_cut.group}, {most_cut.after} of {most_cut.before} left. Faint: before; full: after."
+    return _figure("Widths before and after", [("c0", "units that are left")], body, note, wide=True)
 
 
 def confusion_matrix(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:

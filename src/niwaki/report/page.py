@@ -20,6 +20,7 @@ from niwaki.report.charts import (
     meter,
     percent,
     scatter_chart,
+    width_bars,
     worst_confusions,
 )
 from niwaki.report.figure import figure, figure_name, is_share
@@ -41,7 +42,7 @@ NO_NETWORK = {
 
 def render(record: Record) -> str:
     """The page of `record`, as the text of one HTML file."""
-    parts = (_search, _choices, _network, _training, _errors, _run)
+    parts = (_shrunk, _search, _choices, _network, _training, _errors, _run)
     sections = [section for part in parts if (section := part(record))]
     return document(record.title, _head(record), sections, _foot(record))
 
@@ -144,6 +145,26 @@ def _use_card(record: Record) -> str:
     place = f'<p class="soft">Files are in <code>{escape(record.folder)}</code></p>' if record.folder else ""
     names = ", ".join(f"<code>{escape(file.name)}</code>" for file in record.files[:5])
     return card("Use it", f"{use}{place}<p>{names}</p>") if use or place else ""
+
+
+# --- shrinking -------------------------------------------------------------------------------------------------------
+
+
+def _shrunk(record: Record) -> Section | None:
+    """What shrinking an owner's network changed: figures before and after, and the widths."""
+    shrunk = record.shrunk
+    if shrunk is None:
+        return None
+    figures = [(escape(name), escape(before), escape(after)) for name, (before, after) in shrunk.figures.items()]
+    rows = [
+        (f"<code>{escape(one.group)}</code>", str(one.before), str(one.after), percent(one.after / one.before, 0), escape(one.layers))
+        for one in shrunk.widths
+    ]
+    table = listing(("group, by its first layer", ">before", ">after", ">left", "whose channels they are"), rows)
+    parts = [card("Before and after", listing(("", ">before", ">after"), figures))] if figures else []
+    parts += [width_bars(shrunk.widths)] if shrunk.widths else []
+    below = folded(f"All {len(rows)} groups as a table", table) if rows else ""
+    return "shrunk", "Shrunk", f'<div class="grid">{"".join(parts)}</div>{below}'
 
 
 # --- search ----------------------------------------------------------------------------------------------------------

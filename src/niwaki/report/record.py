@@ -130,6 +130,28 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Width:
+    """How many units of a group of channels a network had before it was shrunk, and how many are left. layers: whose channels they are."""
+
+    group: str
+    before: int
+    after: int
+    layers: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.after <= self.before:
+            raise RecordError(f"{self.group}: {self.after} of {self.before} units are left, which cannot be")
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What shrinking changed: names to pairs, before and after, with the figures as they are told ("3.1 M", "91.2 %")."""
+
+    widths: tuple[Width, ...]
+    figures: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Quality:
     """How good the chosen network is, by the metric that was maximized. interval: of `test`, 95 %.
 
@@ -202,6 +224,7 @@ class Record:
     files: tuple[File, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)  # wall time by phase, in order
     notes: tuple[str, ...] = ()  # warnings and what was cut, most important first
+    shrunk: Shrunk | None = None  # of a network that its owner had, and that was made smaller
 
     def __post_init__(self) -> None:
         if self.picture and not self.picture.lstrip().startswith("<svg"):

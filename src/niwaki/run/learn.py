@@ -13,7 +13,6 @@ from torch import Tensor
 
 from niwaki.gradient.dmasking import DMaskingSearch
 from niwaki.gradient.tunas import TuNASSearch
-from niwaki.run.clock import Clock
 from niwaki.run.folder import Folder, RunError
 from niwaki.run.progress import Progress
 from niwaki.train.loop import Training, TrainingDiverged
@@ -36,11 +35,24 @@ class _Learner(Protocol):
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None: ...
 
 
+class _Limit(Protocol):
+    """When the time for a phase is over: a `Clock`."""
+
+    def over(self, phase: str, part: float = 1.0) -> bool: ...
+
+
+class NoLimit:
+    """There is all the time in the world."""
+
+    def over(self, phase: str, part: float = 1.0) -> bool:
+        return False
+
+
 def learn(
     learner: _Learner | Training,
     folder: Folder,
     progress: Progress,
-    clock: Clock,
+    clock: _Limit,
     *,
     phase: str,
     name: str,

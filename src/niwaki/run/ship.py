@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from niwaki.deploy.card import ModelCard, Preprocessing, TableForm, write_architecture
 from niwaki.deploy.export import capture, export_onnx, export_pt2
-from niwaki.deploy.source import opaque_factories, write_source
+from niwaki.deploy.source import Factories, opaque_factories, write_source
 from niwaki.net.edit import decode
 from niwaki.net.text import to_json
 from niwaki.report.image import png_text
@@ -30,11 +30,18 @@ SHOWN_COLUMNS = 8  # of a row
 
 def ship(search: Search, chosen: Chosen, folder: Path) -> list[dict[str, Any]]:
     """Writes model.onnx, model.pt2, model.py with model.safetensors, and architecture.json into `folder`; one row per file: name, bytes, check."""
+    factories = opaque_factories(search.network, chosen.arch)
+    return write_files(search.task, chosen.module, card_of(search, chosen), folder, factories)
+
+
+def write_files(
+    task: AnyTask, module: fx.GraphModule, card: ModelCard, folder: Path, factories: Factories | None = None
+) -> list[dict[str, Any]]:
+    """The same, of a trained network however it was found."""
     folder.mkdir(parents=True, exist_ok=True)
-    card = card_of(search, chosen)
-    preprocess, module = search.task.preprocess(), search.task.delivered(chosen.module.cpu().eval())
-    real = _stored_test(search.task)[:CHECKED]
-    source = write_source(module, preprocess, real, folder, card, factories=opaque_factories(search.network, chosen.arch))
+    preprocess, module = task.preprocess(), task.delivered(module.cpu().eval())
+    real = _stored_test(task)[:CHECKED]
+    source = write_source(module, preprocess, real, folder, card, factories=factories)
     shipment = capture(module, preprocess, real)
     audits = [export_onnx(shipment, folder / "model.onnx", card), export_pt2(shipment, folder / "model.pt2", card), source]
     write_architecture(card, folder / "architecture.json")
@@ -47,8 +54,8 @@ def ship(search: Search, chosen: Chosen, folder: Path) -> list[dict[str, Any]]:
 def card_of(search: Search, chosen: Chosen) -> ModelCard:
     counted = {name: cost(chosen.arch) for name, cost in search.costs.items()}
     return ModelCard(
-        class_names=tuple(_class_names(search.task)),
-        preprocessing=_form(search.task),
+        class_names=class_names(search.task),
+        preprocessing=form_of(search.task),
         macs=counted["macs"],
         params=counted["params"],
         size_bytes=counted["size"],
@@ -59,12 +66,13 @@ def card_of(search: Search, chosen: Chosen) -> ModelCard:
     )
 
 
-def _class_names(task: AnyTask) -> tuple[str, ...]:
+def class_names(task: AnyTask) -> tuple[str, ...]:
+    """Of a classifier; none where a number is predicted."""
     task = plain(task)
     return (task.table.class_names or ()) if isinstance(task, Tabular) else task.images.class_names
 
 
-def _form(task: AnyTask) -> Preprocessing | TableForm:
+def form_of(task: AnyTask) -> Preprocessing | TableForm:
     """How examples are stored, and what the exported model does to them."""
     task = plain(task)
     if isinstance(task, Tabular):
@@ -97,7 +105,7 @@ def answers(task: AnyTask, module: nn.Module, device: str) -> dict[str, Any]:
     chances = torch.softmax(logits, 1)
     sure, guess = chances.max(1)
     wrong = (guess != truth).nonzero().flatten()
-    names = _class_names(task)
+    names = class_names(task)
     worst: Tensor = wrong[sure[wrong].argsort(descending=True, stable=True)][:MISTAKES]
     return {
         "confusion": confusion_matrix(logits, truth).tolist(),

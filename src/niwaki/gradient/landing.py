@@ -1,0 +1,108 @@
+"""One round of shrinking an adopted model: train it under pressure, then choose the units so that the budgets are used up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from niwaki.adoption.adopted import Adopted
+from niwaki.gradient.adopted import gated, scales_of
+from niwaki.gradient.expand import Bound, Widths, best_first, by_rank, expand, fill
+from niwaki.gradient.figs import FiGS, Gates
+from niwaki.gradient.morphnet import MorphNet, Scales
+from niwaki.gradient.resource import Marginal, Polynomial
+from niwaki.gradient.shrinking import Shrinking, Sparsity
+from niwaki.task.task import Task
+from niwaki.train.distill import Teacher
+from niwaki.train.loop import batches_per_epoch
+
+Method = MorphNet | FiGS
+FIRST_STRENGTH = 1.0  # of FiGS, in units of 1 / F; the controller moves it
+REACH = 1.5  # how far the first pressure of MorphNet would move a scale of median cost in the whole training, were nothing against it
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Units that are kept, and how they were chosen. keep: by group, ascending."""
+
+    name: str
+    keep: Mapping[str, tuple[int, ...]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {group: len(units) for group, units in self.keep.items()}
+
+
+def pressed(
+    adopted: Adopted, task: Task, method: Method, bounds: Sequence[Bound], indices: Tensor, *, teacher: Teacher | None = None, seed: int = 0,
+    device: str = "cpu",
+) -> Shrinking:  # fmt: skip
+    """The training under pressure of one round, begun; run it until it is `finished`, then ask for `landings`."""
+    units = adopted.whole
+    if method.exact:
+        bounds = [replace(one, resource=Marginal(one.resource)) if isinstance(one.resource, Polynomial) else one for one in bounds]
+    sparsity: Sparsity
+    if isinstance(method, FiGS):
+        module, sources = gated(adopted)
+        sparsity, own_lr, first = Gates(sources, units, method), method.logit_lr, FIRST_STRENGTH
+    else:
+        module = adopted.cut({})
+        sparsity, own_lr = Scales(module, scales_of(adopted), method), 1e-2
+        steps = method.epochs * batches_per_epoch(len(indices), method.batch_size)
+        first = REACH * (1 - method.momentum) / (steps * method.lr * _median_slope(bounds, units))
+    return Shrinking(
+        module, task, sparsity, units, bounds, method.recipe, indices, strength=method.strength, first_strength=first, own_lr=own_lr,
+        teacher=teacher, seed=seed, device=device,
+    )  # fmt: skip
+
+
+def _median_slope(bounds: Sequence[Bound], units: Mapping[str, int]) -> float:
+    """Of all units: what one costs, as a share of everything, by the first bound."""
+    slopes = bounds[0].resource.slopes(units)
+    shares = [slopes.get(group, 0.0) for group, count in units.items() for _ in range(count)]
+    return max(1e-12, float(torch.tensor(shares).median()) / bounds[0].resource.cost(units))
+
+
+def take_weights_(adopted: Adopted, shrinking: Shrinking) -> None:
+    """Puts the weights that the training led to into the adopted model's copy of the owner's, from which cuts are made."""
+    adopted.owner.load_state_dict({name: tensor.cpu() for name, tensor in shrinking.module.state_dict().items()})
+
+
+def landings(adopted: Adopted, shrinking: Shrinking, bounds: Sequence[Bound], *, multiple_of: int = 1) -> list[Landing]:
+    """Two ways to use the budgets up, after a training under pressure: MorphNet's common multiplier of what is alive, and, ours, one
+    threshold for all units. Both are filled up with the best units that still fit, and never cost more than the bounds.
+    """
+    widths = Widths(adopted.whole, multiple_of)
+    scores = scores_of(adopted, shrinking)
+    order, ranked = best_first(scores)
+    shape = adopted.whole | {group: max(1, int((left > 0).sum())) for group, left in shrinking.sparsity.margins().items()}
+    chosen = {"multiplier": expand(shape, widths, bounds)[1], "threshold": by_rank(ranked, widths, bounds)}
+    found: dict[tuple[tuple[str, int], ...], Landing] = {}
+    for name, at in chosen.items():
+        landed = fill(at, widths, bounds, ranked)
+        found.setdefault(
+            tuple(landed.items()), Landing(name, {group: tuple(sorted(order[group][:count])) for group, count in landed.items()})
+        )
+    return list(found.values())
+
+
+def scores_of(adopted: Adopted, shrinking: Shrinking) -> dict[str, Tensor]:
+    """What the units are ranked by, (U,) each: their margins; where a group has none, the lengths of its filters against their median."""
+    scores = {group: margins.detach().cpu() for group, margins in shrinking.sparsity.margins().items()}
+    others = {group: scales for group, scales in scales_of(adopted).items() if group not in scores}
+    scores |= Scales(shrinking.module, others).margins() if others else {}
+    return scores | {group: torch.ones(units) for group, units in adopted.whole.items() if group not in scores}
+
+
+def uniform(adopted: Adopted, bounds: Sequence[Bound], *, multiple_of: int = 1) -> dict[str, int]:
+    """The naive baseline: the owner's widths times the largest common multiplier that keeps the bounds."""
+    units = adopted.whole
+    return expand(units, Widths(units, multiple_of), bounds)[1]
+
+
+def cut(adopted: Adopted, landing: Landing) -> fx.GraphModule:
+    """The plain module with the landing's units; independent of the adopted one."""
+    return adopted.cut(landing.keep)
