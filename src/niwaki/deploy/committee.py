@@ -358,7 +358,10 @@ class Committee:
 
 
 class OnnxMember:
-    """An ONNX model with one input as a member: a function from a batch, an array, to its first output. content: the file's bytes."""
+    """An ONNX model with one input as a member: a function from a batch, an array, to its first output.
+
+    content: the file's bytes. properties: its metadata; those that niwaki wrote are JSON texts.
+    """
 
     def __init__(self, model: str | Path | bytes) -> None:
         name = "the model given" if isinstance(model, bytes) else str(model)
@@ -376,6 +379,7 @@ class OnnxMember:
         if len(inputs) != 1:
             raise CommitteeError(f"a member takes one input; {name} takes {', '.join(one.name for one in inputs)}")
         self._input = inputs[0].name
+        self.properties: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, x: Any) -> NDArray:
         return self._session.run(None, {self._input: _array(x)})[0]

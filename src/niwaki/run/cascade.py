@@ -1,0 +1,467 @@
+"""A cascade of the networks that runs produced: from what is demanded, in words, to one ONNX file, a Python class, and figures on other examples.
+
+made = niwaki.cascade("runs/digits", "accuracy>=largest-1%")      a run with several budgets, several runs, or ONNX files
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+
+from niwaki.deploy.card import ModelCard, Preprocessing, TableForm
+from niwaki.deploy.cascade import cascade_model, export_cascade, measured
+from niwaki.deploy.cascade_source import write_cascade_source
+from niwaki.deploy.committee import Average, Committee, OnnxMember, Report, Resized, macs_of
+from niwaki.deploy.confidence import Confidence, max_probability
+from niwaki.deploy.export import capture, export_pt2, translated
+from niwaki.deploy.thresholds import CommitteeError, Sequences
+from niwaki.device.measure import in_turns
+from niwaki.device.runtime_onnx import NAME, onnx_step
+from niwaki.net.place import space_of
+from niwaki.net.text import from_json
+from niwaki.nn.build import build
+from niwaki.objective.limit import Constraint, Resource, macs, parse_limit
+from niwaki.run.config import config_of
+from niwaki.run.folder import Folder, RunError, check_is_search, read_config
+from niwaki.run.model import profile
+from niwaki.run.plan import task_of
+from niwaki.run.search import AnyTask, plain
+from niwaki.run.story import write_page
+from niwaki.space.choice import BudgetError
+from niwaki.store.files import atomic_write
+from niwaki.task.classify import Preprocess
+from niwaki.task.cut import stratified_cut
+from niwaki.task.tabular import Tabular
+from niwaki.task.task import derive_seed
+
+FILE, FOLDER, ABOUT = "cascade.onnx", "cascade", "cascade.json"
+CHECKED = 256  # images on which what was written is compared with the committee
+COSTS = ("macs", "latency(onnxruntime)")
+
+
+# --- what is demanded ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Demand:
+    """accuracy: a share, at least, or with `below_largest` so much less than the largest member's on the same examples. limit: of the average cost.
+    worst: of the cost of an example for which all members run."""
+
+    text: str
+    accuracy: float | None = None
+    below_largest: float | None = None
+    limit: Constraint | None = None
+    worst: Constraint | None = None
+
+    @property
+    def resource(self) -> Resource:
+        limit = self.limit or self.worst
+        return macs if limit is None else limit.resource
+
+    def target(self, largest: float) -> float | None:
+        """The least accuracy, where the largest member's is this."""
+        return self.accuracy if self.below_largest is None else max(0.0, largest - self.below_largest)
+
+
+def parse_demand(text: str) -> Demand:
+    """What a cascade shall come to, from text: one of an accuracy and an average cost, and, if need be, the worst case.
+
+    >>> parse_demand("accuracy>=largest-1%").below_largest, parse_demand("accuracy >= 97.5%").accuracy
+    (0.01, 0.975)
+    >>> demand = parse_demand("macs<=50% and worst(macs)<=2M")
+    >>> print(demand.limit, demand.worst)
+    macs<=50% macs<=2000000
+    """
+    found: dict[str, Any] = {}
+    for clause in re.split(r"\s+and\s+", text.strip()):
+        if worst := re.fullmatch(r"worst\((.*)\)(\s*(?:<=|≤).*)", clause):
+            found["worst"] = _limit(worst[1] + worst[2], text)
+        elif share := re.fullmatch(r"accuracy\s*(?:>=|≥)\s*(.*)", clause):
+            found |= _accuracy(share[1], text)
+        else:
+            found["limit"] = _limit(clause, text)
+    demand = Demand(text, **found)
+    if (demand.limit is None) == (demand.accuracy is None and demand.below_largest is None):
+        raise CommitteeError(f"{text!r}: a cascade is chosen for an accuracy or for an average cost, one of the two; {_EXAMPLES}")
+    if demand.limit is not None and demand.worst is not None and demand.limit.resource != demand.worst.resource:
+        raise CommitteeError(f"{text!r}: the worst case is limited in the same cost as the average")
+    return demand
+
+
+_EXAMPLES = 'such as "accuracy>=97%", "accuracy>=largest-1%", "macs<=50%" or "latency(onnxruntime)<=1ms", and "... and worst(macs)<=2M"'
+
+
+def _accuracy(bound: str, text: str) -> dict[str, float]:
+    match = re.fullmatch(r"(largest)?\s*(?:(-?)\s*(\d+\.?\d*|\.\d+)\s*(%?))?", bound)
+    if not bound or not match or bool(match[1]) != (match[2] == "-" or match[3] is None):
+        raise CommitteeError(f"{text!r}: an accuracy of {bound!r} is not understood; it is one {_EXAMPLES}")
+    share = float(match[3] or 0) / (100 if match[4] else 1)
+    if share > 1:
+        raise CommitteeError(f"{text!r}: an accuracy is a share, from 0 to 1, or from 0 to 100 %")
+    return {"below_largest": share} if match[1] else {"accuracy": share}
+
+
+def _limit(clause: str, text: str) -> Constraint:
+    try:
+        limit = parse_limit(clause)
+    except BudgetError as error:
+        raise CommitteeError(f"{text!r}: {error}; a demand is one {_EXAMPLES}") from error
+    if limit.resource.name not in COSTS:
+        raise CommitteeError(f"{text!r}: the cost of a cascade is counted in {' or '.join(COSTS)}, not in {limit.resource.name}")
+    return limit
+
+
+# --- members and examples ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """An ONNX model, and the torch program of the same network, where there is one. macs: of one run on one example."""
+
+    name: str
+    model: OnnxMember
+    macs: int
+    program: bytes | None
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Stored examples with labels; about: which they are, for people."""
+
+    x: NDArray
+    y: NDArray
+    about: str
+
+
+@dataclass(frozen=True, eq=False)
+class Cascade:
+    """What `cascade` made: the committee as it was fitted, its reports, and what was written. summary: all of it, as JSON."""
+
+    committee: Committee
+    held_out: Report
+    test: Report
+    summary: dict[str, Any]
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        """The ONNX file."""
+        return self.folder / FILE
+
+    @cached_property
+    def front(self) -> list[tuple[float, float]]:
+        """(average cost, accuracy) of all that could have been chosen, on the held-out examples."""
+        return [(point.cost, point.accuracy) for point in self.committee.front]
+
+
+def cascade(
+    members: str | Path | Sequence[str | Path],
+    demand: str,
+    *,
+    cost: str = "macs",
+    data: str | Path | None = None,
+    task: AnyTask | None = None,
+    confidence: Confidence = max_probability,
+    average: Average = "logits",
+    resolutions: Sequence[int] = (),
+    sequences: Sequences | None = None,
+    out: str | Path | None = None,
+) -> Cascade:
+    """The cascade of members that meets `demand` at the least cost, or within its cost is right most often; written and checked.
+
+    members: folders of finished runs (all their budgets) and ONNX files. demand: see `parse_demand`. cost: what is minimized for an accuracy, and
+    counted: "macs", or "latency(onnxruntime)", measured here. resolutions: each network of the runs is a member at each of these image sizes.
+
+    The rule is chosen on examples that no member was trained on. Of a run that was searched for a cascade (`cascade` in its configuration)
+    these are its validation part. Any other run trains what it delivers on that, too: then half of the test part is taken to choose, and the
+    figures are those of the other half. data: an .npz file with `images` (or rows) and `labels` to choose on instead. task: of a run that was
+    started from Python with a task of its own. out: where cascade.onnx, cascade.json and cascade/ go; the first run's folder, if left out.
+    """
+    places = [Path(members)] if isinstance(members, (str, Path)) else [Path(one) for one in members]
+    made = make_cascade(
+        places, demand, cost=cost, data=data, task=task, confidence=confidence, average=average, resolutions=resolutions,
+        sequences=sequences, out=out,
+    )  # fmt: skip
+    if out is None and len(places) == 1 and places[0].is_dir():
+        with closing(Folder(places[0])) as folder:
+            folder.store.set_fact("result cascade", made.summary)
+            write_page(folder)
+    return made
+
+
+def make_cascade(
+    places: Sequence[Path],
+    demand: str,
+    *,
+    cost: str = "macs",
+    data: str | Path | None = None,
+    task: AnyTask | None = None,
+    confidence: Confidence = max_probability,
+    average: Average = "logits",
+    resolutions: Sequence[int] = (),
+    sequences: Sequences | None = None,
+    out: str | Path | None = None,
+) -> Cascade:
+    """`cascade`, without a word of it in the run's store and report."""
+    if not places:
+        raise CommitteeError("no members were given: a run's folder, or ONNX files")
+    wanted = parse_demand(demand)
+    if cost not in COSTS:
+        raise CommitteeError(f"the cost of a cascade is counted in {' or '.join(COSTS)}, not in {cost!r}")
+    counted = cost if wanted.limit is None and wanted.worst is None else wanted.resource.name
+    runs = [place for place in places if place.is_dir()]
+    found = [member for place in places for member in _members_of(place, resolutions)]
+    card = _card(found)
+    held_out, test = _examples(runs, data, task, card)
+    costs = [float(member.macs) for member in found] if counted == "macs" else _latencies(found, held_out.x)
+    models = [member.model for member in found]
+    whole = Committee(models, costs, _distinct_names(found), average=average, confidence=confidence)
+    logits = whole.logits(held_out.x)
+    largest = int(np.argmax(costs))
+    reached = float((logits[largest].argmax(1) == held_out.y).mean())
+    budget, worst = (None if one is None else float(one.of(costs[largest]).target) for one in (wanted.limit, wanted.worst))
+    target = wanted.target(reached)
+    chosen = whole.fit(logits, held_out.y, budget=budget, target=target, worst_case=worst, sequences=sequences)
+
+    folder = Path(out) if out is not None else runs[0] if runs else places[0].parent
+    folder.mkdir(parents=True, exist_ok=True)
+    assert chosen.rule is not None
+    report = chosen.report(test.x, test.y)
+    card = _card_of_cascade(card, chosen, report)
+    audits = [export_cascade(chosen, folder / FILE, card, test.x[:CHECKED])]
+    programs = [found[member].program for member in chosen.rule.members]
+    if all(program is not None for program in programs):
+        audits.append(write_cascade_source(chosen, folder / FOLDER, card, test.x[:CHECKED], [one for one in programs if one is not None]))
+    alone = (whole.models[largest](test.x).argmax(1) == test.y).mean()
+    summary = {
+        "demand": demand,
+        "cost": counted,
+        "members": [
+            {"name": name, "cost": one, "used": at in chosen.rule.members} for at, (name, one) in enumerate(zip(whole.names, costs, strict=True))
+        ],
+        "order": [whole.names[member] for member in chosen.rule.members],
+        "thresholds": list(chosen.rule.thresholds),
+        "temperatures": [chosen.temperatures[member] for member in chosen.rule.members],
+        "confidence": confidence.__name__,
+        "average": average,
+        "held_out": {"examples": held_out.about, **chosen.report().to_json()},
+        "test": {"examples": test.about, **report.to_json()},
+        "largest": {"name": whole.names[largest], "cost": costs[largest], "held_out_accuracy": reached, "accuracy": float(alone)},
+        "latency": _latency(chosen, found[largest], card, test.x, report),
+        "files": [{"file": str(folder / (FILE if at == 0 else f"{FOLDER}/{audit.file}")), "bytes": audit.size_bytes,
+                   "difference": audit.max_difference} for at, audit in enumerate(audits)],
+    }  # fmt: skip
+    atomic_write(folder / ABOUT, json.dumps(summary, indent=2) + "\n")
+    return Cascade(chosen, chosen.report(), report, summary, folder)
+
+
+def _latency(committee: Committee, largest: Member, card: ModelCard, x: NDArray, report: Report) -> dict[str, Any]:
+    """Milliseconds of one example in ONNX Runtime on one thread, at each exit, and of the largest member; and the ratio of the two means."""
+    exits = committee.predict(x).exits
+    samples = measured(cascade_model(committee, card).SerializeToString(), largest.model.content, x, exits)
+    taken = {at: samples[f"exit {at}"] for at in range(1, len(report.shares) + 1) if f"exit {at}" in samples}
+    return {
+        "runtime": NAME,
+        "exits_ms": {str(at): one.latency_ms for at, one in taken.items()},
+        "average_ms": sum(report.shares[at - 1] * one.latency_ms for at, one in taken.items()),
+        "largest_ms": samples["largest"].latency_ms,
+        "ratio": sum(report.shares[at - 1] * one.ratio for at, one in taken.items()),
+    }
+
+
+def _latencies(members: Sequence[Member], x: NDArray) -> list[float]:
+    steps = {str(at): onnx_step(member.model.content, batch=x[:1]) for at, member in enumerate(members)}
+    return [one.latency_ms for one in in_turns(steps, str(len(members) - 1), runtime=NAME).values()]
+
+
+def _members_of(place: Path, resolutions: Sequence[int]) -> Iterator[Member]:
+    """The networks of a run, one for each budget, or the model in an ONNX file."""
+    if not place.is_dir():
+        yield _in_file(place, place.name)
+        return
+    _check_finished(place)
+    for file in (place / "model.onnx", *sorted(place.glob("budget-*/model.onnx"), key=lambda one: int(one.parent.name.partition("-")[2]))):
+        name = file.relative_to(place.parent).parent.as_posix()
+        if resolutions:
+            yield from _resized(file.parent, name, resolutions)
+        else:
+            yield _in_file(file, name)
+
+
+def _check_finished(place: Path) -> None:
+    content = read_config(place)
+    if content is None:
+        raise RunError(f"{place} is no run: it has no config.json")
+    check_is_search(place, content["asked"])
+    if not (place / "model.onnx").is_file():
+        raise RunError(f"{place} has no model.onnx; has its run finished? `niwaki resume {place}` goes on with it")
+
+
+def _in_file(file: Path, name: str) -> Member:
+    """The model, with the multiply-adds that its metadata tell, or that are counted, and what lies beside it as a torch program."""
+    model, program = OnnxMember(file), file.with_suffix(".pt2")
+    told = model.properties.get("macs")
+    return Member(name, model, int(told) if told else profile(str(file))["macs"], program.read_bytes() if program.is_file() else None)
+
+
+def _resized(place: Path, name: str, resolutions: Sequence[int]) -> Iterator[Member]:
+    """One network of a run at several image sizes."""
+    about = json.loads((place / "architecture.json").read_text("utf-8"))
+    if "columns" in about["preprocessing"]:
+        raise CommitteeError("resolutions are of images; this run is of a table")
+    form, network = Preprocessing(**about["preprocessing"]), from_json(about["network"])
+    module = build(network, space_of(network).architecture({})).eval()
+    module.load_state_dict(safetensors.torch.load((place / "model.safetensors").read_bytes()))
+    preprocess = Preprocess(torch.tensor(form.mean), torch.tensor(form.std), channels_last=len(form.stored_shape) == 3)
+    blank = np.zeros((1, *form.stored_shape), dtype=form.stored_dtype)
+    card = ModelCard(tuple(about["class_names"]), form, 0, 0, 0)
+    for size in resolutions:
+        resized = Resized(module, (size, size))
+        try:
+            counted = macs_of(resized, (form.channels, *form.stored_shape[:2]))
+        except RuntimeError as error:
+            raise CommitteeError(f"{name} does not run on images of {size} x {size}: {str(error).splitlines()[0]}") from error
+        shipment = capture(resized, preprocess, blank)
+        program = place / f".{size}.pt2"
+        export_pt2(shipment, program, card)
+        content = program.read_bytes()
+        program.unlink()
+        yield Member(f"{name} at {size}", OnnxMember(translated(shipment, card).SerializeToString()), counted, content)
+
+
+def _distinct_names(members: Sequence[Member]) -> list[str]:
+    names = [member.name for member in members]
+    return [f"{name} ({at + 1})" if names.count(name) > 1 else name for at, name in enumerate(names)]
+
+
+def _card(members: Sequence[Member]) -> ModelCard:
+    """Class names and the form of the examples, from the first member that tells; all that do tell the same."""
+    told = [member for member in members if {"class_names", "preprocessing"} <= set(member.model.properties)]
+    if not told:
+        names = ", ".join(member.name for member in members)
+        raise CommitteeError(
+            f"none of {names} tells class names and preprocessing; one of them at least is to be a model that niwaki wrote"
+        )
+    first = told[0].model.properties
+    for one in told[1:]:
+        if any(one.model.properties[key] != first[key] for key in ("class_names", "preprocessing")):
+            raise CommitteeError(f"{one.name} and {told[0].name} are of different data: their classes or the form of their examples differ")
+    if not (names := json.loads(first["class_names"])):
+        raise CommitteeError("a cascade is of classifiers: it asks how sure each is of a class; these members predict a number")
+    form = json.loads(first["preprocessing"])
+    return ModelCard(tuple(names), TableForm.from_json(form) if "columns" in form else Preprocessing(**form), 0, 0, 0)
+
+
+def _card_of_cascade(card: ModelCard, committee: Committee, report: Report) -> ModelCard:
+    """macs: the average. params, size_bytes: of all members that may run."""
+    assert committee.rule is not None
+    properties = [committee.models[member].properties for member in committee.rule.members]
+    params, size = (sum(int(one.get(key, 0)) for one in properties) for key in ("params", "size_bytes"))
+    metrics = {"held out": {"accuracy": committee.report().accuracy}, "test": {"accuracy": report.accuracy}}
+    return replace(card, macs=round(report.average_cost), params=params, size_bytes=size, metrics=metrics)
+
+
+def _examples(runs: Sequence[Path], data: str | Path | None, task: AnyTask | None, card: ModelCard) -> tuple[Examples, Examples]:
+    """Those to choose on, and others to tell the figures on."""
+    given = None if data is None else _read(Path(data), card)
+    if not runs and task is None:
+        if given is None:
+            raise CommitteeError(
+                "ONNX files come without examples: data names an .npz file with images and labels that none was trained on"
+            )
+        return _halves(given)
+    found, held = _task_of_runs(runs, task)
+    test = _part(found, "test")
+    if given is not None:
+        return given, test
+    return (_part(found, "validation"), test) if held else _halves(test)
+
+
+def _task_of_runs(runs: Sequence[Path], task: AnyTask | None) -> tuple[AnyTask, bool]:
+    """The task of all runs, and whether its validation part was seen by none of their networks."""
+    contents = [content for run in runs if (content := read_config(run)) is not None]
+    described = [content["plan"]["data"] for content in contents]
+    if len({one["sha256"] for one in described}) > 1:
+        raise CommitteeError(f"the runs {', '.join(map(str, runs))} are of different data")
+    kept = bool(contents) and all(content["plan"]["config"].get("cascade") for content in contents)
+    held = kept and all(one == described[0] for one in described)  # the same seed of the split, too
+    if task is not None:
+        if described and task.sha256 != described[0]["sha256"]:
+            raise CommitteeError(f"the task that is given has other data than the run in {runs[0]}")
+        return task, held
+    if any("task" in content["asked"].get("given", ()) for content in contents):
+        raise RunError(f"the run in {runs[0]} was started from Python with a task of its own; niwaki.cascade(..., task=) takes it")
+    made = task_of(config_of(contents[0]["plan"]["config"], str(runs[0] / "config.json")))
+    if made.sha256 != described[0]["sha256"]:
+        raise RunError(f"the data have changed since the run in {runs[0]} began ({made.source})")
+    return made, held
+
+
+def _part(task: AnyTask, name: Any) -> Examples:
+    """The stored examples of a part of the data."""
+    indices, of = task.part(name), plain(task)
+    labels = of.labels(indices).numpy()
+    if isinstance(of, Tabular):
+        stored = np.concatenate([of.table.rows, of.table.test_rows])[indices.numpy()]
+    else:
+        count, places = len(of.images.images), indices.numpy()
+        stored = of.images.test_images[places - count] if name == "test" else of.images.images[places]
+    return Examples(stored, labels, f"{len(labels):,} of the {name} part")
+
+
+def _halves(whole: Examples) -> tuple[Examples, Examples]:
+    """Class by class: one half to choose on, the other to tell the figures on."""
+    rest, chosen = stratified_cut(whole.y, 0.5, np.random.default_rng(derive_seed("cascade", len(whole.y))))
+    if not len(chosen) or not len(rest):
+        raise CommitteeError(f"{len(whole.y)} held-out examples are too few to choose on one half and tell the figures on the other")
+    return (
+        Examples(whole.x[chosen], whole.y[chosen], f"{len(chosen):,} of {whole.about}"),
+        Examples(whole.x[rest], whole.y[rest], f"the other {len(rest):,} of {whole.about}"),
+    )
+
+
+def _read(file: Path, card: ModelCard) -> Examples:
+    """The examples of an .npz file, in the form that the members take."""
+    try:
+        with np.load(file, allow_pickle=False) as loaded:
+            names = [name for name in ("images", "rows", "x") if name in loaded.files]
+            if not names or "labels" not in loaded.files:
+                raise CommitteeError(f"{file} holds {', '.join(loaded.files) or 'nothing'}; images (or rows) and labels are needed")
+            x, y = loaded[names[0]], loaded["labels"]
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, CommitteeError):
+            raise
+        raise CommitteeError(f"{file} cannot be read as an .npz file: {error}") from error
+    form = card.preprocessing
+    shape, dtype = ((len(form.columns),), "float64") if isinstance(form, TableForm) else (form.stored_shape, form.stored_dtype)
+    if x.shape[1:] != tuple(shape) or x.dtype != np.dtype(dtype):
+        wanted = " x ".join(map(str, ("N", *shape)))
+        raise CommitteeError(f"{file} holds {x.dtype} of shape {x.shape}; the members take {dtype}, {wanted}")
+    return Examples(x, y.astype(np.int64) if y.dtype.kind in "iu" else y, str(file))
+
+
+def told_of(made: Cascade) -> str:
+    """What a person wants to know of it, line by line."""
+    summary, test = made.summary, made.test
+    largest, latency = summary["largest"], summary["latency"]
+    unit = "multiply-adds" if summary["cost"] == "macs" else "ms"
+    lines = [
+        f"chosen on {summary['held_out']['examples']} (accuracy {made.held_out.accuracy:.4f}); on {summary['test']['examples']}:",
+        str(test),
+        f"the largest member, {largest['name']}: accuracy {largest['accuracy']:.4f}, {largest['cost']:,.6g} {unit}: the cascade takes "
+        f"{test.average_cost / largest['cost']:.1%} of that",
+        f"one example at a time in {latency['runtime']}: {latency['average_ms']:.4f} ms on average, the largest member {latency['largest_ms']:.4f} ms "
+        f"(ratio {latency['ratio']:.2f})",
+    ]
+    return "\n".join(lines)
