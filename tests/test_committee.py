@@ -1,6 +1,7 @@
 """Committees: thresholds against brute force and closed forms, compaction, one ONNX file that stops early, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import niwaki
 from niwaki.deploy.card import ExportError, ModelCard, Preprocessing
 from niwaki.deploy.cascade import cascade_model, export_cascade, measured, session_of, with_onnx_members
 from niwaki.deploy.cascade_source import loaded, write_cascade_source
@@ -21,7 +23,9 @@ from niwaki.deploy.export import capture, export_pt2
 from niwaki.deploy.predict import predict
 from niwaki.deploy.thresholds import NEVER, CommitteeError, Exits, Rule, Sequences, by_budget, by_target, front, points_of
 from niwaki.device.measure import Protocol
-from niwaki.task.classify import Preprocess
+from niwaki.run.demand import parse_demand
+from niwaki.task.classify import ImageClassification, Preprocess
+from niwaki.task.embedded import digits
 
 CLASSES = 5
 
@@ -365,6 +369,133 @@ def test_a_self_cascade_asks_one_network_at_two_resolutions(tmp_path, images):
     whole = whole.with_rule((0, 1), (float(np.median(whole.confidences(images)[0])) + 1e-5,))
     export_cascade(whole, tmp_path / "cascade.onnx", CARD, images)
     assert set(whole.predict(images).exits) == {1, 2}
+
+
+# --- of a run -------------------------------------------------------------------------------------------------------------------
+
+TINY = {"threads": 1, "search.epochs": 1, "search.warmup_epochs": 0, "search.candidates": 2, "search.finalists": 1, "train.epochs": 6}
+
+
+@pytest.fixture(scope="module")
+def searched(niwaki_command, tmp_path_factory):
+    """(folder, answer) of one command: two budgets and their cascade."""
+    place = tmp_path_factory.mktemp("searched")
+    (place / "family.py").write_text(
+        "from niwaki import *\nw = Choice((4, 24), 'w')\n"
+        "network = Network(Chain(conv_bn_act(w, stride=2), conv_bn_act(w, stride=2), GlobalPool(), Flatten(), Linear(10)), (1, 8, 8))\n"
+    )
+    settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+    words = ["--set", f"network={place / 'family.py'}:network", "--set", 'budget=["macs<=3k", "macs<=60k"]', *settings]
+    answer = niwaki_command("search", "--out", place / "run", *words, "--cascade", "accuracy>=largest-5%", "--json")
+    assert answer.code == 0, answer.err
+    return place / "run", answer
+
+
+def test_one_command_gives_two_networks_and_their_cascade(searched, niwaki_command):
+    folder, answer = searched
+    made = answer.json["cascade"]
+    assert [member["cost"] for member in made["members"]] == [row["macs"] for row in answer.json["budgets"]]
+    count = len(ImageClassification(digits()).part("validation"))
+    assert made["held_out"]["about"] == f"{count} of the validation part", "which neither network was trained on"
+    assert made["test"]["about"] == "360 of the test part"
+    assert made["held_out"]["accuracy"] >= made["largest"]["held_out_accuracy"] - 0.05
+    assert made["test"]["average_cost"] == pytest.approx(np.dot(made["test"]["shares"], np.cumsum(made["test"]["costs"])))
+    assert {path.name for path in folder.glob("cascade*")} == {"cascade.onnx", "cascade.json", "cascade"}
+    assert '<h2 id="cascade">' in (folder / "report.html").read_text()
+    images, labels = digits().test_images, digits().test_labels
+    np.savez(folder.parent / "test.npz", images=images, labels=labels)
+    found = niwaki_command("predict", folder / "cascade.onnx", folder.parent / "test.npz", "--json").json
+    assert found["accuracy"] == pytest.approx(made["test"]["accuracy"])
+    assert found["exit_shares"].get("1", 0) == pytest.approx(made["test"]["shares"][0])
+    again = niwaki_command("resume", folder, "--quiet")
+    assert "cascade for accuracy>=largest-5%: " in again.out
+
+
+def test_export_makes_a_cascade_for_another_demand_and_keeps_it_in_the_report(searched, niwaki_command, tmp_path):
+    folder = shutil.copytree(searched[0], tmp_path / "run")
+    costs = [member["cost"] for member in searched[1].json["cascade"]["members"]]
+    budget = round((costs[0] + sum(costs)) / 2)
+    made = niwaki_command(
+        "export", folder, "--cascade", f"macs<={budget}", "--confidence", "entropy", "--average", "probabilities", "--json"
+    ).json
+    assert made["held_out"]["average_cost"] <= budget
+    assert (made["confidence"], made["average"]) == ("entropy", "probabilities")
+    assert f"macs&lt;={budget}" in (folder / "report.html").read_text()
+    told = niwaki_command("export", folder, "--cascade", "accuracy>=largest-5% and worst(macs)<=100%")
+    assert "one example at a time in onnxruntime" in told.out
+    assert json.loads((folder / "cascade.json").read_text())["test"]["worst_cost"] <= costs[1]
+
+
+def test_onnx_files_are_members_too_with_examples_of_their_own(searched, tmp_path):
+    images, labels = digits().images[:400], digits().labels[:400]
+    np.savez(tmp_path / "held.npz", images=images, labels=labels)
+    files = [searched[0] / "model.onnx", searched[0] / "budget-2" / "model.onnx"]
+    made = niwaki.cascade(files, "macs<=150%", data=tmp_path / "held.npz", out=tmp_path)
+    assert made.held_out.examples + made.test.examples == 400
+    assert made.held_out.average_cost <= 1.5 * made.summary["largest"]["cost"]
+    assert made.front[0][0] <= made.front[-1][0]
+    with pytest.raises(CommitteeError, match="ONNX files come without examples"):
+        niwaki.cascade(files, "macs<=150%")
+
+
+def test_a_run_at_two_resolutions_is_a_self_cascade(searched, tmp_path):
+    made = niwaki.cascade(searched[0], "accuracy>=largest-5%", resolutions=(6,), out=tmp_path)
+    assert [member["name"] for member in made.summary["members"]] == ["run at 6", "run/budget-2 at 6"]
+    assert made.summary["largest"]["cost"] < searched[1].json["cascade"]["largest"]["cost"]
+    assert (tmp_path / "cascade.onnx").is_file()
+
+
+def test_a_run_that_was_not_searched_for_a_cascade_has_only_its_test_part(searched, tmp_path):
+    folder = shutil.copytree(searched[0], tmp_path / "run")
+    content = json.loads((folder / "config.json").read_text())
+    content["plan"]["config"]["cascade"] = content["asked"]["config"]["cascade"] = None
+    (folder / "config.json").write_text(json.dumps(content))
+    made = niwaki.cascade(folder, "accuracy>=largest-5%")
+    assert made.held_out.examples + made.test.examples == 360
+    assert 170 <= made.test.examples <= 190
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--cascade", "accuracy>=largest+1%"), "not understood"),
+        (("--cascade", "params<=1M"), "counted in macs or"),
+        (("--cascade", "macs<=1M and accuracy>=97%"), "one of the two"),
+        (("--cascade", "macs<=1"), "the cheapest costs"),
+        (("--cascade", "accuracy>=100%"), "the best reaches"),
+        (("--cascade", "macs<=50%", "--cost", "params"), "not in 'params'"),
+        (("--cascade", "macs<=50%", "--confidence", "margin"), "no confidence function 'margin'"),
+        (("--cascade", "macs<=50%", "--data", "nowhere.npz"), "nowhere.npz cannot be read"),
+        (("--cost", "latency(onnxruntime)"), "--cascade says what it shall come to"),
+    ],
+)
+def test_the_command_says_what_it_cannot_do(searched, niwaki_command, tmp_path, words, message):
+    found = niwaki_command("export", searched[0], *words, *(("--out", tmp_path) if words[0] == "--cascade" else ()))
+    assert found.code == 2
+    assert message in found.err
+
+
+def test_a_search_for_a_cascade_of_one_budget_is_refused_before_any_work(niwaki_command, tmp_path):
+    found = niwaki_command("search", "--set", "budget=macs<=60k", "--cascade", "macs<=50%", "--out", tmp_path / "run")
+    assert found.code == 2
+    assert "the networks of several budgets" in found.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("accuracy>=97.5%", (0.975, None, None, None)),
+        ("accuracy >= 0.9 and worst(macs)<=2M", (0.9, None, None, "macs<=2000000")),
+        ("accuracy>=largest", (None, 0.0, None, None)),
+        ("accuracy>=largest - 0.5%", (None, 0.005, None, None)),
+        ("latency(onnxruntime)<=50%", (None, None, "latency(onnxruntime)<=50%", None)),
+    ],
+)
+def test_a_demand_is_read(text, told):
+    found = parse_demand(text)
+    assert (found.accuracy, found.below_largest) == pytest.approx(told[:2])
+    assert tuple(one and str(one) for one in (found.limit, found.worst)) == told[2:]
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------------

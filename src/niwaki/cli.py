@@ -37,6 +37,15 @@ Setting = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration; may be repeated.")
 ]
 
+Cascade = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEMAND",
+        help='Also a cascade of the networks of all budgets, for "accuracy>=largest-1%", "accuracy>=97%" or "macs<=50%" on average; '
+        '"... and worst(macs)<=2M" bounds the worst case.',
+    ),
+]
+
 
 @app.command()
 def search(
@@ -52,6 +61,7 @@ def search(
         typer.Option(help="Threads of torch, and processes that train finalists; part of the configuration, as results depend on it."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    cascade: Cascade = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the folder holds of an earlier run and start anew.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -61,7 +71,7 @@ def search(
         from niwaki.run.api import search_config
         from niwaki.run.config import load_config
 
-        given = {"minutes": minutes, "seed": seed, "threads": threads, "device": device}
+        given = {"minutes": minutes, "seed": seed, "threads": threads, "device": device, "cascade": cascade}
         loaded = load_config(config, settings or (), given)
         name = config.stem if config is not None else loaded.data.kind
         with _watched(quiet) as progress:
@@ -105,6 +115,8 @@ def predict(
                 print(f"{row.source}\t{said}")
             if found.accuracy is not None and not quiet:
                 print(f"accuracy {found.accuracy:.4f} over {len(found.rows)} examples")
+            if found.exit_shares and not quiet:
+                print("of a cascade: " + ", ".join(f"exit {at} {share:.1%}" for at, share in found.exit_shares.items()))
             if found.rmse is not None and not quiet:
                 print(f"rmse {found.rmse:.6g} over {len(found.rows)} rows")
         for file, why in found.failures.items():
@@ -113,10 +125,18 @@ def predict(
             rows: list[dict[str, Any]] = [
                 {"file": r.source, "value": r.value, "truth": r.truth}
                 if isinstance(r, Estimate)
-                else {"file": r.source, "label": r.label, "probability": r.probability, "top": r.top, "truth": r.truth}
+                else {
+                    "file": r.source,
+                    "label": r.label,
+                    "probability": r.probability,
+                    "top": r.top,
+                    "truth": r.truth,
+                    **({} if r.exit is None else {"exit": r.exit}),
+                }
                 for r in found.rows
             ]
-            print(json.dumps({"predictions": rows, "failures": found.failures, "accuracy": found.accuracy, "rmse": found.rmse}))
+            shares = {"exit_shares": found.exit_shares} if found.exit_shares else {}
+            print(json.dumps({"predictions": rows, "failures": found.failures, "accuracy": found.accuracy, "rmse": found.rmse, **shares}))
         if found.failures:
             raise typer.Exit(FAILED if found.rows else BAD_INPUT)
 
@@ -147,12 +167,42 @@ def report(
 
 
 @app.command()
-def export(folder: Path, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Write model.onnx, model.pt2, model.py and architecture.json of a finished run anew, checked on its data."""
+def export(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="A finished run; for a cascade several, or ONNX files.")],
+    cascade: Cascade = None,
+    cost: Annotated[str, typer.Option(help="Of a cascade, what is least for an accuracy: macs, or latency(onnxruntime).")] = "macs",
+    data: Annotated[Path | None, typer.Option(help="Of a cascade: .npz with images and labels that no network was trained on.")] = None,
+    confidence: Annotated[str, typer.Option(help="Of a cascade: max_probability, gap, logit_gap or entropy.")] = "max_probability",
+    average: Annotated[str, typer.Option(help="Of a cascade, what is averaged: logits or probabilities.")] = "logits",
+    resolution: Annotated[
+        list[int] | None, typer.Option(help="Of a cascade: each network is a member at this image size; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Of a cascade: its folder (default: the run's).")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write model.onnx, model.pt2, model.py and architecture.json of a finished run anew, checked on its data; or a cascade of networks."""
     with _told(as_json):
+        from niwaki.deploy.thresholds import CommitteeError
         from niwaki.run.api import export_run
 
-        rows = export_run(folder)
+        if cascade is not None:
+            from niwaki.deploy.confidence import confidence_named
+            from niwaki.run.cascade import cascade as make
+
+            told: Any = {"cost": cost, "data": data, "average": average, "resolutions": resolution or (), "out": out}
+            made = make(folders, cascade, confidence=confidence_named(confidence), **told)
+            if as_json:
+                print(json.dumps({**made.summary, "folder": str(made.folder)}))
+            else:
+                print(made)
+                if not quiet:
+                    print(f"model:  {made.model}")
+            return
+        set_idly = {"--cost": cost != "macs", "--data": data, "--resolution": resolution, "--out": out, "several folders": folders[1:]}
+        if idle := [word for word, value in set_idly.items() if value]:
+            raise CommitteeError(f"{', '.join(idle)}: these are of a cascade, and --cascade says what it shall come to")
+        rows = export_run(folders[0])
         if as_json:
             print(json.dumps({"files": rows}))
         else:
@@ -462,6 +512,10 @@ def _print_result(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:
             f"{'hardly trained: ' if found.get('hardly_trained') else ''}test {figure_name(metric)} {test} of the trained network"
             f" ({validation} when it was chosen, {found.get('judged', 'on validation')})"
         )
+    if made := summary.get("cascade"):
+        from niwaki.run.cascade import in_one_line
+
+        print(in_one_line(made))
     if not quiet:
         print(f"report: {summary['folder']}/report.html\nmodel:  {summary['folder']}/model.onnx")
 

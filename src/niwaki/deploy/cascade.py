@@ -194,36 +194,44 @@ class _Maker:
                 body.append(helper.make_node("Add", [total, vote], [f"v{at}/total"]))
             total = vote if total is None else f"v{at}/total"
         assert total is not None
-        last = self.stages[number][-1]
-        body += [
-            helper.make_node("Div", [total, self.number(float(last + 1))], [name + "mean"]),
-            helper.make_node("Shape", [name + "mean"], [name + "count"], start=0, end=1),
+        last, mean = self.stages[number][-1], total
+        if last:
+            mean = name + "mean"
+            body.append(helper.make_node("Div", [total, self.number(float(last + 1))], [mean]))
+        exits = [
+            helper.make_node("Shape", [mean], [name + "count"], start=0, end=1),
             helper.make_node("Expand", [self.number(last + 1, np.int64), name + "count"], [name + "exits"]),
         ]
         if number == len(self.stages) - 1:
-            return body, name + "mean", name + "exits"
-        probabilities = name + "mean"
+            return [*body, *exits], mean, name + "exits"
+        probabilities = mean
         if self.committee.average == "logits":
             probabilities = name + "probabilities"
-            body.append(helper.make_node("Softmax", [name + "mean"], [probabilities], axis=1))
+            body.append(helper.make_node("Softmax", [mean], [probabilities], axis=1))
         nodes, sure = _CONFIDENCE_NODES[self.committee.confidence](self, name, probabilities)
-        then, mean, exits = self.stage(number + 1, name + "images", name + "their_total")
+        threshold = self.number(self.rule.thresholds[last])
+        then, their_mean, their_exits = self.stage(number + 1, name + "images", name + "their_total")
         branch = [
+            helper.make_node("Less", [sure, threshold], [name + "goes"]),
+            helper.make_node("NonZero", [name + "goes"], [name + "places"]),
+            helper.make_node("Squeeze", [name + "places", self.number([0], np.int64)], [name + "left"]),
             helper.make_node("Gather", [images, name + "left"], [name + "images"], axis=0),
             helper.make_node("Gather", [total, name + "left"], [name + "their_total"], axis=0),
             *then,
             helper.make_node("Unsqueeze", [name + "left", self.number([1], np.int64)], [name + "rows"]),
-            helper.make_node("ScatterND", [name + "mean", name + "rows", mean], [name + "then_mean"]),
-            helper.make_node("ScatterND", [name + "exits", name + "rows", exits], [name + "then_exits"]),
+            helper.make_node("ScatterND", [mean, name + "rows", their_mean], [name + "then_mean"]),
+            *exits,
+            helper.make_node("ScatterND", [name + "exits", name + "rows", their_exits], [name + "then_exits"]),
         ]
-        stop = [helper.make_node("Identity", [name + what], [f"{name}else_{what}"]) for what in ("mean", "exits")]
-        body += [
+        stop = [
+            helper.make_node("Identity", [mean], [name + "else_mean"]),
+            helper.make_node("Shape", [mean], [name + "else_count"], start=0, end=1),
+            helper.make_node("Expand", [self.number(last + 1, np.int64), name + "else_count"], [name + "else_exits"]),
+        ]
+        body += [  # as few nodes as can be on the way out: each costs as much as a small layer
             *nodes,
-            helper.make_node("Less", [sure, self.number(self.rule.thresholds[last])], [name + "goes"]),
-            helper.make_node("NonZero", [name + "goes"], [name + "places"]),
-            helper.make_node("Squeeze", [name + "places", self.number([0], np.int64)], [name + "left"]),
-            helper.make_node("Size", [name + "left"], [name + "how_many"]),
-            helper.make_node("Greater", [name + "how_many", self.number(0, np.int64)], [name + "any"]),
+            helper.make_node("ReduceMin", [sure], [name + "least"], keepdims=0),
+            helper.make_node("Less", [name + "least", threshold], [name + "any"]),
             helper.make_node(
                 "If",
                 [name + "any"],
@@ -247,17 +255,19 @@ class _Maker:
 
     def _member(self, at: int, images: str) -> tuple[Nodes, str]:
         """The nodes of a member on `images`, and its vote: logits by temperature, or probabilities; float64."""
-        model, name = self.members[at], f"v{at}/"
-        scale = self.number(self.committee.temperatures[self.rule.members[at]])
+        model, vote = self.members[at], f"v{at}/logits"
+        temperature = self.committee.temperatures[self.rule.members[at]]
         body: Nodes = [
             helper.make_node("Identity", [images], [_one_input(model).name]),
             *model.graph.node,
-            helper.make_node("Cast", [model.graph.output[0].name], [name + "logits"], to=TensorProto.DOUBLE),
-            helper.make_node("Div", [name + "logits", scale], [name + "scaled"]),
+            helper.make_node("Cast", [model.graph.output[0].name], [vote], to=TensorProto.DOUBLE),
         ]
+        if temperature != 1:
+            body.append(helper.make_node("Div", [vote, self.number(temperature)], [f"v{at}/scaled"]))
+            vote = f"v{at}/scaled"
         if self.committee.average == "logits":
-            return body, name + "scaled"
-        return [*body, helper.make_node("Softmax", [name + "scaled"], [name + "vote"], axis=1)], name + "vote"
+            return body, vote
+        return [*body, helper.make_node("Softmax", [vote], [f"v{at}/vote"], axis=1)], f"v{at}/vote"
 
     def number(self, value: Any, dtype: Any = np.float64) -> str:
         name = f"number {value} {np.dtype(dtype).name}"

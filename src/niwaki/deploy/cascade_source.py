@@ -47,6 +47,8 @@ def write_cascade_source(committee: Committee, folder: str | Path, card: ModelCa
         raise ExportError(f"cascade.py can hold the confidence functions {known}; this committee has one of its own")
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"member-{at + 1}.pt2" for at in range(len(programs))]
+    for stale in folder.glob("member-*.pt2"):  # of a cascade of more members
+        stale.unlink()
     for name, content in zip(names, programs, strict=True):
         atomic_write(folder / name, content)
     atomic_write(folder / FILE, _source(committee, card, names))

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from niwaki.deploy.thresholds import CommitteeError
+
 Confidence = Callable[[NDArray], NDArray]  # probabilities (N, K), float64 -> (N,)
 SPREAD = 0.5  # standard deviation of log(temperature) before any example was seen
 
@@ -52,6 +54,14 @@ def entropy(probabilities: NDArray) -> NDArray:
 
 TINY = 1e-300  # for a logarithm of 0
 CONFIDENCES: tuple[Confidence, ...] = (max_probability, gap, logit_gap, entropy)  # those that an ONNX file can hold, too
+
+
+def confidence_named(name: str) -> Confidence:
+    """One of `CONFIDENCES`."""
+    known = {one.__name__: one for one in CONFIDENCES}
+    if name not in known:
+        raise CommitteeError(f"there is no confidence function {name!r}; there are {', '.join(known)}")
+    return known[name]
 
 
 def temperature(logits: NDArray, labels: NDArray) -> float:

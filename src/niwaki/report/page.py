@@ -42,7 +42,7 @@ NO_NETWORK = {
 
 def render(record: Record) -> str:
     """The page of `record`, as the text of one HTML file."""
-    parts = (_shrunk, _search, _choices, _network, _training, _errors, _run)
+    parts = (_shrunk, _search, _choices, _network, _training, _errors, _cascade, _run)
     sections = [section for part in parts if (section := part(record))]
     return document(record.title, _head(record), sections, _foot(record))
 
@@ -377,6 +377,37 @@ def _image(example: Example, told: str) -> str:
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def _cascade(record: Record) -> Section | None:
+    """Who leaves where, how often rightly, and at what cost, beside the largest member alone."""
+    if (made := record.cascade) is None:
+        return None
+    test, held_out, largest, latency = made["test"], made["held_out"], made["largest"], made["latency"]
+    unit = "MACs" if made["cost"] == "macs" else "ms"
+    rows = []
+    for at, name in enumerate(made["order"]):
+        sure = "all others" if at == len(made["thresholds"]) else f"confidence of at least {made['thresholds'][at]:.4f}"
+        right = test["exit_accuracies"][at]
+        took = latency["exits_ms"].get(str(at + 1))
+        rows.append((
+            escape(name), sure, percent(test["shares"][at]), "" if right is None else percent(right), f"{sum(test['costs'][: at + 1]):,.6g}",
+            "" if took is None else f"{took:.4f}",
+        ))  # fmt: skip
+    rows.append((
+        "the cascade", f"chosen for {escape(made['demand'])}", "", percent(test["accuracy"]), f"{test['average_cost']:,.6g}",
+        f"{latency['average_ms']:.4f}",
+    ))  # fmt: skip
+    rows.append((
+        f"{escape(largest['name'])} alone", "the largest member", "", percent(largest["accuracy"]), f"{largest['cost']:,.6g}",
+        f"{latency['largest_ms']:.4f}",
+    ))  # fmt: skip
+    table = listing(("network", "who stops", ">share", ">accuracy", f">{unit}", ">ms"), rows, strong={len(rows) - 2})
+    about = (
+        f"Thresholds were chosen on {held_out['about']} (accuracy {percent(held_out['accuracy'])} there); all figures are of "
+        f"{test['about']}. Costs are those of all networks that ran; milliseconds were measured in {latency['runtime']}, one example at a time."
+    )
+    return "cascade", "Cascade", f'<p class="sub">{escape(about)}</p>{table}'
 
 
 def _run(record: Record) -> Section | None:

@@ -222,6 +222,7 @@ class Record:
     picture: str = ""  # an <svg> element, see niwaki.net.picture
     chosen: tuple[Chosen, ...] = ()  # when several budgets were asked for
     files: tuple[File, ...] = ()
+    cascade: Mapping[str, Any] | None = None  # summary of the cascade of the networks of several budgets, see niwaki.run.cascade
     seconds: Mapping[str, float] = field(default_factory=dict)  # wall time by phase, in order
     notes: tuple[str, ...] = ()  # warnings and what was cut, most important first
     shrunk: Shrunk | None = None  # of a network that its owner had, and that was made smaller

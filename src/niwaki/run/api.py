@@ -19,11 +19,13 @@ import torch
 from torch import fx
 
 from niwaki.deploy.card import versions
+from niwaki.deploy.thresholds import CommitteeError
 from niwaki.net.control import Network
 from niwaki.net.place import space_of
 from niwaki.net.text import from_json, network_hash
 from niwaki.nn.build import build
 from niwaki.report.figure import figure_name
+from niwaki.run.cascade import make_cascade
 from niwaki.run.checklist import Item, checklist_of_run
 from niwaki.run.config import Config, ConfigError, changed, config_of, load_config, uses, without_effect
 from niwaki.run.finalists import judged_by
@@ -72,6 +74,7 @@ def search(
     budget: str | Sequence[str] | None = None,
     *,
     method: str = "dmasking",
+    cascade: str | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -83,12 +86,15 @@ def search(
 
     network: a description with choices, or a name ("auto": niwaki's own family at the size of the data). task: the digits, if left out.
     budget: such as "macs<=5e6"; a list asks for one network each. method: "dmasking", "tunas", or a strategy: "default", "random", "evolution",
-    "reinforce", "ppo", "tabnas". settings: any other key of the configuration, such as {"train.epochs": 30}. The same arguments and folder
+    "reinforce", "ppo", "tabnas". cascade: what one of the networks of several budgets shall come to, such as "accuracy>=largest-1%"; it is in
+    cascade.onnx, and `summary["cascade"]` tells of it. settings: any other key of the configuration, such as {"train.epochs": 30}. The same arguments and folder
     go on with an unfinished run.
     """
     budgets = None if budget is None else [budget] if isinstance(budget, str) else list(budget)
     named = {"network": network} if isinstance(network, str) else {}
-    config = load_config(None, (), {"budget": budgets, "method": method, "seed": seed, "minutes": minutes, **named, **(settings or {})})
+    config = load_config(
+        None, (), {"budget": budgets, "method": method, "cascade": cascade, "seed": seed, "minutes": minutes, **named, **(settings or {})}
+    )
     described = None if isinstance(network, str) else network
     _check_effect(config, task, described)
     return _run(config, out, "search", fresh=fresh, progress=progress, command="niwaki.search(...)", task=task, network=described)
@@ -299,6 +305,8 @@ def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: 
     known = not export_anew and _has_files(folder)  # somebody may have deleted one
     if not known:
         store.set_fact("result files", None)
+        if search.cascade is not None:
+            store.set_fact("result cascade", None)
         progress.phase("exporting", len(chosen))
         progress.advance(0)
 
@@ -339,10 +347,25 @@ def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: 
         }
 
     once(folder, "summary", summarise)
+    if search.cascade is not None:
+        once(folder, "cascade", partial(_cascade, search, folder))
     if not store.fact("finished") or not known or not (folder.path / "report.html").is_file():
         store.set_fact("finished", True)
         write_page(folder)
+    if why := (store.fact("result cascade") or {}).get("error"):
+        raise CommitteeError(
+            f"{why}. The networks themselves are finished: `niwaki export {folder.path} --cascade ...` makes a cascade of them for another demand"
+        )
     return _result(folder, chosen[0].arch, lambda: search.task.delivered(chosen[0].module).eval())
+
+
+def _cascade(search: Search, folder: Folder) -> dict[str, Any]:
+    """The summary of the cascade that was asked for, or the reason why there is none."""
+    assert search.cascade is not None
+    try:
+        return make_cascade([folder.path], search.cascade, task=search.task).summary
+    except CommitteeError as error:
+        return {"error": str(error)}
 
 
 def _shares(chosen: Chosen) -> dict[str, Any]:
@@ -355,6 +378,9 @@ def _has_files(folder: Folder) -> bool:
     """Whether all that was exported is there."""
     known = folder.store.fact("result files") or []
     places = _places(folder.path, len(known))
+    of_cascade = (folder.store.fact("result cascade") or {}).get("files", ())
+    if not all((folder.path / row["file"]).is_file() for row in of_cascade):
+        return False
     return bool(known) and all((place / row["file"]).is_file() for place, rows in zip(places, known, strict=True) for row in rows)
 
 
@@ -382,6 +408,8 @@ def _result(folder: Folder, arch: Architecture, load: Callable[[], fx.GraphModul
     summary |= {"folder": str(folder.path), "metric": folder.plan["data"]["metric"]}
     for row, place in zip(summary["budgets"], _places(folder.path, len(summary["budgets"])), strict=True):
         row["folder"] = str(place)
+    if (made := folder.store.fact("result cascade")) is not None:
+        summary["cascade"] = made
     metrics = {key: summary[key] for key in ("macs", "params", "accuracy") if key in summary} | summary["budgets"][0]["metrics"]
     return Result(arch, metrics, folder.path, summary, load)
 

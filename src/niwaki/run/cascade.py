@@ -1,13 +1,13 @@
 """A cascade of the networks that runs produced: from what is demanded, in words, to one ONNX file, a Python class, and figures on other examples.
 
 made = niwaki.cascade("runs/digits", "accuracy>=largest-1%")      a run with several budgets, several runs, or ONNX files
+print(made)
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,14 +31,13 @@ from niwaki.device.runtime_onnx import NAME, onnx_step
 from niwaki.net.place import space_of
 from niwaki.net.text import from_json
 from niwaki.nn.build import build
-from niwaki.objective.limit import Constraint, Resource, macs, parse_limit
 from niwaki.run.config import config_of
+from niwaki.run.demand import COSTS, parse_demand
 from niwaki.run.folder import Folder, RunError, check_is_search, read_config
 from niwaki.run.model import profile
 from niwaki.run.plan import task_of
 from niwaki.run.search import AnyTask, plain
 from niwaki.run.story import write_page
-from niwaki.space.choice import BudgetError
 from niwaki.store.files import atomic_write
 from niwaki.task.classify import Preprocess
 from niwaki.task.cut import stratified_cut
@@ -47,79 +46,6 @@ from niwaki.task.task import derive_seed
 
 FILE, FOLDER, ABOUT = "cascade.onnx", "cascade", "cascade.json"
 CHECKED = 256  # images on which what was written is compared with the committee
-COSTS = ("macs", "latency(onnxruntime)")
-
-
-# --- what is demanded ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Demand:
-    """accuracy: a share, at least, or with `below_largest` so much less than the largest member's on the same examples. limit: of the average cost.
-    worst: of the cost of an example for which all members run."""
-
-    text: str
-    accuracy: float | None = None
-    below_largest: float | None = None
-    limit: Constraint | None = None
-    worst: Constraint | None = None
-
-    @property
-    def resource(self) -> Resource:
-        limit = self.limit or self.worst
-        return macs if limit is None else limit.resource
-
-    def target(self, largest: float) -> float | None:
-        """The least accuracy, where the largest member's is this."""
-        return self.accuracy if self.below_largest is None else max(0.0, largest - self.below_largest)
-
-
-def parse_demand(text: str) -> Demand:
-    """What a cascade shall come to, from text: one of an accuracy and an average cost, and, if need be, the worst case.
-
-    >>> parse_demand("accuracy>=largest-1%").below_largest, parse_demand("accuracy >= 97.5%").accuracy
-    (0.01, 0.975)
-    >>> demand = parse_demand("macs<=50% and worst(macs)<=2M")
-    >>> print(demand.limit, demand.worst)
-    macs<=50% macs<=2000000
-    """
-    found: dict[str, Any] = {}
-    for clause in re.split(r"\s+and\s+", text.strip()):
-        if worst := re.fullmatch(r"worst\((.*)\)(\s*(?:<=|≤).*)", clause):
-            found["worst"] = _limit(worst[1] + worst[2], text)
-        elif share := re.fullmatch(r"accuracy\s*(?:>=|≥)\s*(.*)", clause):
-            found |= _accuracy(share[1], text)
-        else:
-            found["limit"] = _limit(clause, text)
-    demand = Demand(text, **found)
-    if (demand.limit is None) == (demand.accuracy is None and demand.below_largest is None):
-        raise CommitteeError(f"{text!r}: a cascade is chosen for an accuracy or for an average cost, one of the two; {_EXAMPLES}")
-    if demand.limit is not None and demand.worst is not None and demand.limit.resource != demand.worst.resource:
-        raise CommitteeError(f"{text!r}: the worst case is limited in the same cost as the average")
-    return demand
-
-
-_EXAMPLES = 'such as "accuracy>=97%", "accuracy>=largest-1%", "macs<=50%" or "latency(onnxruntime)<=1ms", and "... and worst(macs)<=2M"'
-
-
-def _accuracy(bound: str, text: str) -> dict[str, float]:
-    match = re.fullmatch(r"(largest)?\s*(?:(-?)\s*(\d+\.?\d*|\.\d+)\s*(%?))?", bound)
-    if not bound or not match or bool(match[1]) != (match[2] == "-" or match[3] is None):
-        raise CommitteeError(f"{text!r}: an accuracy of {bound!r} is not understood; it is one {_EXAMPLES}")
-    share = float(match[3] or 0) / (100 if match[4] else 1)
-    if share > 1:
-        raise CommitteeError(f"{text!r}: an accuracy is a share, from 0 to 1, or from 0 to 100 %")
-    return {"below_largest": share} if match[1] else {"accuracy": share}
-
-
-def _limit(clause: str, text: str) -> Constraint:
-    try:
-        limit = parse_limit(clause)
-    except BudgetError as error:
-        raise CommitteeError(f"{text!r}: {error}; a demand is one {_EXAMPLES}") from error
-    if limit.resource.name not in COSTS:
-        raise CommitteeError(f"{text!r}: the cost of a cascade is counted in {' or '.join(COSTS)}, not in {limit.resource.name}")
-    return limit
 
 
 # --- members and examples ------------------------------------------------------------------------------------------------------
@@ -158,6 +84,20 @@ class Cascade:
     def model(self) -> Path:
         """The ONNX file."""
         return self.folder / FILE
+
+    def __str__(self) -> str:
+        summary, test = self.summary, self.test
+        largest, latency = summary["largest"], summary["latency"]
+        unit = "multiply-adds" if summary["cost"] == "macs" else "ms"
+        lines = [
+            f"chosen on {summary['held_out']['about']} (accuracy {self.held_out.accuracy:.4f}); on {summary['test']['about']}:",
+            str(test),
+            f"the largest member, {largest['name']}: accuracy {largest['accuracy']:.4f}, {largest['cost']:,.6g} {unit}: the cascade takes "
+            f"{test.average_cost / largest['cost']:.1%} of that",
+            f"one example at a time in {latency['runtime']}: {latency['average_ms']:.4f} ms on average, the largest member {latency['largest_ms']:.4f} ms "
+            f"(ratio {latency['ratio']:.2f})",
+        ]
+        return "\n".join(lines)
 
     @cached_property
     def front(self) -> list[tuple[float, float]]:
@@ -255,11 +195,11 @@ def make_cascade(
         "temperatures": [chosen.temperatures[member] for member in chosen.rule.members],
         "confidence": confidence.__name__,
         "average": average,
-        "held_out": {"examples": held_out.about, **chosen.report().to_json()},
-        "test": {"examples": test.about, **report.to_json()},
+        "held_out": {"about": held_out.about, **chosen.report().to_json()},
+        "test": {"about": test.about, **report.to_json()},
         "largest": {"name": whole.names[largest], "cost": costs[largest], "held_out_accuracy": reached, "accuracy": float(alone)},
         "latency": _latency(chosen, found[largest], card, test.x, report),
-        "files": [{"file": str(folder / (FILE if at == 0 else f"{FOLDER}/{audit.file}")), "bytes": audit.size_bytes,
+        "files": [{"file": FILE if at == 0 else f"{FOLDER}/{audit.file}", "bytes": audit.size_bytes,
                    "difference": audit.max_difference} for at, audit in enumerate(audits)],
     }  # fmt: skip
     atomic_write(folder / ABOUT, json.dumps(summary, indent=2) + "\n")
@@ -451,17 +391,11 @@ def _read(file: Path, card: ModelCard) -> Examples:
     return Examples(x, y.astype(np.int64) if y.dtype.kind in "iu" else y, str(file))
 
 
-def told_of(made: Cascade) -> str:
-    """What a person wants to know of it, line by line."""
-    summary, test = made.summary, made.test
-    largest, latency = summary["largest"], summary["latency"]
+def in_one_line(summary: Mapping[str, Any]) -> str:
+    """A cascade by its summary."""
+    test, largest = summary["test"], summary["largest"]
     unit = "multiply-adds" if summary["cost"] == "macs" else "ms"
-    lines = [
-        f"chosen on {summary['held_out']['examples']} (accuracy {made.held_out.accuracy:.4f}); on {summary['test']['examples']}:",
-        str(test),
-        f"the largest member, {largest['name']}: accuracy {largest['accuracy']:.4f}, {largest['cost']:,.6g} {unit}: the cascade takes "
-        f"{test.average_cost / largest['cost']:.1%} of that",
-        f"one example at a time in {latency['runtime']}: {latency['average_ms']:.4f} ms on average, the largest member {latency['largest_ms']:.4f} ms "
-        f"(ratio {latency['ratio']:.2f})",
-    ]
-    return "\n".join(lines)
+    return (
+        f"cascade for {summary['demand']}: {' -> '.join(summary['order'])}, {test['average_cost']:,.6g} {unit} on average "
+        f"({test['average_cost'] / largest['cost']:.0%} of the largest), test accuracy {test['accuracy']:.4f} (largest {largest['accuracy']:.4f})"
+    )

@@ -19,7 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from niwaki.deploy.thresholds import CommitteeError
 from niwaki.objective import Budget, budget_text, parse_budget, parse_budgets
+from niwaki.run.demand import parse_demand
 from niwaki.space.choice import BudgetError
 
 Count = Annotated[int, Field(ge=1)]
@@ -197,6 +199,7 @@ class Config(_Section):
     search: Search = Search()
     train: Train = Train()
     warm_start: Words | None = None  # the folder of an earlier run
+    cascade: Words | None = None  # what a cascade of the networks of several budgets shall come to, such as "accuracy>=largest-1%"
     minutes: Rate | None = None
 
     @field_validator("method")
@@ -229,6 +232,14 @@ class Config(_Section):
             return [budget_text(budget) for budget in parse_budgets(value)]  # one text for one budget, however it was written
         except BudgetError as error:
             raise _mistake(f"budget: {error}") from error
+
+    @field_validator("cascade")
+    @classmethod
+    def _readable_demand(cls, value: str | None) -> str | None:
+        try:
+            return None if value is None else parse_demand(value).text
+        except CommitteeError as error:
+            raise _mistake(f"cascade = {error}") from error
 
     @property
     def budgets(self) -> tuple[Budget, ...]:

@@ -185,14 +185,14 @@ def training_name(budgets: int, at: int) -> str:
 
 
 def _train(search: Search, at: int, arch: Architecture, folder: Folder, progress: Progress, clock: Clock) -> fx.GraphModule:
-    """The chosen network, trained from scratch on training and validation data."""
+    """The chosen network, trained from scratch on training and validation data; for a cascade, which needs the latter, on training data."""
     name = training_name(len(search.budgets), at)
     module = build(search.network, arch, seed=derive_seed(search.seed, "final weights"))
     training = start(
         module,
         search.task,
         search.recipe,
-        search.task.part("train+validation"),
+        search.task.part(search.final_part),
         seed=derive_seed(search.seed, "final"),
         device=torch.device(search.device),
         teacher=search.teacher,

@@ -199,6 +199,19 @@ def _check_fits(network: Network, task: AnyTask) -> None:
         raise ModelError(f"the network gives {given} for {example}, where {task.outputs} are needed: one for each class of the data")
 
 
+def _check_cascade(config: Config, task: AnyTask, budgets: int) -> None:
+    """Refuses a cascade of one network, or of networks that know no classes."""
+    if config.cascade is None:
+        return
+    where = f"cascade = {config.cascade!r}"
+    if budgets < 2:
+        raise ConfigError(
+            "the configuration", [f'{where} is made of the networks of several budgets, such as ["macs<=50k", "macs<=500k"]; there is one']
+        )
+    if not _class_names(task):
+        raise ConfigError("the configuration", [f"{where} asks how sure a network is of a class; the target is a number"])
+
+
 def _check_of_table(config: Config, task: AnyTask) -> None:
     """Refuses keys that were set and mean nothing for the table of `task`."""
     task = plain(task)
@@ -400,6 +413,7 @@ def search_of(config: Config, task: AnyTask | None = None, network: Network | No
     if config.search.trim is None:
         config = config.decided({"search.trim": TRIM if config.network == "auto" and given is None else 0.0})
     costs, budgets = _counted(config, network)
+    _check_cascade(config, task, len(budgets))
     for budget in budgets:
         within(space_of(network), budget.limits)  # raises BudgetError, with the least there is and what reaches it
     left_out: list[str] = []
@@ -424,6 +438,7 @@ def search_of(config: Config, task: AnyTask | None = None, network: Network | No
         device=config.device,
         minutes=config.minutes,
         warm_start=None if config.warm_start is None else Path(config.warm_start),
+        cascade=config.cascade,
         resolutions=config.search.resolutions or "mixed",
         left_out=tuple(left_out),
         teacher=_teacher(config, task),
@@ -508,7 +523,7 @@ def estimate(search: Search) -> dict[str, float]:
     spaces = [within(space, budget.limits) for budget in search.budgets]
     # of networks of one budget one may take several times as long as another
     archs = [regular(one, TIMED, np.random.default_rng(0), spent=SPENT) or [one.mode(even(space))] for one in spaces]
-    examples = search.task.part("train+validation")
+    examples = search.task.part(search.final_part)
     trainings = [
         [
             start(build(search.network, arch), search.task, search.recipe, examples, device=search.device, teacher=search.teacher)

@@ -18,6 +18,7 @@ from niwaki.space.architecture import Architecture
 from niwaki.strategy.strategy import Strategy
 from niwaki.task.classify import ImageClassification
 from niwaki.task.tabular import Tabular
+from niwaki.task.task import Part
 from niwaki.train.distill import Teacher
 from niwaki.train.rates import Rated
 from niwaki.train.recipe import Recipe
@@ -74,9 +75,17 @@ class Search:
     device: str = "cpu"
     minutes: float | None = None
     warm_start: Path | None = None
+    cascade: str | None = (
+        None  # what one of the networks of several budgets shall come to; their thresholds are chosen on the validation part
+    )
     resolutions: str = "mixed"  # or "apart"
     left_out: tuple[str, ...] = ()  # options that were left out of the network, for people
     teacher: Teacher | None = None  # of the final training
+
+    @property
+    def final_part(self) -> Part:
+        """What the chosen networks are trained on at last: all there is, but what thresholds need that no network has seen."""
+        return "train+validation" if self.cascade is None else "train"
 
 
 @dataclass(frozen=True)

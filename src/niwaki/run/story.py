@@ -129,6 +129,7 @@ def record_of(folder: Folder) -> Record:
             File(row["file"], row["bytes"], ABOUT.get(row["file"], ""), f"outputs within {row['difference']:.1e} of {row['scale']:.3g} on {row['images']} test {'rows' if 'columns' in data else 'images'}")
             for row in (files[0] if files else [])
         ),
+        cascade=None if "error" in (made := store.fact("result cascade") or {"error": ""}) else made,
         seconds=store.fact("seconds", {}),
         notes=tuple(store.fact("notes", [])),
     )  # fmt: skip
