@@ -18,6 +18,7 @@ _HOMES = {
     "niwaki.run.bench": ("bench", "write_comparison"),
     "niwaki.run.describe": ("describe_space",),
     "niwaki.run.reproduce": ("reproduce",),
+    "niwaki.run.student_search": ("student_search",),
     "niwaki.space.choice": ("Choice", "SpaceError", "choose"),
     "niwaki.space.size": ("in_channels", "maximum", "minimum", "round8"),
     "niwaki.net.control": ("Add", "Chain", "Concat", "Graph", "Match", "Network", "Node", "OneOf", "Repeat", "Residual"),
