@@ -240,17 +240,7 @@ def _flat_graph(program: Any, owner: nn.Module, bound: dict[str, Any]) -> fx.Gra
                 name = _keep_constant(owner, spec.target, program)
             replaced[node] = graph.create_node("get_attr", name, name=re.sub(r"\W", "_", name))
             replaced[node].meta.update(node.meta)
-    for node in program.graph.nodes:
-        if node.op in ("call_function", "get_attr", "call_module"):
-            if node.op == "get_attr":
-                owner.add_module(node.target, getattr(program.graph_module, node.target))  # the body of a higher-order operator
-            if _is_assertion(node):
-                continue
-            replaced[node] = graph.node_copy(node, lambda old: replaced[old])
-            if node.target is aten.view.default:
-                replaced[
-                    node
-                ].target = aten.reshape.default  # whether a view is possible depends on the kernels of the machine that traced it
+    _append(graph, program.graph_module, replaced, owner)
     (output,) = _of(program.graph, "output")
     results: Any = output.args[0]
     flat = [replaced[value] if isinstance(value, fx.Node) else value for value in results]
@@ -267,6 +257,61 @@ def _flat_graph(program: Any, owner: nn.Module, bound: dict[str, Any]) -> fx.Gra
         if not node.users and node.op in ("call_function", "get_attr") and not node.is_impure():
             graph.erase_node(node)
     return graph
+
+
+def _append(graph: fx.Graph, module: fx.GraphModule, replaced: dict[fx.Node, Any], owner: nn.Module) -> None:
+    """The operators of an exported graph. Blocks with another mode of gradients, or with autocast switched off, are written out."""
+    for node in module.graph.nodes:
+        if node.op == "get_attr":  # the body of a higher-order operator
+            replaced[node] = getattr(module, node.target)
+        elif node.op == "call_function" and (block := _plain_block(node)) is not None:
+            replaced[node] = _written_out(graph, *block, replaced, owner)
+        elif node.op == "call_function" and node.target is operator.getitem and isinstance(replaced[node.args[0]], tuple):
+            replaced[node] = replaced[node.args[0]][node.args[1]]
+        elif node.op == "call_function" and not _is_assertion(node):
+            replaced[node] = new = graph.node_copy(node, lambda old: _node_of(graph, replaced[old], owner))
+            if new.target is aten.view.default:
+                new.target = aten.reshape.default  # whether a view is possible depends on the kernels of the machine that traced it
+
+
+def _plain_block(node: fx.Node) -> tuple[fx.Node, Sequence[Any], bool] | None:
+    """Body, arguments and mode of gradients of a block that may be written out."""
+    args: Any = node.args
+    if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
+        return args[1], args[2:], args[0]
+    if node.target is torch.ops.higher_order.wrap_with_autocast and not args[2]:
+        return args[4], args[5:], True
+    return None
+
+
+def _written_out(
+    graph: fx.Graph, body: fx.Node, args: Sequence[Any], gradients: bool, replaced: dict[fx.Node, Any], owner: nn.Module
+) -> tuple[Any, ...]:
+    module = replaced[body]
+    inside = dict(zip(_of(module.graph, "placeholder"), (replaced.get(arg, arg) for arg in args), strict=True))
+    _append(graph, module, inside, owner)
+    (output,) = _of(module.graph, "output")
+    found = [inside.get(value, value) for value in output.args[0]]
+    if gradients:
+        return tuple(found)
+    detached = []
+    for value, old in zip(found, output.args[0], strict=True):
+        new = graph.call_function(aten.detach.default, (value,)) if isinstance(value, fx.Node) else value
+        if isinstance(new, fx.Node):
+            new.meta.update(old.meta)
+        detached.append(new)
+    return tuple(detached)
+
+
+def _node_of(graph: fx.Graph, value: Any, owner: nn.Module) -> Any:
+    """A node for what a node of the exported graph became; the body of a higher-order operator is kept as a module of its own."""
+    if not isinstance(value, fx.GraphModule):
+        return value
+    name = next((name for name, child in owner.named_children() if child is value), None)
+    if name is None:
+        name = next(free for number in range(len(owner._modules) + 1) if (free := f"body_{number}") not in owner._modules)
+        owner.add_module(name, value)
+    return graph.get_attr(name)
 
 
 def _of(graph: fx.Graph, op: str) -> list[fx.Node]:
@@ -302,18 +347,32 @@ def _keep_constant(owner: nn.Module, name: str, program: Any) -> str:
 
 
 def _without_writing(graph: fx.Graph) -> None:
-    """In-place operators become their plain forms wherever nobody else sees the memory that they write to."""
+    """In-place operators become their plain forms wherever nobody else reads the memory that they write to afterwards."""
     order = {node: number for number, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         plain = _plain_form(node)
         if plain is None or not isinstance(written := node.args[0], fx.Node):
             continue
-        later = [user for user in written.users if order[user] > order[node]]
-        if _shares_memory(written) or any(_shares_memory(user) and user is not node for user in written.users if order[user] < order[node]):
+        shared = _in_the_same_memory(written, order, order[node])
+        read_later = any(order[user] > order[node] for other in shared - {written} for user in other.users)
+        if read_later or any(other.op == "get_attr" for other in shared):
             continue
+        later = [user for user in written.users if order[user] > order[node]]
         node.target = plain
         for user in later:
             user.replace_input_with(written, node)
+
+
+def _in_the_same_memory(node: fx.Node, order: Mapping[fx.Node, int], before: int) -> set[fx.Node]:
+    """A tensor, what it is a view of, and all views of those that are made before a point of the graph."""
+    found, queue = {node}, [node]
+    while queue:
+        here = queue.pop()
+        near = list(here.all_input_nodes) if _shares_memory(here) else []
+        near += [user for user in here.users if _shares_memory(user) and order[user] < before]
+        queue += [other for other in near if other not in found]
+        found.update(near)
+    return found
 
 
 def _plain_form(node: fx.Node) -> Any:
@@ -326,11 +385,11 @@ def _plain_form(node: fx.Node) -> Any:
 
 
 def _shares_memory(node: fx.Node) -> bool:
-    """A view of another tensor (or of several: a list of parts), or memory that is not the graph's own."""
-    if node.op in ("placeholder", "get_attr"):
-        return node.op == "get_attr"
+    """Whether a node gives a view of what it is given, or one of several that another node gives."""
+    if node.op != "call_function":
+        return False
     if node.target is operator.getitem:
-        return isinstance(node.args[0], fx.Node) and _shares_memory(node.args[0])
+        return all(map(_shares_memory, node.all_input_nodes))
     returns = overload(node)._schema.returns if overload(node) is not None else ()
     return any(result.alias_info is not None and not result.alias_info.is_write for result in returns)
 

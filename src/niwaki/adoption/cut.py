@@ -237,6 +237,9 @@ def _fill(
         if buffer is not None:
             _put(into, name, weights[first[prefix + name]], persistent=name not in owner._non_persistent_buffers_set)
     for name, child in owner._modules.items():
+        if isinstance(child, fx.GraphModule):
+            into.add_module(name, copy.deepcopy(child))  # the body of a higher-order operator
+            continue
         if child is None or not (child.state_dict() or any(True for _ in child.buffers()) or prefix + name in layers):
             continue
         if id(child) not in made:

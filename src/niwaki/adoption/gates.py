@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from niwaki.adoption.adopted import Adopted
-from niwaki.adoption.axes import AdoptionError, Axis, alive_length, groups_of, length
-from niwaki.adoption.capture import name_of, overload
+from niwaki.adoption.axes import AdoptionError, Axis, alive_length, groups_of
+from niwaki.adoption.capture import name_of
+from niwaki.adoption.rules import arguments
 
 GATE = "gate_{}"  # names of the gates among the buffers or parameters of a gated module, by the group's number
 
@@ -45,8 +47,9 @@ def gated(adopted: Adopted, values: Mapping[str, Tensor]) -> fx.GraphModule:
         with graph.inserting_before(reader):
             mask = table.mask(module, every, axis, gate.axis, len(adopted.activations[gate.value]))
             reader.replace_input_with(value, graph.call_function(operator.mul, (value, mask)))
+    averaged = {name: nodes[name].all_input_nodes[0].name for name in adopted.averages}
     for name, dims in adopted.averages.items():
-        _weigh(adopted, module, table, every, nodes[name], dims)
+        _weigh(module, table, every, nodes[name], dims, adopted.activations[averaged[name]])
     module.recompile()
     return module
 
@@ -86,40 +89,28 @@ def _register(module: nn.Module, name: str, tensor: Tensor) -> None:
         module.register_buffer(name, tensor, persistent=False)
 
 
-def _weigh(adopted: Adopted, module: fx.GraphModule, table: _Table, every: fx.Node, node: fx.Node, dims: Sequence[int]) -> None:
+def _weigh(module: fx.GraphModule, table: _Table, every: fx.Node, node: fx.Node, dims: Sequence[int], axes: Sequence[Axis]) -> None:
     """An operator whose mean or variance runs over channels, with every channel weighted by its gate."""
     graph = module.graph
-    value = node.args[0]
-    assert isinstance(value, fx.Node)
-    axes = adopted.activations[value.name]
+    value: Any = node.args[0]
     with graph.inserting_before(node):
         masks = [table.mask(module, every, axes[dim], dim, len(axes)) for dim in dims if groups_of(axes[dim])]
         mask = masks[0]
         for other in masks[1:]:
             mask = graph.call_function(operator.mul, (mask, other))
-        whole = 1
-        for dim in dims:
-            if not groups_of(axes[dim]):
-                whole *= length(axes[dim])
         if node.op == "call_module":
-            layer = module.get_submodule(str(node.target))
-            kinds = {nn.LayerNorm: weighted_layer_norm, nn.RMSNorm: weighted_rms_norm, nn.GroupNorm: weighted_layer_norm}
-            parameters = [
-                graph.get_attr(f"{node.target}.{name}") if getattr(layer, name, None) is not None else None for name in ("weight", "bias")
-            ]
-            eps = getattr(layer, "eps", None)
-            new = graph.call_function(kinds[type(layer)], (value, mask, list(dims), *parameters, eps))
-        elif name_of(node) == "mean":
-            new = graph.call_function(
-                weighted_mean, (value, mask, list(dims), node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))
-            )
+            layer: Any = module.get_submodule(str(node.target))
+            held = {name: graph.get_attr(f"{node.target}.{name}") for name in ("weight", "bias") if getattr(layer, name, None) is not None}
+            given = {**held, "eps": layer.eps}
+            name = {nn.LayerNorm: "layer_norm", nn.RMSNorm: "rms_norm", nn.GroupNorm: "group_norm"}.get(type(layer), "batch_norm")
         else:
-            name = name_of(node)
-            given = {argument.name: each for argument, each in zip(overload(node)._schema.arguments, node.args, strict=False)} | dict(
-                node.kwargs
-            )
-            function = weighted_rms_norm if name == "rms_norm" else weighted_layer_norm
-            new = graph.call_function(function, (value, mask, list(dims), given.get("weight"), given.get("bias"), given.get("eps", 1e-5)))
+            given, name = arguments(node), name_of(node)
+        if name == "mean":
+            new = graph.call_function(weighted_mean, (value, mask, list(dims), bool(given["keepdim"])))
+        else:
+            channels = {"group_norm": [1], "batch_norm": [1]}.get(name, list(dims))
+            function = weighted_rms_norm if name == "rms_norm" else weighted_norm
+            new = graph.call_function(function, (value, mask, list(dims), channels, given.get("weight"), given.get("bias"), given["eps"]))
     node.replace_all_uses_with(new)
     graph.erase_node(node)
 
@@ -131,33 +122,31 @@ def weighted_mean(x: Tensor, mask: Tensor, dims: Sequence[int], keepdim: bool = 
     return found if keepdim else found.squeeze(tuple(dims))
 
 
-def weighted_layer_norm(x: Tensor, mask: Tensor, dims: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Layer norm (or a group norm of one group) whose mean and variance count a channel as much as its gate."""
+def weighted_norm(
+    x: Tensor, mask: Tensor, dims: Sequence[int], channels: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Layer norm (also a group norm of one group, and a batch norm of the batch): mean and variance over `dims` count a position as much as its gate.
+
+    `weight` and `bias` lie along the axes `channels`.
+    """
     mean = weighted_mean(x, mask, dims, True)
     variance = weighted_mean((x - mean).square(), mask, dims, True)
-    return _affine((x - mean) * torch.rsqrt(variance + eps), dims, weight, bias)
+    return _affine((x - mean) * torch.rsqrt(variance + eps), channels, weight, bias)
 
 
 def weighted_rms_norm(
-    x: Tensor, mask: Tensor, dims: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float | None
+    x: Tensor, mask: Tensor, dims: Sequence[int], channels: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float | None
 ) -> Tensor:
     """RMS norm whose mean square counts a channel as much as its gate."""
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    return _affine(x * torch.rsqrt(weighted_mean(x.square(), mask, dims, True) + eps), dims, weight, bias)
+    return _affine(x * torch.rsqrt(weighted_mean(x.square(), mask, dims, True) + eps), channels, weight, bias)
 
 
-def _affine(x: Tensor, dims: Sequence[int], weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    shape = [size if dim in dims else 1 for dim, size in enumerate(x.shape)]
+def _affine(x: Tensor, channels: Sequence[int], weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    shape = [size if dim in channels else 1 for dim, size in enumerate(x.shape)]
     if weight is not None:
-        x = x * _along(weight, shape, dims)
-    return x if bias is None else x + _along(bias, shape, dims)
-
-
-def _along(weight: Tensor, shape: Sequence[int], dims: Sequence[int]) -> Tensor:
-    """A norm's weight: over all of `dims` for a layer norm, over the first of them, the channels, for a group norm."""
-    if weight.numel() == shape[dims[0]] and weight.dim() == 1 and dims[-1] != dims[0]:
-        return weight.reshape([size if dim == dims[0] else 1 for dim, size in enumerate(shape)])
-    return weight.reshape(shape)
+        x = x * weight.reshape(shape)
+    return x if bias is None else x + bias.reshape(shape)
 
 
 def gates_of(adopted: Adopted, keep: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:

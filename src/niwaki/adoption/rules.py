@@ -350,6 +350,8 @@ def _batch_norm(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     for name in ("weight", "bias", "running_mean", "running_var"):
         if a.get(name) is not None:
             reading.join(axes[1], reading.of(a[name])[0])
+    if a.get("training"):
+        reading.averages[node] = (0, *range(2, len(axes)))  # of the batch; or of a weight that is standardised
     return axes
 
 
@@ -546,6 +548,13 @@ def _view(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     name = "size" if "size" in a else "shape"
     found = _reshaped(reading, node, reading.of(a["self"]))
     _resize(reading, node, name, list(a[name]), found)
+    return found
+
+
+def _view_as(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
+    found, other = _reshaped(reading, node, reading.of(a["self"])), reading.of(a["other"])
+    for one, like in zip(found, other, strict=True):
+        reading.join(one, like)
     return found
 
 
@@ -826,7 +835,7 @@ def _index(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     used = [axis for axis, index in enumerate(indices) if index is not None]
     if any(index.meta["val"].dtype in (torch.bool, torch.uint8) for index in indices if index is not None):
         raise NotUnderstoodError("looks up by a mask")
-    reading.freeze(*(axes[axis] for axis in used))
+    reading.freeze(*(axes[axis] for axis in used), *(units for index in indices if index is not None for units in reading.of(index)))
     together = used == list(range(used[0], used[-1] + 1))
     shape = reading.fixed_like(node.meta["val"])
     looked_up = len(shape) - (len(axes) - len(used))
@@ -837,7 +846,7 @@ def _index(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
 
 def _gather(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     axes = list(reading.of(a["self"]))
-    reading.freeze(axes[a["dim"]])
+    reading.freeze(axes[a["dim"]], *reading.of(a["index"]))
     axes[a["dim"]] = reading.fixed_like(node.meta["val"])[a["dim"]]
     return axes
 
@@ -892,6 +901,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("repeat", "tile"), _repeat),
     "repeat_interleave": _repeat_interleave,
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), _view),
+    **dict.fromkeys(("view_as", "reshape_as"), _view_as),
     "flatten": _flatten,
     "unflatten": _unflatten,
     "pixel_shuffle": _pixel_shuffle,
