@@ -291,11 +291,12 @@ def _written_out(
     inside = dict(zip(_of(module.graph, "placeholder"), (replaced.get(arg, arg) for arg in args), strict=True))
     _append(graph, module, inside, owner)
     (output,) = _of(module.graph, "output")
-    found = [inside.get(value, value) for value in output.args[0]]
+    results: Any = output.args[0]
+    found = [inside.get(value, value) for value in results]
     if gradients:
         return tuple(found)
     detached = []
-    for value, old in zip(found, output.args[0], strict=True):
+    for value, old in zip(found, results, strict=True):
         new = graph.call_function(aten.detach.default, (value,)) if isinstance(value, fx.Node) else value
         if isinstance(new, fx.Node):
             new.meta.update(old.meta)
