@@ -5,11 +5,13 @@ import math
 from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
+from random import Random
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 from niwaki import (
@@ -40,9 +42,11 @@ from niwaki.net.control import OneOf, Repeat
 from niwaki.nn.residual import drop_connect, residual_ends, thinned, zero_last_gammas_
 from niwaki.nn.supernet import extract, supernet
 from niwaki.recipe import bignas as recipe
+from niwaki.strategy.coarse_to_fine import CoarseToFine
 from niwaki.task.task import derive_seed
 from niwaki.train.loop import epoch_batches, evaluate
 from niwaki.train.sandwich import alpha_divergence, constant_ending, kl_divergence, sandwich_backward, without_dropout
+from niwaki.trial import Trial
 from niwaki.zoo import bignas as published
 from test_supernet import lively
 
@@ -249,7 +253,7 @@ def test_children_are_drawn_choice_by_choice_over_the_whole_space_or_within_budg
             assert counts[option] / sum(counts.values()) == pytest.approx(1 / len(decision.options), abs=0.08)
     most = cost.maximum()[0]
     spaces = [within(space, [Limit(cost, int(share * most))]) for share in (0.3, 0.6)]
-    budgeted = learner(network, some(sampling="within", phases=long), spaces)
+    budgeted = learner(network, some(members="within", phases=long), spaces)
     first, second = [], []
     for (one_,), (other,) in (step for epoch in range(3) for step in budgeted._members(epoch)):
         first.append(cost(one_))
@@ -519,7 +523,7 @@ def test_weights_that_are_given_are_where_training_begins():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"sampling": "best"}, "sampling='best' .anywhere, within, attentive"),
+        ({"sampling": "best"}, "sampling='best' .even or attentive"),
         ({"phases": ()}, "at least one"),
         ({"drop_connect": 1.0}, "drop_connect=1.0"),
         ({"rule": "shrinking", "phases": (Phase(1, 0.1, 0),)}, "without children"),
@@ -530,6 +534,83 @@ def test_what_cannot_be_trained_with_is_said(change, said):
         TrainOnce(**change)
     with pytest.raises(ValueError, match="epochs=0 "):
         Phase(0, 0)
+
+
+# --- selection ------------------------------------------------------------------------------------------------------------------
+
+
+def test_skeletons_come_first_nearest_below_the_budget_and_then_changes_of_the_best():
+    network = published.bignas_small()
+    space, cost = space_of(network), count_macs(network)
+    budget = within(space, [Limit(cost, cost.maximum()[0] // 3)])
+    strategy = CoarseToFine(skeletons=6, keep=2)
+
+    def level(arch, kind):
+        """small, middle or large: the same in all stages."""
+        return {d.options.index(arch[d.name]) / (len(d.options) - 1) for d in space.decisions if kind in d.name}
+
+    grid = [arch for arch in space.enumerate() if all(len(level(arch, kind)) == 1 for kind in ("width", "depth", "kernel"))]
+    assert len(grid) == 3 * 3 * 2
+    nearest = sorted((arch for arch in grid if arch in budget), key=cost, reverse=True)[:6]
+    state = strategy.init(budget)
+    asked = strategy.ask(state, 6, Random(0), ())
+    assert asked == nearest
+    worth = {arch: at for at, arch in enumerate([3, 5, 1, 0, 2, 4])}
+    state = strategy.tell(state, [Trial(at, arch, {"accuracy": float(worth[at])}) for at, arch in enumerate(asked)])
+    best = sorted(range(6), key=worth.__getitem__)[-2:]
+    assert {member.arch for member in state.best} == {asked[at] for at in best}
+    for arch in strategy.ask(state, 8, Random(1), ()):
+        assert arch in budget
+        assert arch not in asked
+        assert any(arch in set(space.neighbours(asked[at])) for at in best)
+
+
+def test_selection_beats_the_median_of_random_members_near_the_budget():
+    """The toy: every stage is worth more the wider and the deeper, and the second one most; a kernel of 5 costs more than it is worth."""
+    network = published.bignas_small()
+    space, cost = space_of(network), count_macs(network)
+
+    def worth(arch):
+        stages = range(3)
+        return sum(
+            (1, 3, 2)[at] * (arch[f"stage{at}.width"] / 32 + arch[f"stage{at}.depth"] / 3) - 0.1 * arch[f"stage{at}.kernel"]
+            for at in stages
+        )
+
+    for share in (0.3, 0.5, 0.8):
+        upper = int(share * cost.maximum()[0])
+        budget = within(space, [Limit(cost, upper)])
+        strategy = CoarseToFine(skeletons=16)
+        state, picked = strategy.init(budget), []
+        for number in range(100):
+            (arch,) = strategy.ask(state, 1, Random(number), ())
+            assert cost(arch) <= upper
+            picked.append(worth(arch))
+            state = strategy.tell(state, [Trial(number, arch, {"accuracy": worth(arch)})])
+        near = [worth(arch) for arch in budget.enumerate() if cost(arch) >= 0.95 * upper]
+        assert max(picked) >= np.quantile(near, 0.95)
+
+
+# --- niwaki search --------------------------------------------------------------------------------------------------------------
+
+
+def test_niwaki_search_by_bignas_delivers_a_member_of_the_supernet(niwaki_command, tmp_path):
+    settings = ("network=bignas-small", "threads=1", "search.epochs=2", "search.evaluations=6", "search.strategy=evolution")
+    arguments = ["search", "--out", tmp_path / "run", "--json", "--quiet", "--set", "method=alphanet", "--set", "budget=macs<=22%"]
+    answer = niwaki_command(*arguments, *(word for one in settings for word in ("--set", one)))
+    assert answer.code == 0, answer.err
+    (row,) = answer.json["budgets"]
+    assert row["macs"] <= 0.22 * count_macs(published.bignas_small((1, 8, 8))).maximum()[0]
+    assert row["judged"] == "on validation, with shared weights"
+    weights = load_file(tmp_path / "run" / "checkpoints" / "search.safetensors")
+    delivered = load_file(tmp_path / "run" / "model.safetensors")
+    assert torch.equal(delivered["stem_conv.weight"], weights["net.layers.stem_conv.weight"])
+    wrong = niwaki_command(
+        "search", "--out", tmp_path / "other", "--set", "method=bignas", "--set", "train.epochs=3", "--set", "search.finalists=3"
+    )
+    assert wrong.code == 2
+    assert "train.epochs" in wrong.err
+    assert "search.finalists" in wrong.err
 
 
 # --- the published space and recipes ----------------------------------------------------------------------------------------

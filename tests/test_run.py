@@ -733,8 +733,14 @@ class StoppingWatch(Silent):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"search.finalists": 3, "workers": 2}, {"method": "evolution", "evaluator": "shared"}, {"method": "random", "evaluator": "scratch"}],
-    ids=["dmasking", "evolution", "random"],
+    [
+        {"search.finalists": 3, "workers": 2},
+        {"method": "evolution", "evaluator": "shared"},
+        {"method": "random", "evaluator": "scratch"},
+        {"method": "bignas"},
+        {"method": "ofa"},
+    ],
+    ids=["dmasking", "evolution", "random", "bignas", "ofa"],
 )
 def test_a_search_stopped_anywhere_and_gone_on_with_ends_with_the_same_bits(own_task, tmp_path, monkeypatch, settings):
     def trials(folder):

@@ -21,6 +21,7 @@ from niwaki.run.strategies import STRATEGIES, strategy_named
 from niwaki.space.choice import SpaceError
 from niwaki.space.space import Decision, Space
 from niwaki.store.engine import open_store
+from niwaki.strategy.coarse_to_fine import CoarseToFine
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.exhaustive import Exhaustive
 from niwaki.strategy.local_search import LocalSearch
@@ -40,6 +41,7 @@ EVOLUTION = RegularizedEvolution(population_size=12, tournament_size=4)
 PLAIN = [
     RandomSearch(),
     Exhaustive(),
+    CoarseToFine(skeletons=10),
     LocalSearch(founders=4),
     LocalSearch(founders=2, move="first"),
     EVOLUTION,

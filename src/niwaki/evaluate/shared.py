@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx
 
 from niwaki.nn.supernet import Supernet, extract
 from niwaki.task.task import Task, derive_seed
@@ -28,12 +28,13 @@ class SharedWeights:
         # indices, of which each use makes its batches anew: as float32 they would lie beside the data all through a search
         self.batches = epoch_batches(task.part("train"), batch_size, seed=derive_seed(seed, "calibration"))[:calibration_batches]
 
-    def module(self, arch: Mapping[str, Any]) -> nn.Module:
+    def module(self, arch: Mapping[str, Any]) -> fx.GraphModule:
         """The plain module of `arch` with inherited weights and its own statistics, in evaluation mode."""
         with torch.no_grad():
             module = extract(self.net, arch)
         recalibrate_batch_norm_(module, (self.task.batch(indices, self.device)[0] for indices in self.batches))
-        return module.eval()
+        module.eval()
+        return module
 
     def __call__(self, arch: Mapping[str, Any]) -> dict[str, float]:
         metrics = evaluate(self.module(arch), self.task, self.task.part("validation"), device=self.device)

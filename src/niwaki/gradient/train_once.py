@@ -31,7 +31,8 @@ from niwaki.train.loop import TrainingDiverged, batches_per_epoch, epoch_batches
 from niwaki.train.sandwich import Divergence, alpha_divergence, constant_ending, kl_divergence, sandwich_backward, without_dropout
 
 Kind = Literal["resolution", "depth", "kernel", "width"]
-Children = Literal["anywhere", "within", "attentive"]
+Sampling = Literal["even", "attentive"]
+Members = Literal["anywhere", "within"]
 KINDS = get_args(Kind)
 BANDS = 24  # of cost, from the least to the most, that attentive sampling aims at; AttentiveNAS's are 25 million FLOPs wide
 ROUNDS, ROUND = 20, 1024  # of draws below a band's upper end, of which those within it are candidates
@@ -76,18 +77,19 @@ class TrainOnce:
 
     rule: "sandwich": each step trains the biggest member on the labels, and the smallest and `children` others on what the biggest gives.
     "shrinking" (once-for-all): each step trains `children` members on labels and, after the first phase, on what the biggest member then gave, half
-    and half. divergence: what those learn by ("alpha": AlphaNet's). sampling: of the children: "anywhere", choice by choice over the whole space
-    (BigNAS); "within" the budgets, which take turns; "attentive" (AttentiveNAS): of `attention` that cost about as much, as a cost drawn from
-    those of the space, the one whose loss on the batch is lowest (best-up). A supernet that learns a number (one output) learns it by squared error.
-    schedule: of the learning rate in each phase: "constant" at the end, from the share `reached` of its steps, or "cosine".
-    regularisation: `dropout` is the network's own; drop_connect is of the biggest member, as the network's dropout is.
+    and half. divergence: what those learn by ("alpha": AlphaNet's). members: children are drawn from "anywhere" in the space (BigNAS), or from
+    "within" the budgets, which take turns. sampling: "even", choice by choice (BigNAS); "attentive" (AttentiveNAS): of `attention` members that
+    cost about as much, as a cost drawn from those there are, the one whose loss on the batch is lowest (best-up). A supernet that learns a number
+    (one output) learns it by squared error. schedule: of the learning rate in each phase: "constant" at the end, from the share `reached` of its
+    steps, or "cosine". drop_connect: of the biggest member, as the network's own dropout is.
     """
 
     phases: tuple[Phase, ...] = (Phase(epochs=360, lr=0.256, warm_up=5 / 360),)
     batch_size: int = 4096
     rule: Literal["sandwich", "shrinking"] = "sandwich"
     divergence: Literal["kl", "alpha"] = "kl"
-    sampling: Children = "anywhere"
+    members: Members = "anywhere"
+    sampling: Sampling = "even"
     attention: int = 3
     schedule: Literal["constant", "cosine"] = "constant"
     last_lr: float = 0.05
@@ -111,7 +113,8 @@ class TrainOnce:
                 ("batch_size", "at least 2", self.batch_size >= 2),
                 ("rule", "sandwich or shrinking", self.rule in ("sandwich", "shrinking")),
                 ("divergence", "kl or alpha", self.divergence in ("kl", "alpha")),
-                ("sampling", ", ".join(get_args(Children)), self.sampling in get_args(Children)),
+                ("members", " or ".join(get_args(Members)), self.members in get_args(Members)),
+                ("sampling", " or ".join(get_args(Sampling)), self.sampling in get_args(Sampling)),
                 ("attention", "at least 1", self.attention >= 1),
                 ("schedule", "constant or cosine", self.schedule in ("constant", "cosine")),
                 ("last_lr", "above 0, at most 1", 0 < self.last_lr <= 1),
@@ -160,7 +163,7 @@ class TrainOnceRecord:
 class TrainOnceSearch:
     """A supernet's training under way. The same seed gives the same weights, also after `load`, at the same number of threads.
 
-    spaces: the network's space within each budget, from which members are drawn where `method.sampling` says so, in turns; none: the whole space.
+    spaces: the network's space within each budget, from which members are drawn where `method.members` says so, in turns; none: the whole space.
     weights: of the biggest member by their names in the supernet, to begin with; residual branches then begin as they are.
     """
 
@@ -178,7 +181,7 @@ class TrainOnceSearch:
         self.task, self.method, self.seed, self.device = task, method, seed, torch.device(device)
         self.space, self.macs = space_of(network), count_macs(network)
         everywhere = within(self.space, ())
-        self.spaces = tuple(spaces) if spaces and method.sampling != "anywhere" else (everywhere,)
+        self.spaces = tuple(spaces) if spaces and method.members == "within" else (everywhere,)
         self.biggest, self.smallest = self.macs.maximum()[1], self.macs.minimum()[1]
         self.net = supernet(network, seed=derive_seed(seed, "supernet"))
         if weights is not None:

@@ -34,7 +34,7 @@ from niwaki.run.loop import HARDLY, run, trained_share, training_name
 from niwaki.run.model import ModelError
 from niwaki.run.plan import PLANNED, fit_to_minutes, search_of
 from niwaki.run.progress import Progress, Silent
-from niwaki.run.search import AnyTask, Chosen, Search
+from niwaki.run.search import AnyTask, Chosen, Search, trains_once
 from niwaki.run.ship import answers, examples, ship
 from niwaki.run.story import network_facts, record_of, write_page
 from niwaki.space.architecture import Architecture
@@ -85,9 +85,10 @@ def search(
     """Searches `network` for the best member within `budget` on `task`, trains it, exports it, and returns it with its run's folder.
 
     network: a description with choices, or a name ("auto": niwaki's own family at the size of the data). task: the digits, if left out.
-    budget: such as "macs<=5e6"; a list asks for one network each. method: "dmasking", "tunas", or a strategy: "default", "random", "evolution",
-    "reinforce", "ppo", "tabnas". cascade: what one of the networks of several budgets shall come to, such as "accuracy>=largest-1%"; it is in
-    cascade.onnx, and `summary["cascade"]` tells of it. settings: any other key of the configuration, such as {"train.epochs": 30}. The same arguments and folder
+    budget: such as "macs<=5e6"; a list asks for one network each. method: "dmasking", "tunas", "bignas" (or its relatives "attentivenas",
+    "alphanet" and "ofa"), or a strategy: "default", "random", "evolution", "reinforce", "ppo", "tabnas". cascade: what one of the networks of
+    several budgets shall come to, such as "accuracy>=largest-1%"; it is in cascade.onnx, and `summary["cascade"]` tells of it. settings: any
+    other key of the configuration, such as {"train.epochs": 30}. The same arguments and folder
     go on with an unfinished run.
     """
     budgets = None if budget is None else [budget] if isinstance(budget, str) else list(budget)
@@ -333,7 +334,7 @@ def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: 
                 "params": counted["params"], "costs": counted, "folder": str(place),
                 "source": store.fact(f"result choice {at}")["source"],
                 "judged": judged_by(search, store.fact(f"result choice {at}")["source"]),
-                "hardly_trained": trained_share(folder, training_name(len(chosen), at)) < HARDLY,
+                "hardly_trained": trained_share(folder, "search" if trains_once(search) else training_name(len(chosen), at)) < HARDLY,
                 **_shares(one),
                 "metrics": {"validation": one.validation, "test": one.test},
             })  # fmt: skip

@@ -36,10 +36,16 @@ OF_TABLES = ("task", "target", "categorical", "ignore", "split", "groups", "miss
 # in run/strategies.py; named here, too, because a configuration is read without all that they import
 STRATEGY_NAMES = (
     *("default", "random", "exhaustive", "evolution", "local-search", "nsga2", "chow-liu", "crank", "reinforce", "ppo", "tabnas", "nao"),
-    *("neural-predictor", "q-learning", "optuna", "optuna-tpe", "optuna-nsga2", "optuna-gp"),
+    *("neural-predictor", "q-learning", "coarse-to-fine", "optuna", "optuna-tpe", "optuna-nsga2", "optuna-gp"),
 )
 BY_GRADIENT = ("dmasking", "tunas")  # methods that learn weights and a distribution together; the others ask and tell
-METHODS = (*BY_GRADIENT, *STRATEGY_NAMES)
+TRAIN_ONCE = (
+    "bignas",
+    "attentivenas",
+    "alphanet",
+    "ofa",
+)  # methods that train one supernet for all budgets, whose members are delivered as they are
+METHODS = (*BY_GRADIENT, *TRAIN_ONCE, *STRATEGY_NAMES)
 DECIDED_OF_TABLES = ("task", "target", "categorical", "missing", "knots")  # where nothing is said, the data decide
 OF_IMAGES = ("accuracy", "balanced_accuracy", "macro_f1")
 METRICS = (*OF_IMAGES, "log_loss", "rmse", "mae", "r2")
@@ -147,6 +153,10 @@ class Search(_Section):
     folds: Annotated[int, Field(ge=1)] | None = None  # of the cross-validation that judges them; 1: on the validation part
     trim: Part | None = None  # options that fewer of the architectures within the budget take are left out of the supernet
     evaluations: Count | None = None  # trials of an ask/tell strategy
+    strategy: Words | None = None  # by which a member of a supernet that is trained once is chosen: any strategy's name
+    members: Literal["within", "anywhere"] | None = (
+        None  # that such a supernet trains beside the largest and the smallest: of the budgets, or any
+    )
     proposals: Count = 4  # asked for at a time
     population_size: Annotated[int, Field(ge=2)] = 50
     tournament_size: Count = 10
@@ -359,8 +369,9 @@ _SUPERNET = {"epochs", "batch_size", "weight_lr", "momentum", "weight_decay"}  #
 _ASKED = {"evaluations", "proposals"}  # of a strategy
 _OF_STRATEGIES = {"finalists", "regular", "folds", "trim", *_SUPERNET, *_ASKED}
 _USES: dict[str, set[str]] = {
-    "dmasking": set(Search.model_fields) - _ASKED - {"population_size", "tournament_size"},
+    "dmasking": set(Search.model_fields) - _ASKED - {"population_size", "tournament_size", "strategy", "members"},
     "tunas": {"architecture_share", "logit_lr", "cost_weight", "candidates", "finalists", "regular", "folds", "trim", *_SUPERNET},
+    **{name: {"trim", "strategy", *(["members"] if name != "ofa" else []), *_SUPERNET, *_ASKED} for name in TRAIN_ONCE},
     **dict.fromkeys(STRATEGY_NAMES, _OF_STRATEGIES),
     "evolution": {*_OF_STRATEGIES, "population_size", "tournament_size"},
 }
@@ -368,13 +379,15 @@ _USES: dict[str, set[str]] = {
 
 def from_scratch(config: Config) -> bool:
     """Whether a strategy is told of trainings from scratch: there is no supernet, and every trial is a finalist."""
-    return config.method not in BY_GRADIENT and config.evaluator == "scratch"
+    return config.method not in (*BY_GRADIENT, *TRAIN_ONCE) and config.evaluator == "scratch"
 
 
 def uses(config: Config, key: str) -> bool:
     """Whether a search by the method of `config` looks at `key` ("search.epochs")."""
     alone = from_scratch(config)
     section, _, field = key.rpartition(".")
+    if config.method in TRAIN_ONCE and (section == "train" or field == "workers"):
+        return False
     if field in {"regular", "folds"} and (alone or config.search.finalists == 1):
         return False
     if field == "workers" and config.search.finalists == 1 and not alone:
@@ -385,7 +398,7 @@ def uses(config: Config, key: str) -> bool:
         return config.train.teacher != "none"
     if section == "search":
         return field in _USES.get(config.method, _OF_STRATEGIES) and not (alone and field in {*_SUPERNET, "finalists"})
-    return not (key == "warm_start" and alone) and not (key == "evaluator" and config.method in BY_GRADIENT)
+    return not (key == "warm_start" and alone) and not (key == "evaluator" and config.method in (*BY_GRADIENT, *TRAIN_ONCE))
 
 
 def changed(config: Config) -> dict[str, Any]:
@@ -411,8 +424,9 @@ def without_effect(config: Config) -> list[str]:
             else:
                 of_strategies = set(STRATEGY_NAMES) <= set(methods)  # too many to name
                 those = [
-                    *(method for method in methods if method not in STRATEGY_NAMES or not of_strategies),
+                    *(one for one in methods if one not in TRAIN_ONCE and (one not in STRATEGY_NAMES or not of_strategies)),
                     *["strategies"] * of_strategies,
+                    *["supernets trained once"] * ("bignas" in methods),
                 ]
                 why = f"method = {config.method} does not use it; it is for {' and '.join(those)}"
             told.append(f"{key} = {value!r} has no effect: {why}")

@@ -21,7 +21,7 @@ CHUNK_S = 1.0  # seconds between looks at the clock
 
 
 class _Learner(Protocol):
-    """A training of a supernet: DMaskingSearch, TuNASSearch or OneShotSearch."""
+    """A training of a supernet: DMaskingSearch, TuNASSearch, OneShotSearch or TrainOnceSearch."""
 
     step: int
     history: list[Any]

@@ -15,6 +15,7 @@ from niwaki.evaluate.shared import SharedWeights
 from niwaki.factor.within import Within, within
 from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.one_shot import OneShotSearch
+from niwaki.gradient.train_once import TrainOnce, TrainOnceSearch
 from niwaki.gradient.tunas import TuNAS, TuNASSearch
 from niwaki.net.place import space_of
 from niwaki.nn.build import build
@@ -22,11 +23,11 @@ from niwaki.run.ask_tell import AskTellSearch, ask_and_tell, ask_and_tell_side_b
 from niwaki.run.candidates import Aim, aims_of, candidates_of
 from niwaki.run.clock import Clock
 from niwaki.run.finalists import choose, processes
-from niwaki.run.folder import Folder, once
+from niwaki.run.folder import Folder, RunError, once
 from niwaki.run.learn import learn
 from niwaki.run.progress import Progress, Silent
 from niwaki.run.schedule import Batches, Window
-from niwaki.run.search import AskTell, Chosen, Counted, Search, counted, run_name
+from niwaki.run.search import AskTell, Chosen, Counted, Search, counted, run_name, trains_once
 from niwaki.run.warm_start import warm_start_
 from niwaki.run.workers import Pool
 from niwaki.space.architecture import Architecture
@@ -50,9 +51,9 @@ def run(search: Search, folder: Folder, progress: Progress | None = None) -> lis
         _by_asking(search, search.method, spaces, folder, progress, clock)
     # all choices before the first long training: each phase has its share of a time limit, in this order
     choices = [choose(search, at, spaces[at], aims, folder, progress, clock) for at in range(len(spaces))]
-    chosen = []
+    chosen, judge = [], _trained_once(search, spaces, folder) if trains_once(search) else None
     for at, (budget, (arch, validation)) in enumerate(zip(search.budgets, choices, strict=True)):
-        module = _train(search, at, arch, folder, progress, clock)
+        module = _train(search, at, arch, folder, progress, clock) if judge is None else judge.module(arch)
         test = once(folder, f"test {at}", partial(evaluate, module, search.task, search.task.part("test"), device=search.device))
         chosen.append(Chosen(budget, arch, validation, test, module))
     return chosen
@@ -72,7 +73,7 @@ def _by_gradient(search: Search, method: DMasking | TuNAS, aims: Sequence[Aim], 
     folder.book("judging")
 
 
-def _warm(learner: DMaskingSearch | TuNASSearch | OneShotSearch, search: Search, folder: Folder) -> None:
+def _warm(learner: DMaskingSearch | TuNASSearch | OneShotSearch | TrainOnceSearch, search: Search, folder: Folder) -> None:
     """Starts from the weights of an earlier run, if that was asked for."""
     if search.warm_start is not None:
         folder.note(warm_start_(learner, search.warm_start))
@@ -83,6 +84,28 @@ def learner_of(search: Search, method: DMasking | TuNAS, aims: Sequence[Aim]) ->
     if isinstance(method, TuNAS):
         return TuNASSearch(search.network, search.task, spaces, method, seed=search.seed, device=search.device)
     return DMaskingSearch(search.network, search.task, spaces, method, taken=taken, seed=search.seed, device=search.device)
+
+
+def shared_learner(search: Search, method: AskTell, spaces: Sequence[Within]) -> OneShotSearch | TrainOnceSearch:
+    """What makes the shared weights by which the strategy judges."""
+    if isinstance(method.one_shot, TrainOnce):
+        return TrainOnceSearch(search.network, search.task, spaces, method.one_shot, seed=search.seed, device=search.device)
+    return OneShotSearch(search.network, search.task, spaces, method.one_shot, seed=search.seed, device=search.device)
+
+
+def _trained_once(search: Search, spaces: Sequence[Within], folder: Folder) -> SharedWeights:
+    """Gives the networks that are delivered: members of the supernet, as they were when they were chosen."""
+    assert isinstance(search.method, AskTell)
+    learner = shared_learner(search, search.method, spaces)
+    if (saved := folder.load("search")) is None:
+        raise RunError(f"{folder.path} has no checkpoint of its supernet any more; --fresh starts the run anew")
+    learner.load(*saved)
+    if trained_share(folder, "search") < HARDLY:
+        folder.note(
+            f"The supernet is hardly trained: the time limit left {folder.store.fact('cut search')} of {folder.store.fact('planned search')} steps."
+            " Take the figures of its members for nothing, and give the search more time."
+        )
+    return SharedWeights(learner.net, search.task, seed=search.seed)
 
 
 def _judge_candidates(
@@ -121,7 +144,7 @@ def _by_asking(search: Search, method: AskTell, spaces: Sequence[Within], folder
         return
     judge: Any
     if method.evaluator == "shared":
-        learner = OneShotSearch(search.network, search.task, spaces, method.one_shot, seed=search.seed, device=search.device)
+        learner = shared_learner(search, method, spaces)
         learn(learner, folder, progress, clock, phase="search", name="search", begin=partial(_warm, learner, search, folder))
         judge, phase = SharedWeights(learner.net, search.task, seed=search.seed), "judging"
     else:

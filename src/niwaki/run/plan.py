@@ -24,22 +24,24 @@ from niwaki.factor.within import within
 from niwaki.gradient.controller import Control
 from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.one_shot import OneShot, OneShotSearch
+from niwaki.gradient.train_once import TrainOnceSearch
 from niwaki.gradient.tunas import TuNAS, TuNASSearch
 from niwaki.net.control import Network
 from niwaki.net.edit import restrict
 from niwaki.net.place import place, space_of
 from niwaki.nn.build import build
 from niwaki.objective import Objective, budget_text, parse_budgets
+from niwaki.recipe import bignas
 from niwaki.run import workers
 from niwaki.run.candidates import SPENT, aims_of
 from niwaki.run.choose import FEW, resolutions
 from niwaki.run.clock import working_seconds
-from niwaki.run.config import BY_GRADIENT, Config, ConfigError, Data, config_of, from_scratch
+from niwaki.run.config import BY_GRADIENT, TRAIN_ONCE, Config, ConfigError, Data, config_of, from_scratch
 from niwaki.run.finalists import finalist_workers, processes
-from niwaki.run.loop import learner_of
+from niwaki.run.loop import learner_of, shared_learner
 from niwaki.run.model import ModelError, load_model
 from niwaki.run.regular import regular
-from niwaki.run.search import AnyTask, AskTell, Budget, Search, plain
+from niwaki.run.search import AnyTask, AskTell, Budget, Search, plain, trains_once
 from niwaki.run.strategies import strategy_named
 from niwaki.run.teacher import load_teacher
 from niwaki.run.warm_start import checkpoint_of
@@ -272,7 +274,12 @@ def decide(config: Config, task: AnyTask, network: Network) -> Config:
     stated = config.search.warmup_epochs
     if isinstance(plain(task), Tabular):
         affordable = min(affordable, ceil(TABLE_SEARCH_STEPS / batches_per_epoch(len(weight_part), search_batch)))
-    search_epochs = config.search.epochs or max(8 if stated is None else stated + 1, min(MOST_EPOCHS, affordable))
+    once = config.method in TRAIN_ONCE  # its training is the last one, too
+    search_epochs = (
+        config.search.epochs or final_epochs
+        if once
+        else config.search.epochs or max(8 if stated is None else stated + 1, min(MOST_EPOCHS, affordable))
+    )
     sizes = prod(len(space_of(network)[name].options) for name in resolutions(place(network)))
     apart = config.search.resolutions or ("apart" if 1 < sizes <= MOST_APART else "mixed")
     if config.search.resolutions == "apart" and not 1 < sizes <= MOST_RESOLUTIONS:
@@ -284,9 +291,9 @@ def decide(config: Config, task: AnyTask, network: Network) -> Config:
         )
     distributions = (sizes if apart == "apart" else 1) * len(config.budget or [""])
     passes = ceil(LOGIT_STEPS * distributions / (search_epochs * batches_per_epoch(len(architecture_part), search_batch)))
-    folds = config.search.folds or _folds(task)
+    folds = config.search.folds or (1 if once else _folds(task))
     alone = TABLE_FINALISTS if isinstance(plain(task), Tabular) else FINALISTS
-    finalists = config.search.finalists or (alone if folds == 1 else CROSS_VALIDATED)
+    finalists = 1 if once else config.search.finalists or (alone if folds == 1 else CROSS_VALIDATED)
     regular_ones = round(REGULAR * (finalists - 1)) if config.method in BY_GRADIENT else 0  # else methods could not be told apart
     if config.search.regular is not None and config.search.regular >= finalists:
         raise ConfigError(
@@ -327,6 +334,8 @@ def decide(config: Config, task: AnyTask, network: Network) -> Config:
         # one or two of a few hundred images decide between networks that are all good; cross-validation looks at several times as many
         "search.folds": folds,
         "search.evaluations": 200,
+        "search.strategy": "coarse-to-fine",
+        "search.members": "within",
         "train.epochs": final_epochs,
         "train.batch_size": batch,
         **(_told_of(task) if (config.data.kind == "table") == isinstance(plain(task), Tabular) else {}),  # else data and task are others
@@ -430,8 +439,8 @@ def search_of(config: Config, task: AnyTask | None = None, network: Network | No
         recipe=_recipe(config),
         proxy=_proxy(_recipe(config)),
         candidates=config.search.candidates or 1,
-        finalists=1 if alone else config.search.finalists or 1,
-        regular=0 if alone else config.search.regular or 0,
+        finalists=1 if alone or config.method in TRAIN_ONCE else config.search.finalists or 1,
+        regular=0 if alone or config.method in TRAIN_ONCE else config.search.regular or 0,
         folds=config.search.folds or 1,
         workers=config.workers or 1,
         seed=config.seed,
@@ -547,9 +556,9 @@ def estimate(search: Search) -> dict[str, float]:
                 short = search.proxy.epochs * per_epoch()
         seconds["search"] = short * ceil(method.evaluations / max(1, side_by_side)) + (WORKERS_START_S if side_by_side > 1 else 0.0)
     else:
-        learner: DMaskingSearch | TuNASSearch | OneShotSearch
+        learner: DMaskingSearch | TuNASSearch | OneShotSearch | TrainOnceSearch
         if isinstance(method, AskTell):
-            learner = OneShotSearch(search.network, search.task, spaces, method.one_shot, device=search.device)
+            learner = shared_learner(search, method, spaces)
         else:
             learner = learner_of(search, method, aims_of(search, spaces))
         if isinstance(learner, DMaskingSearch):
@@ -573,11 +582,14 @@ def estimate(search: Search) -> dict[str, float]:
         near = search.regular // 2  # these wait for all the others
         turns = sum(ceil(count * search.folds / max(1, side_by_side)) for count in (search.finalists - near, near))
         seconds["finalists"] = short * turns + (WORKERS_START_S if side_by_side > 1 else 0.0)
-    seconds["training"] = search.recipe.epochs * an_epoch
+    if not trains_once(search):
+        seconds["training"] = search.recipe.epochs * an_epoch
     return seconds
 
 
-def _seconds_per_step(learner: DMaskingSearch | TuNASSearch | OneShotSearch | Training, timed_s: float, steps: int = 4) -> float:
+def _seconds_per_step(
+    learner: DMaskingSearch | TuNASSearch | OneShotSearch | TrainOnceSearch | Training, timed_s: float, steps: int = 4
+) -> float:
     began, before = time.perf_counter(), learner.step
     with suppress(TrainingDiverged):  # the work itself will find that out, and keep its last good state
         learner.run(1)  # the first one allocates
@@ -602,6 +614,14 @@ def _method(config: Config, metric: str) -> DMasking | TuNAS | AskTell:
     objectives: tuple[Objective, ...] = (Objective(metric),)
     if config.method in TWO_OBJECTIVES:  # the second is to need little of what is scarce
         objectives += (Objective(f"-{config.budgets[0][0].metric if config.budgets else 'macs'}"),)
+    if config.method in TRAIN_ONCE:
+        once = bignas.small(
+            config.method, **{name: chosen[name] for name in ("epochs", "batch_size", "momentum", "weight_decay")}, lr=chosen["weight_lr"]
+        )
+        if once.rule == "sandwich":  # a phase of shrinking may have no member that any budget has
+            once = replace(once, members=chosen["members"])
+        selection = strategy_named(chosen["strategy"], objectives, chosen["evaluations"])
+        return AskTell(selection, chosen["evaluations"], "shared", once, config.search.proposals)
     strategy: Strategy[Any] = (
         RegularizedEvolution(objectives[0], population_size=config.search.population_size, tournament_size=config.search.tournament_size)
         if config.method == "evolution"

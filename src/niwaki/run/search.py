@@ -12,6 +12,7 @@ from torch import fx
 from niwaki.factor.factor import Cost, Limit
 from niwaki.gradient.dmasking import DMasking
 from niwaki.gradient.one_shot import OneShot
+from niwaki.gradient.train_once import TrainOnce
 from niwaki.gradient.tunas import TuNAS
 from niwaki.net.control import Network
 from niwaki.space.architecture import Architecture
@@ -43,12 +44,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class AskTell:
-    """A strategy that only sees architectures and their metrics. evaluator: "shared" (weights of a supernet trained by `one_shot`) or "scratch"."""
+    """A strategy that only sees architectures and their metrics. evaluator: "shared" (weights of a supernet trained by `one_shot`) or "scratch".
+
+    Of a supernet that is trained once for all budgets (`TrainOnce`) what is chosen is delivered as it is.
+    """
 
     strategy: Strategy
     evaluations: int
     evaluator: str = "shared"
-    one_shot: OneShot = field(default_factory=OneShot)
+    one_shot: OneShot | TrainOnce = field(default_factory=OneShot)
     batch: int = 8
 
 
@@ -86,6 +90,11 @@ class Search:
     def final_part(self) -> Part:
         """What the chosen networks are trained on at last: all there is, but what thresholds need that no network has seen."""
         return "train+validation" if self.cascade is None else "train"
+
+
+def trains_once(search: Search) -> bool:
+    """Whether what is chosen is delivered with the supernet's weights."""
+    return isinstance(search.method, AskTell) and isinstance(search.method.one_shot, TrainOnce)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def record_of(folder: Folder) -> Record:
         candidates=_candidates(folder, first, metric, budgets[0].resource),
         decisions=_decisions(folder, facts, first),
         architecture=first["architecture"] if first else {},
-        search_loss=_curves(folder, "search", {"weight_loss": "weights", "logit_loss": "architecture"}),
+        search_loss=_curves(folder, "search", {"weight_loss": "weights", "logit_loss": "architecture", "child_loss": "distillation"}),
         search_cost=_costs(folder, budgets, first),
         training_loss=_curves(folder, "training", {"loss": "training"}) or _curves(folder, "training 0", {"loss": "training"}),
         quality=_quality(folder, first, metric),

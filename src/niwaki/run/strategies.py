@@ -13,6 +13,7 @@ from typing import Any
 from niwaki.objective import Objective
 from niwaki.recipe import mnasnet, nao, neural_predictor, tabnas, tunas
 from niwaki.run.model import module_of
+from niwaki.strategy.coarse_to_fine import CoarseToFine
 from niwaki.strategy.default import Default
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.exhaustive import Exhaustive
@@ -62,6 +63,8 @@ STRATEGIES: dict[str, Named] = {
     "random": Named(lambda objectives, evaluations: RandomSearch(), several=True),
     "exhaustive": Named(lambda objectives, evaluations: Exhaustive(), several=True),
     "evolution": Named(lambda objectives, evaluations: RegularizedEvolution(objectives[0])),
+    # half of the evaluations for skeletons
+    "coarse-to-fine": Named(lambda objectives, evaluations: CoarseToFine(objectives[0], skeletons=max(1, min(64, evaluations // 2)))),
     "local-search": Named(lambda objectives, evaluations: LocalSearch(objectives[0])),
     "chow-liu": Named(lambda objectives, evaluations: ChowLiuSearch(objectives[0])),
     "crank": Named(lambda objectives, evaluations: CrankSearch(objectives[0])),

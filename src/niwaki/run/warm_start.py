@@ -12,6 +12,7 @@ from torch import Tensor
 
 from niwaki.gradient.dmasking import DMaskingSearch
 from niwaki.gradient.one_shot import OneShotSearch
+from niwaki.gradient.train_once import TrainOnceSearch
 from niwaki.gradient.tunas import TuNASSearch
 from niwaki.run.folder import RunError, read_config
 from niwaki.space.space import Space
@@ -23,7 +24,7 @@ def checkpoint_of(earlier: Path) -> Path:
     return earlier / "checkpoints" / "search.safetensors"
 
 
-def warm_start_(learner: DMaskingSearch | TuNASSearch | OneShotSearch, earlier: Path) -> str:
+def warm_start_(learner: DMaskingSearch | TuNASSearch | OneShotSearch | TrainOnceSearch, earlier: Path) -> str:
     """Sets the weights of `learner`, and its logits where it has any, from the run in `earlier`; what was taken over, for people.
 
     Tensors go by name. Channels are shared from the first on, and kernels around their middle, in a supernet: so they are here, where the
