@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "niwaki.run.api": ("Result", "resume", "search", "write_report", "export_run"),
+    "niwaki.run.api": ("Result", "resume", "search", "write_report", "export_run", "explain_run"),
     "niwaki.run.model": ("profile",),
     "niwaki.run.cascade": ("cascade",),
     "niwaki.run.bench": ("bench", "write_comparison"),
@@ -54,6 +54,9 @@ _HOMES = {
     "niwaki.zoo.mlp": ("mlp",),
     "niwaki.zoo.mobile": ("mobile",),
     "niwaki.deploy.predict": ("predict",),
+    "niwaki.deploy.multi_hash": ("compress", "load_compressed", "materialise", "save_compressed"),
+    "niwaki.explain.hierarchy": ("Hierarchy", "flat_tree", "induced", "labelled", "nested_tree", "random_tree"),
+    "niwaki.explain.nbdt": ("NeuralTree", "decision_paths", "fine_tune", "neural_tree"),
     "niwaki.deploy.committee": ("Committee", "at_resolutions"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

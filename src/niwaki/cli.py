@@ -167,6 +167,30 @@ def report(
 
 
 @app.command()
+def explain(
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished search.")],
+    epochs: Annotated[
+        int | None, typer.Option(help="Of training with tree supervision (default: a quarter of the run's own; 0: the network as it is).")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read the network of a run as a tree of decisions, and show it in the report with the paths of single examples."""
+    with _told(as_json):
+        from niwaki.run.api import explain_run
+
+        with _watched(quiet) as progress:
+            found = explain_run(folder, epochs=epochs, progress=progress)
+        if as_json:
+            print(json.dumps(found))
+            return
+        for name, share in found["accuracy"].items():
+            print(f"test accuracy {share:.4f} of {name}")
+        if not quiet:
+            print(f"report: {found['report']}#tree")
+
+
+@app.command()
 def export(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="A finished run; for a cascade several, or ONNX files.")],
     cascade: Cascade = None,

@@ -23,6 +23,7 @@ from niwaki.report.charts import (
     width_bars,
     worst_confusions,
 )
+from niwaki.report.decision_tree import tree_picture, way_card
 from niwaki.report.figure import figure, figure_name, is_share
 from niwaki.report.parts import LOGO, Section, card, document, fact_list, folded, listing
 from niwaki.report.record import Budget, Candidate, Data, Decision, Example, File, Record, SpaceFacts
@@ -42,7 +43,7 @@ NO_NETWORK = {
 
 def render(record: Record) -> str:
     """The page of `record`, as the text of one HTML file."""
-    parts = (_shrunk, _search, _choices, _network, _training, _errors, _cascade, _run)
+    parts = (_shrunk, _search, _choices, _network, _training, _errors, _tree, _cascade, _run)
     sections = [section for part in parts if (section := part(record))]
     return document(record.title, _head(record), sections, _foot(record))
 
@@ -374,6 +375,25 @@ def _mistake(example: Example) -> str:
 
 def _image(example: Example, told: str) -> str:
     return f'<img src="data:image/png;base64,{escape(example.image)}" alt="{escape(told)}" title="{escape(told)}">'
+
+
+def _tree(record: Record) -> Section | None:
+    tree = record.tree
+    if tree is None:
+        return None
+    text = (
+        "The network read as a tree of decisions: each chooses among groups of classes by the mean of their logits. A branch is as thick as the "
+        f"share of test {record.data.noun if record.data else 'examples'} that pass it; beside each class stands how many of its own find it by the likelier branch each time."
+    )
+    facts = card("Test accuracy", fact_list({name: percent(share, 2) for name, share in tree.accuracy.items()}) + _note(tree.made))
+    drawn = f'<div class="card scroll picture wide" tabindex="0">{tree_picture(tree)}</div>'
+    ways = "".join(way_card(tree, way) for way in tree.ways)
+    cards = card("How single ones came to their class", f'<div class="ways">{ways}</div>', "below") if ways else ""
+    return "tree", "Decisions", f'<p class="sub">{escape(text)}</p><div class="grid below">{drawn}{facts}</div>{cards}'
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>' if text else ""
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------

@@ -169,6 +169,38 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Way:
+    """How one example came to its class in a tree. nodes: after the root; probabilities: of each, given the one before."""
+
+    example: Example
+    nodes: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A classifier read as a tree of decisions. Nodes 0 to K - 1 are the classes, node K + i has the children `inner[i]`, the last is the root.
+
+    labels: of the inner nodes, or none. passed: by node, the test examples on the way of which it lies; seen, right: by class, how many there
+    are and how many find their class. accuracy: of the network and of the trees, by what the page calls them. made: how, for people.
+    """
+
+    classes: tuple[str, ...]
+    inner: tuple[tuple[int, ...], ...]
+    labels: tuple[str, ...]
+    passed: tuple[int, ...]
+    seen: tuple[int, ...]
+    right: tuple[int, ...]
+    accuracy: Mapping[str, float]
+    ways: tuple[Way, ...] = ()
+    made: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.passed) != len(self.classes) + len(self.inner) or {len(self.seen), len(self.right)} != {len(self.classes)}:
+            raise RecordError(f"a tree of {len(self.classes)} classes and {len(self.inner)} decisions has a count for each of them")
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The best network for one of several budgets."""
 
@@ -220,6 +252,7 @@ class Record:
     judged: str = ""  # how the search measured its candidates: "with shared weights"
     layers: tuple[Layer, ...] = ()
     picture: str = ""  # an <svg> element, see niwaki.net.picture
+    tree: Tree | None = None
     chosen: tuple[Chosen, ...] = ()  # when several budgets were asked for
     files: tuple[File, ...] = ()
     cascade: Mapping[str, Any] | None = None  # summary of the cascade of the networks of several budgets, see niwaki.run.cascade

@@ -103,6 +103,17 @@ line-height:1.35;overflow-wrap:anywhere}
 background:var(--fainter);margin-bottom:3px}
 .strip{display:flex;gap:4px;flex-wrap:wrap;margin-top:8px}.strip img{width:40px;height:40px;object-fit:contain;
 image-rendering:pixelated;border-radius:4px;background:var(--fainter)}
+.tree path{fill:none;stroke:var(--accent);opacity:.55;stroke-linecap:round}.tree path:hover{opacity:1}
+.tree circle{fill:var(--card);stroke:var(--ink);stroke-width:1.6}.tree circle:hover{fill:var(--accent)}
+.tree text{font:13px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;fill:var(--ink)}.tree .soft{fill:var(--soft);font-size:11.5px}
+.tree .idea{text-anchor:middle;font-size:11.5px;font-weight:600}
+.ways{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:18px 26px}
+.way{display:flex;gap:12px;margin:0;align-items:flex-start}.way img{width:64px;height:64px;flex:none;object-fit:contain;
+image-rendering:pixelated;border-radius:5px;background:var(--fainter)}.way>div{flex:1;min-width:0}
+.way figcaption{margin:0 0 4px;gap:0}.way ol{list-style:none;margin:0;padding:0}
+.way li{position:relative;font-size:12.5px;line-height:1.35;margin-bottom:3px;padding:2px 7px;border-radius:4px;background:var(--fainter);
+overflow:hidden}
+.way li i{position:absolute;inset:0 auto 0 0;background:var(--accent);opacity:.2}.way li.stray i{background:var(--bad);opacity:.28}.way li span{position:relative}
 .phases{display:flex;height:16px;border-radius:5px;overflow:hidden;margin:4px 0 8px}.phases i{min-width:2px}
 .phases i+i{border-left:1px solid var(--card)}
 details{margin-top:12px}summary{cursor:pointer;color:var(--accent);font-weight:600}footer{padding-top:34px;padding-bottom:40px;

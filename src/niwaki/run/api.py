@@ -28,6 +28,7 @@ from niwaki.report.figure import figure_name
 from niwaki.run.cascade import make_cascade
 from niwaki.run.checklist import Item, checklist_of_run
 from niwaki.run.config import Config, ConfigError, changed, config_of, load_config, uses, without_effect
+from niwaki.run.explained import explain
 from niwaki.run.finalists import judged_by
 from niwaki.run.folder import Folder, RunError, check_is_search, once, read_config
 from niwaki.run.loop import HARDLY, run, trained_share, training_name
@@ -43,6 +44,8 @@ from niwaki.task.cut import DataError
 from niwaki.task.tabular import in_units
 from niwaki.train.loop import TrainingDiverged
 from niwaki.train.rates import Rated
+
+Then = Callable[[Search, list[Chosen], Folder], None]  # what is done with a run that is finished, before its page is written
 
 
 class RunFailed(RuntimeError):
@@ -168,9 +171,53 @@ def export_run(path: str | Path, *, progress: Progress | None = None) -> list[di
         folder.close()
 
 
+def explain_run(
+    path: str | Path,
+    *,
+    epochs: int | None = None,
+    task: AnyTask | None = None,
+    network: Network | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Reads the network of a finished run as a tree of decisions, and tells it in the run's report: the accuracies, and the hierarchy.
+
+    epochs: of training with tree supervision, of a copy (None: a quarter of the run's own; 0: none, the tree of the network as it is). task,
+    network: those that were given to `niwaki.search`, if they were. Goes on where it was stopped.
+    """
+    path = Path(path)
+    if epochs is not None and epochs < 0:
+        raise RunError(f"epochs={epochs}: of tree supervision there are none or more")
+    folder = Folder(path, read_only=True)
+    try:
+        check_is_search(path, folder.asked)
+        if not folder.store.fact("finished"):
+            raise RunError(f"the run in {path} is not finished; `niwaki resume {path}` goes on with it")
+        given = [word for word, value in (("task", task), ("network", network)) if value is not None]
+        if given != (asked := folder.asked.get("given", [])):
+            what = f"a {' and a '.join(asked)} of its own" if asked else "nothing of its own"
+            raise RunError(
+                f"the run in {path} was started from Python with {what}: niwaki.explain_run(folder, ...) is to be given the same"
+            )
+    finally:
+        folder.close()
+    config = config_of(folder.asked["config"], str(path / "config.json"))
+    found: dict[str, Any] = {}
+
+    def then(search: Search, chosen: list[Chosen], folder: Folder) -> None:
+        found.update(explain(search, chosen[0], folder, progress or Silent(), epochs))
+
+    _run(config, path, path.name, progress=progress, command=f"niwaki explain {path}", task=task, network=network, then=then)
+    return {
+        "accuracy": dict(found["accuracy"]),
+        "epochs": found["epochs"],
+        "hierarchy": found["hierarchy"],
+        "report": str(path / "report.html"),
+    }
+
+
 def _run(
     config: Config, out: str | Path | None, name: str, *, fresh: bool = False, progress: Progress | None = None, command: str = "",
-    task: AnyTask | None = None, network: Network | None = None, export_anew: bool = False,
+    task: AnyTask | None = None, network: Network | None = None, export_anew: bool = False, then: Then | None = None,
 ) -> Result:  # fmt: skip
     progress = progress or Silent()
     given = [word for word, value in (("task", task), ("network", network)) if value is not None]
@@ -208,14 +255,14 @@ def _run(
         try:
             search = made[0] if made else search_of(decided, task, network)[1]
         except (ConfigError, DataError, ModelError) as error:
-            if export_anew or not _is_complete(folder):
+            if export_anew or then or not _is_complete(folder):
                 raise
             progress.note(f"the run in {path} is finished; what it was made from is not there as it was: {error}")
             return _stored(folder)
         _check_unchanged(folder, search)
         with _repeatable(decided):
             _introduce(folder, search, config, command, progress)
-            return _finish(search, folder, progress, export_anew=export_anew)
+            return _finish(search, folder, progress, export_anew=export_anew, then=then)
     except KeyboardInterrupt:
         again = "The same call of niwaki.search" if given else f"`niwaki resume {path}`, or the same command again,"
         raise KeyboardInterrupt(f"interrupted; everything done so far is kept in {path}. {again} goes on from there") from None
@@ -299,7 +346,7 @@ def _remarks(folder: Folder, search: Search, asked: Config) -> Iterator[str]:
         yield f"To end within {asked.minutes:g} minute{'s' * (asked.minutes != 1)}, the plan is: {', '.join(shortened)}."
 
 
-def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: bool) -> Result:
+def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: bool, then: Then | None = None) -> Result:
     store = folder.store
     chosen = run(search, folder, progress)
     places = _places(folder.path, len(chosen))
@@ -350,7 +397,9 @@ def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: 
     once(folder, "summary", summarise)
     if search.cascade is not None:
         once(folder, "cascade", partial(_cascade, search, folder))
-    if not store.fact("finished") or not known or not (folder.path / "report.html").is_file():
+    if then is not None:
+        then(search, chosen, folder)
+    if not store.fact("finished") or then or not known or not (folder.path / "report.html").is_file():
         store.set_fact("finished", True)
         write_page(folder)
     if why := (store.fact("result cascade") or {}).get("error"):

@@ -24,7 +24,7 @@ SAVE_EVERY_S = 10.0  # seconds between checkpoints; what a kill costs at most
 # What a run writes, beside config.json. A database goes after its log: alone it is an older state of itself, a log without it is not.
 WRITTEN = (
     "run.sqlite-wal", "run.sqlite-shm", "run.sqlite", "checkpoints", "budget-*", "model.*", "cascade*", "architecture.json", "report.html", "results.json",
-    "regret.svg",
+    "regret.svg", "tree.*",
 )  # fmt: skip
 LEFT_BEHIND = (".lock", ".*.partial", ".*.partial-*")  # by a process that was killed
 

@@ -40,7 +40,7 @@ def write_files(
     """The same, of a trained network however it was found."""
     folder.mkdir(parents=True, exist_ok=True)
     preprocess, module = task.preprocess(), task.delivered(module.cpu().eval())
-    real = _stored_test(task)[:CHECKED]
+    real = stored_test(task)[:CHECKED]
     source = write_source(module, preprocess, real, folder, card, factories=factories)
     shipment = capture(module, preprocess, real)
     audits = [export_onnx(shipment, folder / "model.onnx", card), export_pt2(shipment, folder / "model.pt2", card), source]
@@ -81,7 +81,7 @@ def form_of(task: AnyTask) -> Preprocessing | TableForm:
     return Preprocessing(images.images.shape[1:], str(images.images.dtype), images.pixel_range, tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def _stored_test(task: AnyTask) -> NDArray:
+def stored_test(task: AnyTask) -> NDArray:
     task = plain(task)
     return task.table.test_rows if isinstance(task, Tabular) else task.images.test_images
 
@@ -111,7 +111,7 @@ def answers(task: AnyTask, module: nn.Module, device: str) -> dict[str, Any]:
         "confusion": confusion_matrix(logits, truth).tolist(),
         "mistakes": [
             {
-                **_example(task, i),
+                **shown_example(task, i),
                 "label": names[int(truth[i])],
                 "predicted": names[int(guess[i])],
                 "probability": float(sure[i]),
@@ -121,7 +121,7 @@ def answers(task: AnyTask, module: nn.Module, device: str) -> dict[str, Any]:
     }
 
 
-def _example(task: AnyTask, at: int) -> dict[str, str]:
+def shown_example(task: AnyTask, at: int) -> dict[str, str]:
     """Test example number `at`, as the page shows it."""
     task = plain(task)
     return _row(task, at) if isinstance(task, Tabular) else {"image": _shown(task, task.images.test_images[at])}

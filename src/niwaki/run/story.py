@@ -26,6 +26,8 @@ from niwaki.report.record import (
     Quality,
     Record,
     SpaceFacts,
+    Tree,
+    Way,
     wilson_interval,
 )
 from niwaki.run.config import BY_GRADIENT
@@ -124,6 +126,7 @@ def record_of(folder: Folder) -> Record:
         judged="by a short training" if config["evaluator"] == "scratch" and config["method"] not in BY_GRADIENT else "with shared weights",
         layers=tuple(Layer(**row) for row in facts.get("layers", [])),
         picture=facts.get("picture", ""),
+        tree=_tree(store.fact("result tree")),
         chosen=tuple(_chosen(row, at, limits[at], metric) for at, row in enumerate(summary["budgets"]) if len(limits) > 1) if summary else (),
         files=tuple(
             File(row["file"], row["bytes"], ABOUT.get(row["file"], ""), f"outputs within {row['difference']:.1e} of {row['scale']:.3g} on {row['images']} test {'rows' if 'columns' in data else 'images'}")
@@ -213,6 +216,17 @@ def _quality(folder: Folder, first: dict[str, Any] | None, metric: str) -> Quali
         tuple(Example(**one) for one in found["mistakes"]), {name: value for name, value in said.items() if not name.startswith(NEGATIVE)},
         pairs=tuple(map(tuple, found.get("pairs", ()))),
         judged=first.get("judged", "on validation"),
+    )  # fmt: skip
+
+
+def _tree(found: dict[str, Any] | None) -> Tree | None:
+    if found is None:
+        return None
+    tree = found["hierarchy"]
+    return Tree(
+        tuple(tree["classes"]), tuple(map(tuple, tree["inner"])), tuple(tree["labels"]), tuple(found["passed"]), tuple(found["seen"]),
+        tuple(found["right"]), dict(found["accuracy"]),
+        tuple(Way(Example(**way["example"]), tuple(way["nodes"]), tuple(way["probabilities"])) for way in found["ways"]), found["made"],
     )  # fmt: skip
 
 

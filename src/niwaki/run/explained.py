@@ -1,0 +1,130 @@
+"""The network of a run read as a tree of decisions: tuned with tree supervision, told in the report, and exported beside the network."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from niwaki.deploy.export import capture, export_onnx
+from niwaki.explain.hierarchy import Hierarchy, induced
+from niwaki.explain.nbdt import NeuralTree, Path, decision_paths, final_linear, fine_tune, hard, soft, tree_accuracy, visited
+from niwaki.run.folder import Folder, RunError, once
+from niwaki.run.progress import Progress
+from niwaki.run.search import Chosen, Search, plain
+from niwaki.run.ship import CHECKED, card_of, class_names, shown_example, stored_test
+from niwaki.store.files import atomic_write
+from niwaki.task.tabular import Tabular
+from niwaki.task.task import derive_seed
+from niwaki.train.loop import Training, predict
+from niwaki.train.recipe import Recipe
+
+NAME = "tree"  # of the result, the checkpoint and the files
+SLOWER = 0.1  # of the learning rate of the training: 0.01 where that was 0.1, as the released code tunes
+SHARE = 0.25  # of its epochs
+WAYS, WRONG = 9, 3  # examples that the page shows, and how many of them are mistakes
+
+
+def explain(search: Search, chosen: Chosen, folder: Folder, progress: Progress, epochs: int | None) -> dict[str, Any]:
+    """The tree of the chosen network as JSON, kept as the result of the run; tree.json and tree.onnx in its folder.
+
+    epochs: of tree supervision; None: a quarter of those of the training; 0: the tree of the network as it is. Goes on where it was stopped.
+    """
+    task = search.task
+    if isinstance(inside := plain(task), Tabular) and not inside.is_classification:
+        raise RunError(f"the run in {folder.path} predicts a number; a tree of decisions is one over classes")
+    recipe = replace(
+        search.recipe,
+        epochs=max(1, round(SHARE * search.recipe.epochs)) if epochs is None else max(1, epochs),
+        lr=SLOWER * search.recipe.lr,
+        label_smoothing=0.0,
+    )
+    asked = 0 if epochs == 0 else recipe.epochs
+    if (known := folder.store.fact(f"result {NAME}")) is not None and known["epochs"] == asked and (folder.path / "tree.onnx").is_file():
+        return known
+    folder.store.set_fact(f"result {NAME}", None)
+    device = torch.device(search.device)
+    network = copy.deepcopy(chosen.module).to(device).eval()
+    names = class_names(task) or tuple(map(str, range(task.outputs)))
+    example = task.batch(task.part("train")[:4], device)[0]
+    hierarchy = induced(final_linear(network, example)[1].cpu().numpy(), names)
+    tuned = network if not asked else _tuned(search, copy.deepcopy(network), hierarchy, recipe, folder, progress, device)
+    _export(search, chosen, NeuralTree(copy.deepcopy(tuned), hierarchy), folder)
+    return once(folder, NAME, lambda: _facts(search, hierarchy, network, tuned, asked))
+
+
+def _tuned(
+    search: Search, module: nn.Module, hierarchy: Hierarchy, recipe: Recipe, folder: Folder, progress: Progress, device: torch.device
+) -> nn.Module:
+    progress.phase("tree supervision", recipe.epochs)
+    name = f"{NAME} {recipe.epochs}"
+
+    def begin(training: Training) -> None:
+        if (saved := folder.load(name)) is not None:
+            training.load(*saved)
+        progress.advance(training.epoch)
+
+    def after_epoch(training: Training) -> None:
+        progress.advance(training.epoch)
+        if training.finished:
+            folder.seal(name, training.state_dict())
+        elif folder.due():
+            folder.save(name, training.state_dict())
+
+    return fine_tune(
+        module, search.task, hierarchy, recipe, search.task.part("train+validation"), seed=derive_seed(search.seed, NAME), device=device,
+        begin=begin, after_epoch=after_epoch,
+    )  # fmt: skip
+
+
+def _export(search: Search, chosen: Chosen, tree: NeuralTree, folder: Folder) -> None:
+    """tree.onnx, from stored examples to log probabilities of the classes: `niwaki predict` reads it; and tree.json, the hierarchy."""
+    real = stored_test(search.task)[:CHECKED]
+    shipment = capture(tree.cpu().eval(), search.task.preprocess(), real)
+    export_onnx(shipment, folder.path / "tree.onnx", replace(card_of(search, chosen), network=None))
+    atomic_write(folder.path / "tree.json", json.dumps(tree.hierarchy.to_json(), indent=1) + "\n")
+
+
+def _facts(search: Search, hierarchy: Hierarchy, network: nn.Module, tuned: nn.Module, epochs: int) -> dict[str, Any]:
+    task = search.task
+    test = task.part("test")
+    truth = task.labels(test)
+    before, logits = (predict(module, task, test, device=search.device) for module in (network, tuned))
+    untuned, found = tree_accuracy(hierarchy, before, truth), tree_accuracy(hierarchy, logits, truth)
+    accuracy = {"the network": float((before.argmax(1) == truth).float().mean())}
+    if epochs:
+        accuracy |= {"its tree, untuned, soft": untuned["soft_accuracy"], "its tree, untuned, hard": untuned["hard_accuracy"]}
+    accuracy |= {"the tree, soft inference": found["soft_accuracy"], "the tree, hard inference": found["hard_accuracy"]}
+    taken, count = soft(hierarchy, logits).argmax(1), len(hierarchy.classes)
+    paths, names = decision_paths(hierarchy, logits), hierarchy.classes
+    return {
+        "hierarchy": hierarchy.to_json(),
+        "epochs": epochs,
+        "accuracy": list(accuracy.items()),  # the store sorts the keys of mappings
+        "passed": visited(hierarchy, logits).sum(0).tolist(),
+        "seen": torch.bincount(truth, minlength=count).tolist(),
+        "right": torch.bincount(truth[hard(hierarchy, logits) == truth], minlength=count).tolist(),
+        "made": (
+            f"The hierarchy is induced from the rows of the last layer (Ward), and the network then tuned with tree supervision for {epochs} "
+            "epochs, as a copy: the delivered network is as it was. Its tree is in tree.onnx, which gives log probabilities, and tree.json."
+            if epochs
+            else "The hierarchy is induced from the rows of the last layer (Ward); nothing was tuned. The tree is in tree.onnx and tree.json."
+        ),
+        "ways": [_way(search, at, paths[at], names, int(truth[at])) for at in _picked(truth, taken, paths)],
+    }
+
+
+def _picked(truth: Tensor, taken: Tensor, paths: list[Path]) -> list[int]:
+    """The surest mistakes, then of each class in turn the first example that is right: not the best, nor the worst."""
+    wrong = sorted((taken != truth).nonzero().flatten().tolist(), key=lambda at: -paths[at].probability)[:WRONG]
+    firsts = [int(found[0]) for label in truth.unique() if len(found := ((truth == label) & (taken == truth)).nonzero().flatten())]
+    return [*firsts[: WAYS - len(wrong)], *wrong]
+
+
+def _way(search: Search, at: int, path: Path, names: tuple[str, ...], label: int) -> dict[str, Any]:
+    example = {**shown_example(search.task, at), "label": names[label], "predicted": names[path.predicted], "probability": path.probability}
+    return {"example": example, "nodes": list(path.nodes), "probabilities": list(path.probabilities)}
