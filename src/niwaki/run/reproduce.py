@@ -22,8 +22,10 @@ from niwaki.run.experiments import (
     irlas,
     mnasnet,
     multihardware,
+    multihashing,
     multipath,
     nao,
+    nbdt,
     neural_predictor,
     objectives,
     pyglove,
@@ -44,6 +46,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     mnasnet.EXPERIMENT,
     tunas.EXPERIMENT,
     multihardware.EXPERIMENT,
+    multihashing.EXPERIMENT,
     multipath.EXPERIMENT,
     crank.EXPERIMENT,
     objectives.EXPERIMENT,
@@ -51,6 +54,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     irlas.EXPERIMENT,
     nao.EXPERIMENT,
     neural_predictor.EXPERIMENT,
+    nbdt.EXPERIMENT,
     pyglove.EXPERIMENT,
 )
 METHODS = {name: experiment for experiment in EXPERIMENTS for name in experiment.names}
