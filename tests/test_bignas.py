@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+import niwaki
 from niwaki import (
     Activation,
     BatchNorm,
@@ -42,6 +43,9 @@ from niwaki.net.control import OneOf, Repeat
 from niwaki.nn.residual import drop_connect, residual_ends, thinned, zero_last_gammas_
 from niwaki.nn.supernet import extract, supernet
 from niwaki.recipe import bignas as recipe
+from niwaki.run.folder import RunError
+from niwaki.run.train_once import NothingBest
+from niwaki.space.choice import BudgetError
 from niwaki.strategy.coarse_to_fine import CoarseToFine
 from niwaki.task.task import derive_seed
 from niwaki.train.loop import epoch_batches, evaluate
@@ -611,6 +615,43 @@ def test_niwaki_search_by_bignas_delivers_a_member_of_the_supernet(niwaki_comman
     assert wrong.code == 2
     assert "train.epochs" in wrong.err
     assert "search.finalists" in wrong.err
+
+
+# --- niwaki.train_once ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_supernet_is_asked_for_several_budgets(tmp_path):
+    network, task = tiny(classes=4), images()
+    asked = {"epochs": 6, "lr": 0.1, "out": tmp_path / "run"}
+    trained = niwaki.train_once(network, task, **asked)
+    most, before = trained.search.costs["macs"].maximum()[0], {k: v.clone() for k, v in trained.net.state_dict().items()}
+    costs = []
+    for budget, share in (("macs<=25%", 0.25), ("macs<=60%", 0.6), (f"macs<={most}", 1.0)):
+        arch, module = trained.best(budget, evaluations=12)
+        looked_at = trained.trials(budget, CoarseToFine(skeletons=6), 12)
+        assert trained.metrics(arch)["accuracy"] == max(trial.metrics["accuracy"] for trial in looked_at)
+        costs.append(trained.metrics(arch)["macs"])
+        assert costs[-1] == count_macs(network)(arch) <= share * most
+        assert type(module).__module__.startswith("torch.fx")
+        assert evaluate(module, task, task.part("validation")).items() <= trained.metrics(arch).items()
+    assert len(set(costs)) == 3
+    with pytest.raises(BudgetError, match="the least is"):
+        trained.best("macs<=10")
+    again = niwaki.train_once(network, task, **asked)  # from the folder, where it is finished
+    assert all(torch.equal(value, before[name]) for name, value in again.net.state_dict().items())
+    assert again.history == trained.history
+    with pytest.raises(RunError, match="another configuration"):
+        niwaki.train_once(network, task, **(asked | {"epochs": 7}))
+
+
+def test_any_strategy_may_select_and_what_it_cannot_evaluate_is_told():
+    trained = niwaki.train_once(tiny(classes=4), images(), epochs=1)
+    arch, _ = trained.best("params<=50%", strategy="random", evaluations=5)
+    assert trained.metrics(arch)["params"] <= trained.search.costs["params"].maximum()[0] / 2
+    with torch.no_grad():
+        next(trained.net.parameters()).fill_(float("nan"))
+    with pytest.raises(NothingBest, match="none of 3 members within macs<=50% could be evaluated: with shared weights its loss is nan"):
+        trained.best("macs<=50%", evaluations=3)
 
 
 # --- the published space and recipes ----------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from niwaki.factor.within import Within, within
 from niwaki.gradient.weights import saved
 from niwaki.net.control import Network
 from niwaki.net.layer import Conv, Pool, Subsample
-from niwaki.net.place import INPUT, Placement, space_of
+from niwaki.net.operation import Operation
+from niwaki.net.place import INPUT, Placement, place, space_of
 from niwaki.nn.residual import drop_connect, zero_last_gammas_
 from niwaki.nn.supernet import extract, supernet
 from niwaki.space.architecture import Architecture
@@ -164,7 +165,8 @@ class TrainOnceSearch:
     """A supernet's training under way. The same seed gives the same weights, also after `load`, at the same number of threads.
 
     spaces: the network's space within each budget, from which members are drawn where `method.members` says so, in turns; none: the whole space.
-    weights: of the biggest member by their names in the supernet, to begin with; residual branches then begin as they are.
+    weights: to begin with, of an adopted model by the owner's names, of a described network by their names in the supernet; residual branches
+    then begin as they are.
     """
 
     def __init__(
@@ -183,10 +185,11 @@ class TrainOnceSearch:
         everywhere = within(self.space, ())
         self.spaces = tuple(spaces) if spaces and method.members == "within" else (everywhere,)
         self.biggest, self.smallest = self.macs.maximum()[1], self.macs.minimum()[1]
-        self.net = supernet(network, seed=derive_seed(seed, "supernet"))
-        if weights is not None:
+        adopted = any(isinstance(item.layer, Operation) for item in place(network).items)
+        self.net = supernet(network, weights if adopted else None, seed=derive_seed(seed, "supernet"))
+        if weights is not None and not adopted:
             self.net.load_state_dict(dict(weights))
-        elif method.zero_gamma:
+        elif weights is None and method.zero_gamma:
             zero_last_gammas_(self.net)
         self.net.to(self.device)
         self.kinds = kinds_of(self.net.placement)

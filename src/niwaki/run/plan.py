@@ -657,10 +657,15 @@ def _proxy(recipe: Recipe) -> Recipe:
 
 
 def _counted(config: Config, network: Network, reference: Mapping[str, Cost] | None = None) -> tuple[dict[str, Cost], tuple[Budget, ...]]:
-    """The costs of `network`, and the budgets as limits on them. A budget in % is a share of the largest member that `reference` counts."""
+    """The costs of `network`, and the budgets as limits on them, see `budgets_of`."""
     costs = {name: count(network) for name, count in COSTS.items()}
+    return costs, budgets_of(config.budget or [], costs, reference)
+
+
+def budgets_of(texts: Sequence[str], costs: Mapping[str, Cost], reference: Mapping[str, Cost] | None = None) -> tuple[Budget, ...]:
+    """Budgets as limits on `costs`. One in % is a share of the largest member that `reference` counts, by default of `costs` itself."""
     budgets = []
-    for budget in parse_budgets(config.budget or []):
+    for budget in parse_budgets(list(texts)):
         limits = []
         for constraint in budget:
             name = constraint.resource.name
@@ -668,7 +673,7 @@ def _counted(config: Config, network: Network, reference: Mapping[str, Cost] | N
             assert upper is not None
             limits.append(Limit(costs[name], int(upper)))
         budgets.append(Budget(budget_text(budget), tuple(limits)))
-    return costs, tuple(budgets)
+    return tuple(budgets)
 
 
 def _plain(value: Any) -> Any:
