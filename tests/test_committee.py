@@ -218,9 +218,9 @@ def test_a_beam_over_more_than_twelve_models_finds_what_the_exhaustive_search_fi
     logits, labels = answers((1, 1.5, 2, 2.5), count=120)
     costs, prefers = (1, 2, 4, 8), by_budget(5.0)
     few = committee(logits, costs)
-    best = min(front(costs, few._exits_of(logits, labels), Sequences(longest=3)), key=prefers)
+    best = min(front(costs, few.exits_of(logits, labels), Sequences(longest=3)), key=prefers)
     many = committee(logits * 4, costs * 4)  # each model four times: copies add nothing that is worth its cost
-    found = min(front(costs * 4, many._exits_of(logits * 4, labels), Sequences(longest=3), prefers), key=prefers)
+    found = min(front(costs * 4, many.exits_of(logits * 4, labels), Sequences(longest=3), prefers), key=prefers)
     assert found.accuracy >= best.accuracy
 
 

@@ -178,7 +178,7 @@ class Committee:
             )
         found = self.calibrated(logits, labels) if self.calibrate else self
         prefers = by_target(target) if target is not None else by_budget(budget or 0.0)
-        points = front(found.costs, found._exits_of(logits, labels), asked, prefers)
+        points = front(found.costs, found.exits_of(logits, labels), asked, prefers)
         best = min(points, key=prefers)
         if target is not None and best.accuracy < target - EPSILON:
             raise CommitteeError(
@@ -199,7 +199,8 @@ class Committee:
         """The committee with a rule of the caller's own: thresholds of 0 stop everybody, above 1 nobody."""
         return replace(self, rule=Rule(tuple(members), tuple(thresholds)), fitted=None)
 
-    def _exits_of(self, logits: Sequence[NDArray], labels: NDArray) -> Callable[[tuple[int, ...]], Exits]:
+    def exits_of(self, logits: Sequence[NDArray], labels: NDArray) -> Callable[[tuple[int, ...]], Exits]:
+        """How sure and how right each sequence of members would be, from the outputs of all of them."""
         votes = [self._vote(member, one) for member, one in enumerate(logits)]
 
         @cache  # of sorted members: the mean does not depend on the order

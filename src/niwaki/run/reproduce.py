@@ -17,6 +17,7 @@ from typing import Any
 from niwaki.deploy.card import versions
 from niwaki.run.claims import write_section
 from niwaki.run.experiments import (
+    committees,
     crank,
     dmasking,
     irlas,
@@ -56,6 +57,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     neural_predictor.EXPERIMENT,
     nbdt.EXPERIMENT,
     pyglove.EXPERIMENT,
+    committees.EXPERIMENT,
 )
 METHODS = {name: experiment for experiment in EXPERIMENTS for name in experiment.names}
 
