@@ -24,6 +24,7 @@ from niwaki.deploy.predict import predict
 from niwaki.deploy.thresholds import NEVER, CommitteeError, Exits, Rule, Sequences, by_budget, by_target, front, points_of
 from niwaki.device.measure import Protocol
 from niwaki.run.demand import parse_demand
+from niwaki.run.experiments import committees as experiment
 from niwaki.task.classify import ImageClassification, Preprocess
 from niwaki.task.embedded import digits
 
@@ -496,6 +497,52 @@ def test_a_demand_is_read(text, told):
     found = parse_demand(text)
     assert (found.accuracy, found.below_largest) == pytest.approx(told[:2])
     assert tuple(one and str(one) for one in (found.limit, found.worst)) == told[2:]
+
+
+# --- the experiment --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "counted"), [(2, 2_464), (4, 7_232), (24, 181_632)])
+def test_the_networks_of_the_experiment_cost_what_was_published(width, counted):
+    assert macs_of(experiment.network(width), (1, 8, 8)) == experiment.macs(width) == counted
+    assert experiment.width_within(counted) == width
+    assert experiment.width_within(counted - 1) == width - 1
+
+
+def test_leaving_by_chance_is_worth_what_random_picks_are_worth_on_average():
+    logits, labels = answers((1, 3), count=100)
+    found = experiment.by_confidence(logits, labels, 0.5)
+    rng, first, both = np.random.default_rng(0), logits[0].argmax(1) == labels, sum(logits).argmax(1) == labels
+    drawn = [np.where(rng.permutation(100) < 50, first, both).mean() for _ in range(4000)]
+    assert found["chance"] == pytest.approx(np.mean(drawn), abs=0.003)
+    surest = np.argsort(-softmax(logits[0]).max(1))[:50]
+    assert found["max_probability"] == pytest.approx((both.sum() - both[surest].sum() + first[surest].sum()) / 100)
+
+
+def test_the_claims_follow_from_the_figures_alone():
+    seeds = [
+        {
+            "large": {"validation": 0.99, "test": 0.98}, "small": {"2": 0.7, "4": 0.9},
+            "cascade": {"accuracy": 0.97, "cost": 20_000.0 + 100 * at, "held_out": 0.98}, "alone": {"width": 7, "accuracy": 0.95}, "most": 0.985,
+            "confidences": {share: {"max_probability": 0.9, "gap": 0.9, "entropy": 0.89, "chance": 0.85} for share in ("0.5", "0.7")},
+        }
+        for at in range(3)
+    ]  # fmt: skip
+    timings = {f"timing {at}": {"ratio": 0.5, "first": 0.6, "same": 1.0, "difference": 1e-6} for at in range(3)}
+    results = {"plan": {"seeds": 3, "train": 1000, "validation": 300, "epochs": 30}, "quick": False, "timings": timings}
+    results["jobs"] = {f"seed {at}": one for at, one in enumerate(seeds)}
+    verdicts = [row.verdict for row in experiment.section_of(results).claims]
+    assert verdicts == ["holds"] * 8 + ["not testable here"]
+    for one in seeds:
+        one["cascade"] |= {"accuracy": 0.94, "cost": 50_000.0}
+    timings["timing 0"]["same"] = 0.99
+    verdicts = [row.verdict for row in experiment.section_of(results).claims]
+    assert verdicts[:4] == ["does not hold"] * 4
+    assert (
+        experiment.section_of(results)
+        .about[1]
+        .startswith("The large network's own accuracy on validation was out of the pair's reach in 3 of 3")
+    )
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------------

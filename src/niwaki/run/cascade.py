@@ -31,7 +31,7 @@ from niwaki.device.runtime_onnx import NAME, onnx_step
 from niwaki.net.place import space_of
 from niwaki.net.text import from_json
 from niwaki.nn.build import build
-from niwaki.run.config import config_of
+from niwaki.run.config import TRAIN_ONCE, config_of
 from niwaki.run.demand import COSTS, parse_demand
 from niwaki.run.folder import Folder, RunError, check_is_search, read_config
 from niwaki.run.model import profile
@@ -123,8 +123,8 @@ def cascade(
     members: folders of finished runs (all their budgets) and ONNX files. demand: see `parse_demand`. cost: what is minimized for an accuracy, and
     counted: "macs", or "latency(onnxruntime)", measured here. resolutions: each network of the runs is a member at each of these image sizes.
 
-    The rule is chosen on examples that no member was trained on. Of a run that was searched for a cascade (`cascade` in its configuration)
-    these are its validation part. Any other run trains what it delivers on that, too: then half of the test part is taken to choose, and the
+    The rule is chosen on examples that no member was trained on. Of a run that was searched for a cascade (`cascade` in its configuration),
+    or whose networks are members of a supernet trained once, these are its validation part. Any other run trains what it delivers on that, too: then half of the test part is taken to choose, and the
     figures are those of the other half. data: an .npz file with `images` (or rows) and `labels` to choose on instead. task: of a run that was
     started from Python with a task of its own. out: where cascade.onnx, cascade.json and cascade/ go; the first run's folder, if left out.
     """
@@ -334,7 +334,9 @@ def _task_of_runs(runs: Sequence[Path], task: AnyTask | None) -> tuple[AnyTask, 
     described = [content["plan"]["data"] for content in contents]
     if len({one["sha256"] for one in described}) > 1:
         raise CommitteeError(f"the runs {', '.join(map(str, runs))} are of different data")
-    kept = bool(contents) and all(content["plan"]["config"].get("cascade") for content in contents)
+    configs = [content["plan"]["config"] for content in contents]
+    # a supernet that is trained once never learns from it
+    kept = bool(configs) and all(config.get("cascade") or config["method"] in TRAIN_ONCE for config in configs)
     held = kept and all(one == described[0] for one in described)  # the same seed of the split, too
     if task is not None:
         if described and task.sha256 != described[0]["sha256"]:
