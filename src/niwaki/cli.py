@@ -259,6 +259,29 @@ def profile(
 
 
 @app.command()
+def adopt(
+    model: Annotated[str, typer.Argument(help="module:attr or file.py:attr, a PyTorch model; or a name in the zoo.")],
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", help="1x3x224x224, or ids=1x128:int64<1000; once for each argument.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random cut, and of the inputs that outputs are compared on.")] = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read a PyTorch model, see that it stays the same, find its channels that change together, and try a random cut of it."""
+    with _told(as_json):
+        from niwaki.run.adopting import describe_adoption
+
+        found, page = describe_adoption(model, inputs or (), seed=seed)
+        if as_json:
+            print(json.dumps(found))
+        elif not quiet:
+            print(page)
+        if not (found["equal_outputs"] and found["cut"]["onnx_equal"] and found["cut"]["predicted_macs"] == found["cut"]["counted_macs"]):
+            raise typer.Exit(FAILED)
+
+
+@app.command()
 def space(
     network: Annotated[str, typer.Argument(help="A name in the zoo, module:attr or file.py:attr.")],
     budget: Annotated[str | None, typer.Option(help='Such as "macs<=5e6", or several limits joined by "and".')] = None,

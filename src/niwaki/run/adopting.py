@@ -1,0 +1,99 @@
+"""`niwaki adopt`: whether somebody's PyTorch model can be read, whether it stays the same, and which of its channels change together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from niwaki.cost.count import count_params
+from niwaki.deploy.plain import Example
+from niwaki.net.control import Network
+from niwaki.nn.build import build
+from niwaki.run.claims import grid
+from niwaki.run.model import Input, ModelError, load_model, parse_input
+from niwaki.testing.adoption import Examination, couplings, examine
+
+SHOWN = 40  # groups in the table for people
+READ = 3  # weights named in a row of it
+
+
+def adoptable(word: str, inputs: Sequence[str]) -> tuple[nn.Module, Example]:
+    """The model that `word` names, with an example as `inputs` describe it.
+
+    A described network stands for its largest member, and its input may be left out.
+    """
+    model = load_model(word)
+    if isinstance(model, Network):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = build(model, count_params(model).maximum()[1])
+        return module, example_for(module, inputs or ["x".join(map(str, (1, *model.input_shape)))])
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{word} is an ONNX file; a torch.nn.Module is adopted: name one by module:attr or file.py:attr")
+    if not inputs:
+        raise ModelError(f"{word} needs --input for each argument of its forward{inspect.signature(model.forward)}, such as 1x3x224x224")
+    return model, example_for(model, inputs)
+
+
+def example_for(module: nn.Module, inputs: Sequence[str]) -> Example:
+    """Tensors for the arguments of `module`, in order, or by name where some are left out between them."""
+    given = [parse_input(text) for text in inputs]
+    signature = inspect.signature(module.forward)
+    try:
+        bound = signature.bind(*(one for one in given if one.name is None), **{one.name: one for one in given if one.name is not None})
+    except TypeError as error:
+        raise ModelError(f"--input {', '.join(inputs)}: {error}; the model is called forward{signature}") from error
+    if bound.kwargs:
+        return {name: one.example() for name, one in bound.arguments.items() if isinstance(one, Input)}
+    return tuple(one.example() for one in bound.args)
+
+
+def describe_adoption(word: str, inputs: Sequence[str], *, seed: int = 0) -> tuple[dict[str, Any], str]:
+    """What `niwaki adopt` prints: the object of `--json`, and the page for people."""
+    model, example = adoptable(word, inputs)
+    found = examine(model, example, seed=seed)
+    return found.to_json(), page(word, found)
+
+
+def page(word: str, found: Examination) -> str:
+    """Groups with what each of them cuts, what was left as it is, and what the checks found."""
+    adopted, cut = found.adopted, found.cut
+    lines = [f"{word}: {found.macs:,} multiply-adds for one example, {adopted.cost('params', _whole(found)):,} parameters", ""]
+    cuts = couplings(adopted)
+    rows = [(group.name, str(group.units), str(len(cut.keep[group.name])), _few(cuts[group.name])) for group in adopted.groups]
+    if rows:
+        lines += [*grid(("group", "units", "random cut", "weights that change together"), rows[:SHOWN])]
+    if len(rows) > SHOWN:
+        lines.append(f"... and {len(rows) - SHOWN} groups more")
+    lines += ["", f"{found.searchable_share:.1%} of the parameters of convolutions and linear layers are searchable"]
+    lines += [f"left as it is: {name}" for name in adopted.opaque]
+    lines += [f"note: {note}" for note in adopted.notes]
+    lines.append(_outputs(found))
+    least = adopted.cost("macs", {group.name: 1 for group in adopted.groups})
+    if least > found.budget:
+        lines.append(f"note: no cut reaches {found.budget:,} multiply-adds; with one unit of every group {least:,} are left")
+    lines.append(
+        f"a random cut to {max(found.budget, least):,} multiply-adds: {cut.predicted_macs:,} predicted, {cut.counted_macs:,} counted; "
+        + (cut.why or "it runs, trains, and is equal in ONNX Runtime")
+    )
+    return "\n".join(lines)
+
+
+def _outputs(found: Examination) -> str:
+    told = ", ".join(f"{difference:.1e} at batch {batch}" for batch, difference in found.differences.items())
+    verdict = "equal" if found.equal_outputs else "NOT EQUAL"
+    weights = "the same state dict" if found.same_weights else "ANOTHER STATE DICT"
+    return f"outputs {verdict} ({told}; {found.permuted:.1e} with every group's units in another order), {weights}"
+
+
+def _few(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - READ} more" if len(names) > READ else ""
+    return ", ".join(names[:READ]) + rest
+
+
+def _whole(found: Examination) -> dict[str, int]:
+    return {group.name: group.units for group in found.adopted.groups}

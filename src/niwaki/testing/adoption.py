@@ -1,0 +1,359 @@
+"""The proof that a PyTorch model was read rightly: equal outputs, equal weights, and a random cut that runs, trains, exports and costs what was said.
+
+found = examine(model, example)     # what holds and what does not, for any model
+check_adoption(model, example)      # the same as a test: raises AssertionError naming the first clause that is broken
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from niwaki.adoption.adopted import Adopted, read
+from niwaki.adoption.axes import groups_of, positions
+from niwaki.adoption.counter import counted_macs
+from niwaki.deploy.card import ExportError
+from niwaki.deploy.export import ONNX_TOLERANCE
+from niwaki.deploy.plain import Example, arguments_of, onnx_of, run_onnx, tensors_of
+
+TOLERANCE = 1e-5  # of the largest output: the same kernels on the same numbers
+TRAINED = 1e-4  # the same in training mode, where statistics of a small batch are divided by
+SHARE = 0.6  # of the multiply-adds: the most that the random cut may cost
+SEARCHABLE = 0.8  # of a convolutional network's convolution and linear parameters
+STEPS = 8  # eighths of the owner's width: what a random cut keeps of a group
+_PRODUCTS = ("conv", "linear", "addmm", "matmul", "mm", "bmm")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A random member of the family. counted_macs: of the module itself, by torch.utils.flop_counter, for one example. trains: one step of
+    gradient descent gives every trainable weight a finite gradient. onnx_equal: None where no ONNX file was made."""
+
+    keep: Mapping[str, Tensor]
+    module: nn.Module
+    predicted_macs: int
+    counted_macs: int
+    predicted_params: int
+    counted_params: int
+    trains: bool
+    onnx_equal: bool | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found out about a model. Differences are shares of the largest output.
+
+    differences: by batch size, of the model read from the owner's; permuted: the same with the units of every group in another order, which
+    must change nothing where they are rightly coupled; trained: the same in training mode, or None where that is random. same_weights: the state dict came back equal. searchable_share: of the parameters of
+    convolutions and linear layers, those on an axis that may be cut. budget: multiply-adds that the cut had to keep within.
+    """
+
+    adopted: Adopted
+    differences: Mapping[int, float]
+    permuted: float
+    trained: float | None
+    same_weights: bool
+    searchable_share: float
+    macs: int
+    counted_macs: int
+    budget: int
+    cut: Cut
+
+    @property
+    def equal_outputs(self) -> bool:
+        return self.same_weights and max(*self.differences.values(), self.permuted) <= TOLERANCE
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "equal_outputs": self.equal_outputs,
+            "groups": len(self.adopted.groups),
+            "choices": len(self.adopted.groups),
+            "searchable_share": self.searchable_share,
+            "opaque": list(self.adopted.opaque),
+            "macs": self.macs,
+            "cut": {
+                "predicted_macs": self.cut.predicted_macs,
+                "counted_macs": self.cut.counted_macs,
+                "onnx_equal": self.cut.onnx_equal,
+            },
+        }
+
+
+def check_adoption(
+    model: nn.Module, example: Example, *, seed: int = 0, searchable: float = SEARCHABLE, opaque: bool = False, onnx: bool = True
+) -> Examination:
+    """Raises AssertionError naming the first clause that `model` breaks; gives back what was found.
+
+    example: a tensor, a sequence of tensors, or a mapping from argument names to tensors, with the batch first. searchable: the least share of
+    convolution and linear parameters that must lie in searchable groups. opaque: whether a layer may be left as it is. onnx: whether the
+    cut is exported, which takes seconds.
+    """
+    found = examine(model, example, seed=seed, onnx=onnx)
+    cut, least = found.cut, found.adopted.cost("macs", {group.name: 1 for group in found.adopted.groups})
+    assert found.same_weights, "the state dict comes back with the same names and values"
+    for batch, difference in found.differences.items():
+        assert difference <= TOLERANCE, f"a batch of {batch} gets the same outputs; they differ by {difference:.2g}"
+    assert found.permuted <= TOLERANCE, f"units of a group can be listed in any order; the outputs change by {found.permuted:.2g}"
+    assert (found.trained or 0.0) <= TRAINED, f"in training mode it does the same; the outputs differ by {found.trained:.2g}"
+    assert found.macs == found.counted_macs, f"the model costs {found.counted_macs:,} multiply-adds; {found.macs:,} were predicted"
+    assert opaque or not found.adopted.opaque, f"every layer is understood; {', '.join(found.adopted.opaque)} are not"
+    assert found.searchable_share >= searchable, f"{searchable:.0%} of the parameters are searchable; {found.searchable_share:.1%} are"
+    assert not cut.why, f"the cut model runs, trains and exports: {cut.why}"
+    assert cut.predicted_macs == cut.counted_macs, (
+        f"the cut costs {cut.counted_macs:,} multiply-adds; {cut.predicted_macs:,} were predicted"
+    )
+    assert cut.predicted_params == cut.counted_params, (
+        f"the cut has {cut.counted_params:,} parameters; {cut.predicted_params:,} were predicted"
+    )
+    assert cut.counted_macs <= max(found.budget, least), (
+        f"the cut costs {cut.counted_macs:,} multiply-adds; the budget was {found.budget:,}"
+    )
+    return found
+
+
+def examine(model: nn.Module, example: Example, *, seed: int = 0, onnx: bool = True) -> Examination:
+    """Reads a copy of `model` whose BatchNorm statistics were drawn anew, and compares everything that can be compared."""
+    generator = torch.Generator().manual_seed(seed)
+    owner = read(model, example).owner  # the model's own copy; what cannot be read is refused here
+    randomise_batch_norm_(owner, generator)
+    adopted = read(owner, example)
+    batches = (_batch_of(example), _batch_of(example) + 2) if adopted.symbolic else (_batch_of(example),)
+    examples = {batch: resampled(example, batch, generator) for batch in batches}
+    read_back = adopted.module.eval()
+    differences = {batch: _difference(_run(read_back, inputs), _run(owner, inputs)) for batch, inputs in examples.items()}
+    order = {group.name: torch.randperm(group.units, generator=generator).tolist() for group in adopted.groups}
+    inputs = examples[max(examples)]
+    reordered = _difference(_run(_reordered(adopted, order), inputs), _run(owner, inputs))
+    macs = adopted.cost("macs", {group.name: group.units for group in adopted.groups})
+    budget = int(SHARE * macs)
+    return Examination(
+        adopted=adopted,
+        differences=differences,
+        permuted=reordered,
+        trained=_training_difference(read_back, owner, inputs),
+        same_weights=_same_weights(read_back, owner),
+        searchable_share=searchable_share(adopted),
+        macs=macs,
+        counted_macs=_macs(owner, adopted, example),
+        budget=budget,
+        cut=_examined_cut(adopted, random_cut(adopted, budget, seed), example, generator, onnx=onnx),
+    )
+
+
+# --- what the check is made of -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def randomise_batch_norm_(module: nn.Module, generator: torch.Generator) -> None:
+    """Statistics and weights as after a training: a layer that starts as the identity hides what is wrong with it."""
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._NormBase):
+            for tensor, low, high in (
+                (layer.running_mean, -0.5, 0.5), (layer.running_var, 0.5, 2.0), (layer.weight, 0.5, 1.5), (layer.bias, -0.5, 0.5),
+            ):  # fmt: skip
+                if tensor is not None:
+                    tensor.copy_(torch.empty(tensor.shape).uniform_(low, high, generator=generator))
+
+
+def resampled(example: Example, batch: int, generator: torch.Generator) -> Example:
+    """An input like `example`, with `batch` examples, its numbers drawn from those of `example`: never outside of what they may be."""
+
+    def draw(tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor) or not tensor.ndim:
+            return tensor
+        pool = tensor.detach().cpu().flatten()
+        if pool.is_floating_point():
+            pool = pool.float()
+            if (pool == pool[0]).all():
+                pool = pool + torch.rand(1024, generator=generator)  # zeros or ones would show nothing
+        shape = (batch, *tensor.shape[1:])
+        return pool[torch.randint(len(pool), shape, generator=generator)]
+
+    return pytree.tree_map(draw, example)
+
+
+def random_cut(adopted: Adopted, budget: int, seed: int) -> dict[str, Tensor]:
+    """Units kept of every group, ascending: random ones, as many as random shares say that are all made smaller until `budget` holds.
+
+    Where not even one unit of each group is within the budget, there is one unit of each.
+    """
+    rng = Random(seed)
+    shares = {group.name: rng.randint(2, STEPS) / STEPS for group in adopted.groups}
+
+    def widths(scale: float) -> dict[str, int]:
+        return {group.name: max(1, round(group.units * min(1.0, scale * shares[group.name]))) for group in adopted.groups}
+
+    low, high = 0.0, 1.0
+    if adopted.cost("macs", widths(high)) > budget:
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (middle, high) if adopted.cost("macs", widths(middle)) <= budget else (low, middle)
+        alive = widths(low)
+    else:
+        alive = widths(high)
+    return {group.name: torch.tensor(sorted(rng.sample(range(group.units), alive[group.name]))) for group in adopted.groups}
+
+
+def searchable_share(adopted: Adopted) -> float:
+    """Share of the parameters of convolutions and linear layers that lie on an axis with units that may be cut; 1 where there are none."""
+    searchable = total = 0
+    for name in _product_weights(adopted.graph):
+        axes = adopted.weights[name]
+        fixed = cells = 1
+        for axis in axes:
+            cells *= sum(run.length for run in axis)
+            fixed *= sum(run.length for run in axis if run.group is None)
+        total, searchable = total + cells, searchable + cells - fixed
+    return searchable / total if total else 1.0
+
+
+def couplings(adopted: Adopted) -> dict[str, list[str]]:
+    """For every group, the weights that it cuts, in the order of the state dict: what has to change together."""
+    found: dict[str, list[str]] = {group.name: [] for group in adopted.groups}
+    for name, axes in adopted.weights.items():
+        for group in dict.fromkeys(group for axis in axes for group in groups_of(axis)):
+            found[group].append(name)
+    return found
+
+
+def _examined_cut(adopted: Adopted, keep: Mapping[str, Tensor], example: Example, generator: torch.Generator, *, onnx: bool) -> Cut:
+    alive = {name: len(units) for name, units in keep.items()}
+    module = adopted.cut(keep).eval()
+    counted, why, trains, onnx_equal = 0, "", False, None
+    batches = (_batch_of(example) + 2, _batch_of(example) + 1) if adopted.symbolic else (_batch_of(example),)
+    inputs = [resampled(example, batch, generator) for batch in batches]
+    try:
+        counted = _macs(module, adopted, example)
+        trains = _trains(module, inputs[0])
+        if not trains:
+            why = "a weight gets no finite gradient"
+        if onnx:
+            onnx_equal = _onnx_is_equal(module, inputs, free=adopted.symbolic)
+            if not onnx_equal:
+                why = why or "ONNX Runtime gives other outputs"
+    except ExportError as error:
+        onnx_equal, why = False, str(error)
+    except Exception as error:  # whatever a wrong cut brings about
+        why = f"{type(error).__name__}: {error}"
+    return Cut(
+        keep=keep,
+        module=module,
+        predicted_macs=adopted.cost("macs", alive),
+        counted_macs=counted,
+        predicted_params=adopted.cost("params", alive),
+        counted_params=sum(parameter.numel() for parameter in module.parameters()),
+        trains=trains,
+        onnx_equal=onnx_equal,
+        why=why,
+    )
+
+
+@torch.no_grad()
+def _reordered(adopted: Adopted, order: Mapping[str, Sequence[int]]) -> nn.Module:
+    """The whole network with the units of every group in another order, on every axis of every weight that is said to carry them."""
+    module = copy.deepcopy(adopted.module)
+    for name, axes in adopted.weights.items():
+        tensor = attrgetter(name)(module)
+        for dim, axis in enumerate(axes):
+            tensor.copy_(tensor.index_select(dim, torch.tensor(positions(axis, order))))
+    return module
+
+
+def _trains(module: nn.Module, inputs: Example) -> bool:
+    """Whether one step of gradient descent, in training mode, reaches weights and leaves all of them finite."""
+    module = copy.deepcopy(module).train()
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    positional, named = arguments_of(inputs)
+    outputs = [tensor for tensor in tensors_of(module(*positional, **named)) if tensor.requires_grad]
+    if not outputs:
+        return not trainable
+    torch.stack([output.square().mean() for output in outputs]).sum().backward()
+    reached = [parameter for parameter in trainable if parameter.grad is not None]
+    torch.optim.SGD(trainable, lr=1e-3).step()
+    return bool(reached) and all(bool(torch.isfinite(parameter).all()) for parameter in trainable)
+
+
+def _training_difference(module: nn.Module, owner: nn.Module, inputs: Example) -> float | None:
+    """The difference of outputs, and of buffers afterwards, in training mode; None where the owner's outputs are random there, or it has
+    none: BatchNorm refuses a batch of one."""
+
+    def trained(given: nn.Module, seed: int) -> Any:
+        given = copy.deepcopy(given).train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return [_run(given, inputs), dict(sorted(given.state_dict().items()))]
+
+    try:
+        first, again = trained(owner, 0), trained(owner, 1)
+    except Exception:  # the owner's code
+        return None
+    return None if _difference(again, first) else _difference(trained(module, 2), first)
+
+
+def _onnx_is_equal(module: nn.Module, inputs: Sequence[Example], *, free: bool) -> bool:
+    content = onnx_of(module, inputs[0], free=free)
+    return all(
+        _difference([torch.from_numpy(array) for array in run_onnx(content, given)], tensors_of(_run(module, given))) <= ONNX_TOLERANCE
+        for given in inputs
+    )
+
+
+def _macs(module: nn.Module, adopted: Adopted, example: Example) -> int:
+    """Multiply-adds counted while the module runs: for one example, or for all of them where their number cannot be changed."""
+    positional, named = arguments_of(resampled(example, 1, torch.Generator()) if adopted.symbolic else example)
+    return counted_macs(copy.deepcopy(module).eval(), *positional, **named)
+
+
+@torch.no_grad()
+def _run(module: nn.Module, example: Example) -> Any:
+    positional, named = arguments_of(copy.deepcopy(example))  # a model may write to its input
+    return module(*positional, **named)
+
+
+def _difference(found: Any, expected: Any) -> float:
+    """Largest difference of two structures of tensors, as a share of the largest number in each; infinite where they are not alike."""
+    (ours, shape), (theirs, wanted) = pytree.tree_flatten(found), pytree.tree_flatten(expected)
+    if shape != wanted:
+        return float("inf")
+    worst = 0.0
+    for one, other in zip(ours, theirs, strict=True):
+        if not isinstance(other, Tensor):
+            worst = worst if one == other else float("inf")
+        elif one.shape != other.shape or one.dtype != other.dtype:
+            return float("inf")
+        elif other.numel():
+            finite = torch.isfinite(other)
+            if not torch.equal(finite, torch.isfinite(one)):
+                return float("inf")
+            one, other = (torch.where(finite, value, 0).double() for value in (one, other))
+            worst = max(worst, float((one - other).abs().max() / (other.abs().max() or 1.0)))
+    return worst
+
+
+def _same_weights(module: nn.Module, owner: nn.Module) -> bool:
+    ours, theirs = module.state_dict(), owner.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def _product_weights(graph: fx.Graph) -> list[str]:
+    """Names of the weights that convolutions and linear layers multiply by, each once."""
+    found = []
+    for node in graph.nodes:
+        kind = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+        if node.op == "call_function" and kind.startswith(_PRODUCTS):
+            found += [str(given.target) for given in node.args[1:2] if isinstance(given, fx.Node) and given.op == "get_attr"]
+    return list(dict.fromkeys(found))
+
+
+def _batch_of(example: Example) -> int:
+    sizes = [tensor.shape[0] for tensor in tensors_of(arguments_of(example)) if tensor.ndim]
+    return sizes[0] if sizes else 1
