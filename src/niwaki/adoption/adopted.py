@@ -55,6 +55,7 @@ class Adopted:
     activations: Mapping[str, tuple[Axis, ...]]  # by node
     sizes: Mapping[str, Mapping[str, Any]]  # by node: arguments that hold a `Size`, whole, by the name in the operator's schema
     costs: Mapping[str, tuple[Term, ...]]
+    products: Mapping[str, tuple[Term, ...]]  # by node: the multiply-adds that it does
     meetings: tuple[Gate, ...]
     averages: Mapping[str, tuple[int, ...]]  # by node: axes whose mean or variance follows the units alive
     opaque: tuple[str, ...]  # layers (or, outside any, operators) that are not understood
@@ -134,6 +135,7 @@ def read(model: nn.Module, example: Example) -> Adopted:
         weights=weights,
         activations=axes,
         sizes=sizes,
+        products={node.name: tuple(map(runs.term, each)) for node, each in reading.macs.items()},
         costs={metric: tuple(runs.term(product) for each in products.values() for product in each) for metric, products in costs.items()},
         meetings=tuple(
             Gate(meeting.reader.name, meeting.value.name, meeting.axis)
