@@ -16,6 +16,7 @@ _HOMES = {
     "niwaki.run.model": ("profile",),
     "niwaki.run.train_once": ("TrainedOnce", "train_once"),
     "niwaki.run.cascade": ("cascade",),
+    "niwaki.run.shrink": ("shrink",),
     "niwaki.run.bench": ("bench", "write_comparison"),
     "niwaki.run.describe": ("describe_space",),
     "niwaki.run.reproduce": ("reproduce",),

@@ -84,8 +84,13 @@ def resume(folder: Path, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Go on with a run that was interrupted; print the result of one that is finished."""
     with _told(as_json):
         from niwaki.run.api import resume as go_on
+        from niwaki.run.shrink import is_shrinking
+        from niwaki.run.shrink import resume as go_on_shrinking
 
         with _watched(quiet) as progress:
+            if is_shrinking(folder):
+                _print_shrunken(go_on_shrinking(folder, progress=progress).summary, as_json, quiet)
+                return
             result = go_on(folder, progress=progress)
         _print_result(result.summary, as_json, quiet)
 
@@ -154,9 +159,13 @@ def report(
     with _told(as_json):
         from niwaki.run.api import run_checklist, write_report
         from niwaki.run.bench import is_comparison, write_comparison
+        from niwaki.run.shrink import is_shrinking
+        from niwaki.run.shrink import write_report as write_shrinking
 
         if is_comparison(folder):
             path, items = folder / "report.html", write_comparison(folder)["checklist"]
+        elif is_shrinking(folder):
+            path, items = write_shrinking(folder), []
         else:
             path = write_report(folder)
             items = [vars(item) for item in run_checklist(folder)] if checklist else []
@@ -372,6 +381,49 @@ def bench(
 
 
 @app.command()
+def shrink(
+    model: Annotated[str, typer.Argument(help="module:attr or file.py:attr of a torch module or of what makes one, or a name in the zoo.")],
+    budget: Annotated[
+        list[str],
+        typer.Option(
+            help='"macs<=50%" of what the model costs, "params<=1M", "activation_bytes<=200kB", "roofline(T4)<=60%"; several limits together.'
+        ),
+    ],
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", help="1x3x32x32: checked against the data, which say it otherwise.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with train.npz and test.npz, or of images by class; a table. Default: Fashion-MNIST in the shared folder, or digits."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="shrink.*, data.* or train.* (the fine-tuning); may be repeated."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="morphnet or figs.")] = "morphnet",
+    out: Out = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the folder holds of an earlier run and start anew.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make your own model smaller for a budget, fine-tune it on your data, and say what it cost in accuracy."""
+    with _told(as_json):
+        from niwaki.run.shrink import shrink as make_smaller
+
+        with _watched(quiet) as progress:
+            result = make_smaller(
+                model, budget, method=method, seed=seed, out=out, settings=settings or (), data=None if data is None else str(data), inputs=inputs or (),
+                threads=threads, device=device, fresh=fresh, progress=progress, command=_command(),
+            )  # fmt: skip
+        _print_shrunken(result.summary, as_json, quiet)
+
+
+@app.command()
 def reproduce(
     method: Annotated[str, typer.Argument(help="dmaskingnas, or another method with published claims; an unknown one lists them.")],
     out: Annotated[Path | None, typer.Option(help="Folder of what was trained (default: runs/reproduce-METHOD).")] = None,
@@ -563,6 +615,23 @@ def _print_result(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:
         from niwaki.run.cascade import in_one_line
 
         print(in_one_line(made))
+    if not quiet:
+        print(f"report: {summary['folder']}/report.html\nmodel:  {summary['folder']}/model.onnx")
+
+
+def _print_shrunken(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    if as_json:
+        print(json.dumps(summary))
+        return
+    from niwaki.report.figure import figure, figure_name
+
+    metric, before, after = summary["metric"], summary["costs"]["before"], summary["costs"]["after"]
+    for name in before:
+        limit = f" (at most {summary['limits'][name]:,.6g})" if name in summary["limits"] else ""
+        print(f"{name:<20} {before[name]:>14,.6g} -> {after[name]:>14,.6g}  {after[name] / before[name]:6.1%}{limit}")
+    for part in ("validation", "test"):
+        values = (figure(metric, summary["metrics"][when][part][metric], 2) for when in ("before", "after"))
+        print(f"{part + ' ' + figure_name(metric):<20} {next(values):>14} -> {next(values):>14}")
     if not quiet:
         print(f"report: {summary['folder']}/report.html\nmodel:  {summary['folder']}/model.onnx")
 

@@ -142,8 +142,8 @@ def _class(name: str, docstring: str, module: fx.GraphModule, factories: Factori
         for node in nodes:
             for source in (node, *node.all_input_nodes):
                 if source.op in ("call_module", "get_attr") and source.target not in defined:
+                    definitions += [*_containers(module, str(source.target), defined), *_definition(module, source, factories)]
                     defined.add(str(source.target))
-                    definitions += _definition(module, source, factories)
         if definitions:
             layers += ["", f"# {block}", *definitions] if grouped else definitions
         steps += ["", f"# {block}: {_passage(nodes)}"] if grouped else []
@@ -183,7 +183,7 @@ def _block(node: fx.Node) -> str | None:
         name = next((str(source.target) for source in node.all_input_nodes if source.op == "get_attr"), "")
         if not name:
             return None
-    *parts, last = name.split("_")
+    *parts, last = name.replace(".", "_").split("_")
     numbered = [at for at, part in enumerate(parts) if part[-1:].isdigit()]
     return "_".join(parts[: numbered[-1] + 1]) if numbered else (parts or [last])[0]
 
@@ -191,7 +191,8 @@ def _block(node: fx.Node) -> str | None:
 def _passage(nodes: list[fx.Node]) -> str:
     """What enters a run of operations and what leaves it, without the batch."""
     into = next((x for x in nodes[0].all_input_nodes if x.op != "get_attr"), nodes[0])
-    before, after = (" x ".join(map(str, node.meta["tensor_meta"].shape[1:])) for node in (into, nodes[-1]))
+    metas = [node.meta.get("tensor_meta") for node in (into, nodes[-1])]  # none, or several, of what gives no tensor
+    before, after = (" x ".join(map(str, shape[1:])) if (shape := getattr(meta, "shape", None)) else "several" for meta in metas)
     return f"{before} -> {after}"
 
 
@@ -265,13 +266,15 @@ def _argument(value: Any, variables: _Variables) -> str:
         return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' if len(value) == 1 else ''})"
     if isinstance(value, slice):
         return f"slice({_argument(value.start, variables)}, {_argument(value.stop, variables)}, {_argument(value.step, variables)})"
-    if value is None or value is ... or isinstance(value, (bool, int, float, str, torch.dtype)):
+    if value is None or value is ... or isinstance(value, (bool, int, float, str, torch.dtype, torch.memory_format, torch.layout)):
         return "..." if value is ... else repr(value)
     raise ExportError(f"model.py cannot show {value!r}, an argument in the network's graph; numbers, text and tensors can be")
 
 
 def _function(function: Callable[..., Any] | str) -> str:
     name = getattr(function, "__name__", repr(function))
+    if isinstance(function, torch._ops.OpOverload):
+        return f"torch.ops.{function}"
     for prefix, home in (("torch", torch), ("nn.functional", nn.functional)):
         if getattr(home, name, None) is function:
             return f"{prefix}.{name}"
@@ -282,15 +285,31 @@ def _function(function: Callable[..., Any] | str) -> str:
 
 
 def _attribute(name: str) -> str:
-    return f"self.{name}" if name.isidentifier() else f'getattr(self, "{name}")'
+    """What the layer `name` is called in the class: `self.stem["0"].conv` of stem.0.conv."""
+    first, *parts = name.split(".")
+    inside = "".join(f".{part}" if part.isidentifier() else f'["{part}"]' for part in parts)
+    return f"self.{first}{inside}" if first.isidentifier() else f'getattr(self, "{first}"){inside}'
+
+
+def _containers(module: fx.GraphModule, name: str, defined: set[str]) -> list[str]:
+    """The lines that make the parts which `name` is a part of, where they are not there yet."""
+    lines, parts = [], name.split(".")[:-1]
+    for at in range(1, len(parts) + 1):
+        if (path := ".".join(parts[:at])) not in defined:
+            defined.add(path)
+            numbered = any(not child.isidentifier() for child, _ in module.get_submodule(path).named_children())
+            lines.append(_assignment(path, f"nn.{'ModuleDict' if numbered else 'Module'}()"))
+    return lines
+
+
+def _assignment(name: str, made: str) -> str:
+    return f"{_attribute(name)} = {made}" if name.isidentifier() or "." in name else f'self.add_module("{name}", {made})'
 
 
 def _definition(module: fx.GraphModule, node: fx.Node, factories: Factories) -> list[str]:
     """The lines of `__init__` that make what `node` refers to."""
     name = str(node.target)
-    if "." in name:
-        raise ExportError(f"model.py is flat; the network's graph refers to {name!r}, a part of a part")
-    value = getattr(module, name)
+    value = operator.attrgetter(name)(module)
     if isinstance(value, Tensor):
         return _tensor_definition(module, name, value)
     if name in factories:
@@ -298,20 +317,21 @@ def _definition(module: fx.GraphModule, node: fx.Node, factories: Factories) -> 
         made = f"{path.replace(':', '.')}({', '.join(f'{key}={value!r}' for key, value in kwargs.items())})"
     else:
         made = constructor(value)
-    attribute = _attribute(name)
-    return [f"{attribute} = {made}" if attribute.startswith("self.") else f'self.add_module("{name}", {made})']
+    return [_assignment(name, made)]
 
 
 def _tensor_definition(module: fx.GraphModule, name: str, value: Tensor) -> list[str]:
-    persistent = name not in module._non_persistent_buffers_set
+    home, _, leaf = name.rpartition(".")
+    persistent = leaf not in module.get_submodule(home)._non_persistent_buffers_set
+    at = _attribute(home) if home else "self"
     if isinstance(value, nn.Parameter):
-        return [f'self.register_parameter("{name}", nn.Parameter(torch.empty({tuple(value.shape)})))']  # load() fills it
+        return [f'{at}.register_parameter("{leaf}", nn.Parameter(torch.empty({tuple(value.shape)})))']  # load() fills it
     end = ")" if persistent else ", persistent=False)"
     if formula := _formula(value):
-        text = f'self.register_buffer("{name}", {formula}{end}'
+        text = f'{at}.register_buffer("{leaf}", {formula}{end}'
         return textwrap.wrap(text, LINE - 8, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     dtype = "" if value.dtype in (torch.float32, torch.int64) else f", dtype={value.dtype}"
-    text = f'self.register_buffer("{name}", torch.tensor({value.tolist()}{dtype}){end}'
+    text = f'{at}.register_buffer("{leaf}", torch.tensor({value.tolist()}{dtype}){end}'
     return textwrap.wrap(text, LINE - 8, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 

@@ -12,6 +12,7 @@ from niwaki.gradient.resource import Alive, Resource
 
 CLOSE = 0.02  # of a budget may be left unused
 EXCHANGES = 200  # of units, at most, that are tried to come closer to a budget
+STEPS = 4  # by which one group is moved for it
 BISECTIONS = 64
 
 
@@ -135,11 +136,14 @@ def _exchanges(
 ) -> Iterator[dict[str, int]]:
     """Numbers of units within the bounds that differ in one group, up or down, and in what the others gain or give for it."""
     for group in widths.units:
-        if (fewer := widths.before(group, found[group])) is not None:
-            yield _filled({**found, group: fewer}, widths, bounds, scores, without=group)
-        if (more := widths.next(group, found[group])) is not None:
-            given = _reduced({**found, group: more}, widths, bounds, scores, without=group)
-            if given is not None:
+        fewer: int | None = found[group]
+        more: int | None = found[group]
+        for _ in range(STEPS):
+            fewer = None if fewer is None else widths.before(group, fewer)
+            more = None if more is None else widths.next(group, more)
+            if fewer is not None:
+                yield _filled({**found, group: fewer}, widths, bounds, scores, without=group)
+            if more is not None and (given := _reduced({**found, group: more}, widths, bounds, scores, without=group)) is not None:
                 yield _filled(given, widths, bounds, scores)
 
 
@@ -183,19 +187,28 @@ def by_rank(scores: Mapping[str, Sequence[float]], widths: Widths, bounds: Seque
     scores: of the units of each group, from the best on, comparable between groups. Ours: MorphNet keeps its threshold and multiplies.
     """
     check_reachable(widths, bounds)
+    level = lowest_level(scores, widths, bounds)
+    return widths.least if level is None else _above(level, scores, widths)
+
+
+def lowest_level(scores: Mapping[str, Sequence[float]], widths: Widths, bounds: Sequence[Bound]) -> float | None:
+    """The lowest score from which on units can be kept within the bounds; None where not even the best of all can."""
     levels = sorted({score for of_group in scores.values() for score in of_group}, reverse=True)
-
-    def above(level: float) -> dict[str, int]:
-        return {group: widths.near(group, sum(score >= level for score in scores[group])) for group in widths.units}
-
     low, high = 0, len(levels)  # so many of the highest levels are kept
     while low < high:
         middle = (low + high + 1) // 2
-        if kept(bounds, above(levels[middle - 1])):
+        if kept(bounds, _above(levels[middle - 1], scores, widths)):
             low = middle
         else:
             high = middle - 1
-    return above(levels[low - 1]) if low else widths.least
+    return levels[low - 1] if low else None
+
+
+def _above(level: float, scores: Mapping[str, Sequence[float]], widths: Widths) -> dict[str, int]:
+    return {
+        group: widths.near(group, sum(score >= level for score in scores[group])) if group in scores else most
+        for group, most in widths.units.items()
+    }
 
 
 def best_first(scores: Mapping[str, Tensor]) -> tuple[dict[str, list[int]], dict[str, list[float]]]:

@@ -160,6 +160,13 @@ class Gates:
             group: torch.stack([self.logits[group, at] for at in range(len(of_group))]).amax(0) for group, of_group in self.sources.items()
         }
 
+    @property
+    def proximal(self) -> bool:
+        return False
+
+    def shorten_(self, amounts: Mapping[str, float]) -> None:
+        raise NotImplementedError("gates learn by their gradient")
+
     @torch.no_grad()
     def close_(self, *, mean: bool = False) -> None:
         """Sets all gates as in inference: 1[s > 0], or times sigmoid(s) (mean: the repository's default)."""

@@ -20,7 +20,7 @@ from niwaki.train.distill import Teacher
 from niwaki.train.loop import batches_per_epoch
 
 Method = MorphNet | FiGS
-FIRST_STRENGTH = 1.0  # of FiGS, in units of 1 / F; the controller moves it
+LOGIT_REACH = 10.0  # how far, in units of where they begin, Adam could move logits in the whole training, were there no noise
 REACH = 1.5  # how far the first pressure of MorphNet would move a scale of median cost in the whole training, were nothing against it
 
 
@@ -42,16 +42,17 @@ def pressed(
 ) -> Shrinking:  # fmt: skip
     """The training under pressure of one round, begun; run it until it is `finished`, then ask for `landings`."""
     units = adopted.whole
+    steps = method.epochs * batches_per_epoch(len(indices), method.batch_size)
     if method.exact:
         bounds = [replace(one, resource=Marginal(one.resource)) if isinstance(one.resource, Polynomial) else one for one in bounds]
     sparsity: Sparsity
     if isinstance(method, FiGS):
         module, sources = gated(adopted)
-        sparsity, own_lr, first = Gates(sources, units, method), method.logit_lr, FIRST_STRENGTH
+        sparsity = Gates(sources, units, method)
+        own_lr, first = max(method.logit_lr, LOGIT_REACH * method.initial / steps), 1.0
     else:
         module = adopted.cut({})
-        sparsity, own_lr = Scales(module, scales_of(adopted), method), 1e-2
-        steps = method.epochs * batches_per_epoch(len(indices), method.batch_size)
+        sparsity, own_lr = Scales(module, scales_of(adopted), method), method.lr
         first = REACH * (1 - method.momentum) / (steps * method.lr * _median_slope(bounds, units))
     return Shrinking(
         module, task, sparsity, units, bounds, method.recipe, indices, strength=method.strength, first_strength=first, own_lr=own_lr,
@@ -93,7 +94,9 @@ def scores_of(adopted: Adopted, shrinking: Shrinking) -> dict[str, Tensor]:
     """What the units are ranked by, (U,) each: their margins; where a group has none, the lengths of its filters against their median."""
     scores = {group: margins.detach().cpu() for group, margins in shrinking.sparsity.margins().items()}
     others = {group: scales for group, scales in scales_of(adopted).items() if group not in scores}
-    scores |= Scales(shrinking.module, others).margins() if others else {}
+    trainable = {name for name, parameter in shrinking.module.named_parameters() if parameter.requires_grad}
+    if any(scale.weight in trainable for scales in others.values() for scale in scales):
+        scores |= Scales(shrinking.module, others).margins()
     return scores | {group: torch.ones(units) for group, units in adopted.whole.items() if group not in scores}
 
 

@@ -26,9 +26,9 @@ class MorphNetError(ValueError):
 class MorphNet:
     """epochs, rounds: of shrinking, each followed by an expansion (published: 1 to 2 rounds). lr: fixed, as advised; momentum 0.9.
 
-    threshold: of |gamma|, in units of the median of its layer at the beginning, at which a unit is dead (0.01 in the paper, where gammas
-    begin at 1). join: how the layers that make the channels of one group are joined: "max", as for scales, or "l2". l1_fraction: of the
-    group lasso. strength: lambda, in units of 1 / F(owner's); None: found on the way, see `Shrinking`. exact: a unit is charged what its
+    threshold: of |gamma|, as a share of the group's largest, at which a unit is dead (0.01 in the paper, of gammas that begin at 1). join: how the layers that make the channels of one group are joined: "max", as for scales, or "l2". l1_fraction: of the
+    group lasso. step: "proximal", soft thresholding of the lengths after each step, so that a dead unit is exactly 0 and comes back only where
+    the loss gains more than it costs; or "gradient", the penalty in the loss, as published, whose steps swing around 0. strength: lambda, in units of 1 / F(owner's); None: found on the way, see `Shrinking`. exact: a unit is charged what its
     removal saves, instead of the derivative. Weight decay is not applied to scales: they have one axis, see `param_groups`.
     """
 
@@ -41,6 +41,7 @@ class MorphNet:
     threshold: float = 0.01
     join: Join = "max"
     l1_fraction: float = 0.0
+    step: Literal["proximal", "gradient"] = "proximal"
     strength: float | None = None
     exact: bool = False
 
@@ -51,6 +52,7 @@ class MorphNet:
                 ("rounds", "at least 1", self.rounds >= 1),
                 ("threshold", "above 0 and below 1", 0 < self.threshold < 1),
                 ("join", "max or l2", self.join in ("max", "l2")),
+                ("step", "proximal or gradient", self.step in ("proximal", "gradient")),
                 ("l1_fraction", "from 0 to 1", 0 <= self.l1_fraction <= 1),
                 ("strength", "None, or at least 0", self.strength is None or self.strength >= 0),
             )
@@ -98,16 +100,20 @@ def joined(members: Sequence[Tensor], join: Join = "max") -> Tensor:
 class Scales:
     """The units of a module as MorphNet sees them: the `Sparsity` of its shrinking.
 
-    Deviation: lengths are in units of their median in the same tensor at the beginning. Trained scales do not begin at 1, filters never do,
-    and what a batch norm follows does not feel how long they are: a layer's share of the pressure must not depend on it.
+    Deviations: lengths are in units of their median in the same tensor at the beginning, for trained scales do not begin at 1, and filters
+    never do. And a unit is dead below `threshold` of the longest of its group now: the layers after it do not feel how long all of them are
+    together where a batch norm follows, so that in a short training a costly group sinks as a whole, which says nothing of its units.
     """
 
     def __init__(self, module: nn.Module, scales: Mapping[str, Sequence[Scale]], method: MorphNet = MorphNet()) -> None:
-        if not any(scales.values()):
-            raise MorphNetError("the network has no group of channels with a batch norm, a convolution or a linear layer that makes them")
-        self.method = method
-        self.scales = {group: tuple(members) for group, members in scales.items() if members}
         self._weights = dict(module.named_parameters())
+        learned = {group: [one for one in members if self._weights[one.weight].requires_grad] for group, members in scales.items()}
+        if not any(learned.values()):
+            raise MorphNetError(
+                "the network has no group of channels with a batch norm, a convolution or a linear layer that makes them and learns"
+            )
+        self.method = method
+        self.scales = {group: tuple(members) for group, members in learned.items() if members}
         self._median = {
             (group, at): lengths(self._weights[scale.weight].detach(), scale, method.l1_fraction).median().clamp(min=1e-6)
             for group, members in self.scales.items()
@@ -122,11 +128,33 @@ class Scales:
 
     @torch.no_grad()
     def alive(self) -> dict[str, Tensor]:
-        return {group: joined(self._lengths(group), self.method.join) > self.method.threshold for group in self.scales}
+        return {group: margins > 0 for group, margins in self.margins().items()}
 
     @torch.no_grad()
     def margins(self) -> dict[str, Tensor]:
-        return {group: joined(self._lengths(group), self.method.join) - self.method.threshold for group in self.scales}
+        found = {group: joined(self._lengths(group), self.method.join) for group in self.scales}
+        return {group: length / length.max().clamp(min=1e-12) - self.method.threshold for group, length in found.items()}
+
+    @property
+    def proximal(self) -> bool:
+        return self.method.step == "proximal"
+
+    @torch.no_grad()
+    def shorten_(self, amounts: Mapping[str, float]) -> None:
+        """Soft thresholding: takes `amounts[group]` off the length of every unit, of each layer that makes it, down to 0 at least.
+
+        amounts: in units of the lengths' medians. The gradient of the published "max" would take it off the longest layer alone, and the
+        others would come after it.
+        """
+        for group, scales in self.scales.items():
+            for scale, length in zip(scales, self._lengths(group), strict=True):
+                left = ((length - amounts.get(group, 0.0)).clamp(min=0.0) / length.clamp(min=1e-12)).to(length)  # (U,)
+                weight = self._weights[scale.weight]
+                factors = torch.ones(weight.shape[scale.axis]).to(weight)
+                factors[scale.places.flatten()] = left.repeat_interleave(scale.places.shape[1])
+                shape = [1] * weight.ndim
+                shape[scale.axis] = -1
+                weight.mul_(factors.reshape(shape))
 
     def _lengths(self, group: str) -> list[Tensor]:
         return [

@@ -10,16 +10,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from niwaki.gradient.expand import Bound
+from niwaki.gradient.expand import Bound, Widths, best_first, lowest_level
 from niwaki.gradient.resource import penalty
 from niwaki.task.task import Task, derive_seed
 from niwaki.train.distill import Teacher
 from niwaki.train.loop import TrainingDiverged, batches_per_epoch, epoch_batches, own_randomness, seed_dropout
 from niwaki.train.recipe import Recipe, lr_at, optimizer_for
 
-CONTROL_EVERY = 8  # steps between looks at where the pressure leads
-MOST_FACTOR = 1.25  # by which the pressure changes at a look
-SMOOTHING = 0.7  # of the speeds at which units go, over looks
+LOOKS = 50  # at where the pressure leads, in a training; at most one a step
+MOST_FACTOR = 1.3  # by which the pressure changes at a look
+SMOOTHING = 0.7  # of the speeds at which margins fall, over looks
+ARRIVAL = 0.85  # of the steps
+RANGE = 1000.0  # how far the pressure goes from where it began, either way
 
 
 class Sparsity(Protocol):
@@ -41,6 +43,15 @@ class Sparsity(Protocol):
         """How far each unit is from not being there, (U,) each: 0 or less is gone. Also what units are ranked by."""
         ...
 
+    @property
+    def proximal(self) -> bool:
+        """Whether the penalty acts by `shorten_` after each step, and not through the loss."""
+        ...
+
+    def shorten_(self, amounts: Mapping[str, float]) -> None:
+        """Takes so much off the presence of each unit of a group."""
+        ...
+
 
 @dataclass(frozen=True)
 class ShrinkRecord:
@@ -55,9 +66,10 @@ class ShrinkRecord:
 class Shrinking:
     """A network in training under lambda x penalty / F(owner's) for each bound.
 
-    strength: lambda, one for all bounds, held; None: each bound's own, moved so that where the units are heading for meets the bound at the
-    last step. That is ours: the papers sweep lambda by hand, in factors of ten around 1 / F. Where units head for is their margin, moved on
-    at its smoothed speed; a controller of what is alive already would see its effect an epoch too late, and then all at once.
+    strength: lambda, one for all bounds, held; None: each bound's own, moved so that the budget is met towards the end. That is ours: the
+    papers sweep lambda by hand, in factors of ten around 1 / F. What is steered is the margin of the last unit that the budget has room for
+    when the units are ranked by their margins: it shall fall to 0, at an even speed, by `ARRIVAL` of the steps. A controller of the cost of
+    what is alive would see its effect an epoch too late, and then all at once.
     """
 
     def __init__(
@@ -73,12 +85,14 @@ class Shrinking:
         own = sparsity.parameters()
         self.own_optimizer = torch.optim.Adam(list(own.values()), lr=own_lr) if own else None
         self.held = strength is not None
-        self.strength = [strength if strength is not None else first_strength] * len(self.bounds)
+        self._first = strength if strength is not None else first_strength
+        self.strength = [self._first] * len(self.bounds)
         self.whole = [bound.resource.cost(self.units) for bound in self.bounds]
         self.steps_per_epoch = batches_per_epoch(len(indices), recipe.batch_size)
+        self.look_every = max(1, self.total_steps // LOOKS)
         self.step, self.history, self._loss_sum = 0, list[ShrinkRecord](), 0.0
-        self._before: dict[str, Tensor] = {}  # margins at the last look
-        self._speed: dict[str, Tensor] = {}  # of the margins, a step
+        self._levels: list[float] = []  # of each bound, at the last look: the margin of the last unit that it has room for
+        self._speeds: list[float] = []  # at which they fall, a step
 
     @property
     def total_steps(self) -> int:
@@ -103,7 +117,7 @@ class Shrinking:
                     raise TrainingDiverged(f"the loss became {loss}", epoch + 1, at + 1)
                 self._loss_sum += loss
                 self.step += 1
-                if not self.held and self.step % CONTROL_EVERY == 0:
+                if not self.held and self.step % self.look_every == 0:
                     self._look()
         if last == self.steps_per_epoch:
             share = max(bound.share(self.counts()) for bound in self.bounds)
@@ -125,11 +139,11 @@ class Shrinking:
             tensors[f"own.{name}"] = parameter
             for key, value in self.own_optimizer.state.get(parameter, {}).items() if self.own_optimizer else ():
                 tensors[f"own optimizer.{name}.{key}"] = value
-        tensors |= {f"before.{group}": margins for group, margins in self._before.items()}
-        tensors |= {f"speed.{group}": speed for group, speed in self._speed.items()}
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, {
             "step": self.step,
             "strength": self.strength,
+            "levels": self._levels,
+            "speeds": self._speeds,
             "loss_sum": self._loss_sum,
             "history": [[one.epoch, one.loss, one.share, list(one.strength)] for one in self.history],
         }
@@ -145,7 +159,7 @@ class Shrinking:
                 parameter.copy_(tensors[f"own.{name}"])
                 if (saved := _under(f"own optimizer.{name}.", tensors)) and self.own_optimizer:
                     self.own_optimizer.state[parameter] = {key: value.clone() for key, value in saved.items()}
-        self._before, self._speed = _under("before.", tensors), _under("speed.", tensors)
+        self._levels, self._speeds = list(state["levels"]), list(state["speeds"])
         self.step, self.strength, self._loss_sum = state["step"], list(state["strength"]), state["loss_sum"]
         self.history = [ShrinkRecord(epoch, loss, share, tuple(strength)) for epoch, loss, share, strength in state["history"]]
 
@@ -165,30 +179,50 @@ class Shrinking:
         loss = self.task.loss(outputs, targets, label_smoothing=self.recipe.label_smoothing)
         if self.teacher is not None:
             loss = loss + self.teacher.loss(inputs, outputs)
-        pressure = sum(
-            strength / whole * penalty(bound.resource, alive, presence)
-            for bound, strength, whole in zip(self.bounds, self.strength, self.whole, strict=True)
-        )
-        (loss + pressure).backward()
+        if not self.sparsity.proximal:
+            parts = zip(self.bounds, self.strength, self.whole, strict=True)
+            loss_and_pressure = loss + sum(strength / whole * penalty(bound.resource, alive, presence) for bound, strength, whole in parts)
+            loss_and_pressure.backward()
+        else:
+            loss.backward()
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         if self.own_optimizer:
             self.own_optimizer.step()
+        if self.sparsity.proximal:
+            # what momentum would make of a gradient that stays the same
+            scale = self.optimizer.param_groups[0]["lr"] / (1 - self.recipe.momentum)
+            amounts = dict.fromkeys(self.units, 0.0)
+            for bound, strength, whole in zip(self.bounds, self.strength, self.whole, strict=True):
+                for name, slope in bound.resource.slopes(alive).items():
+                    amounts[name] += scale * strength * slope / whole
+            self.sparsity.shorten_(amounts)
         return float(loss.detach())
 
     def _look(self) -> None:
-        """Moves each strength by where the units head for, against its bound."""
-        now = {group: margins.detach().clone().cpu() for group, margins in self.sparsity.margins().items()}
-        if self._before:
-            for group, margins in now.items():
-                speed = (margins - self._before[group]) / CONTROL_EVERY
-                self._speed[group] = SMOOTHING * self._speed[group] + (1 - SMOOTHING) * speed if group in self._speed else speed
-            left = self.total_steps - self.step
-            ahead = self.units | {group: max(1, int((now[group] + left * self._speed[group] > 0).sum())) for group in now}
-            for at, bound in enumerate(self.bounds):
-                self.strength[at] *= min(MOST_FACTOR, max(1 / MOST_FACTOR, bound.share(ahead)))
-        self._before = now
+        """Moves each strength so that its level reaches 0 in time."""
+        margins = {group: of_group.detach().cpu() for group, of_group in self.sparsity.margins().items()}
+        _, ranked = best_first(margins)
+        left_alive = self.units | {group: max(1, int((of_group > 0).sum())) for group, of_group in margins.items()}
+        widths = Widths(self.units)
+        found = [lowest_level(ranked, widths, [bound]) for bound in self.bounds]
+        most = max(of_group[0] for of_group in ranked.values())
+        levels = [most if level is None else level for level in found]
+        if self._levels:
+            speeds = [(before - level) / self.look_every for before, level in zip(self._levels, levels, strict=True)]
+            old = self._speeds or speeds
+            self._speeds = [SMOOTHING * one + (1 - SMOOTHING) * new for one, new in zip(old, speeds, strict=True)]
+            left = ARRIVAL * self.total_steps - self.step
+            for at, (bound, level, speed) in enumerate(zip(self.bounds, levels, self._speeds, strict=True)):
+                if level <= 0 or bound.holds(left_alive):
+                    factor = 1 / MOST_FACTOR
+                elif left <= 0:
+                    factor = 1.0
+                else:
+                    factor = MOST_FACTOR if speed <= 0 else min(MOST_FACTOR, max(1 / MOST_FACTOR, math.sqrt(level / left / speed)))
+                self.strength[at] = min(self._first * RANGE, max(self._first / RANGE, self.strength[at] * factor))
+        self._levels = levels
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -234,7 +234,7 @@ def _run(
         progress.phase("planning", 1)
         progress.advance(0)
         decided, search = search_of(config, task, network)
-        with _repeatable(decided):
+        with repeatable(decided):
             decided, search, expected = fit_to_minutes(config, decided, search)
         made.append(search)
         progress.advance(1)
@@ -260,7 +260,7 @@ def _run(
             progress.note(f"the run in {path} is finished; what it was made from is not there as it was: {error}")
             return _stored(folder)
         _check_unchanged(folder, search)
-        with _repeatable(decided):
+        with repeatable(decided):
             _introduce(folder, search, config, command, progress)
             return _finish(search, folder, progress, export_anew=export_anew, then=then)
     except KeyboardInterrupt:
@@ -303,9 +303,9 @@ def _introduce(folder: Folder, search: Search, asked: Config, command: str, prog
     folder.book("planning")
     expected, spent = folder.plan["expected_s"], store.fact("seconds", {})
     left = sum(max(0.0, seconds - spent.get(phase, 0.0)) for phase, seconds in expected.items())
-    phases = ", ".join(f"{phase} {_duration(seconds)}" for phase, seconds in expected.items())
+    phases = ", ".join(f"{phase} {told_duration(seconds)}" for phase, seconds in expected.items())
     begun = store.fact("started") is not None
-    progress.note(f"{folder.path}: about {_duration(left)} {'left' if begun else 'in all'} ({phases}), then test and export")
+    progress.note(f"{folder.path}: about {told_duration(left)} {'left' if begun else 'in all'} ({phases}), then test and export")
     if begun:
         for note in store.fact("notes", []):
             progress.note(note)
@@ -469,8 +469,17 @@ def _places(path: Path, budgets: int) -> list[Path]:
     return [path if at == 0 else path / f"budget-{at + 1}" for at in range(budgets)]
 
 
+class _Computed(Protocol):
+    """A configuration or a plan that says where torch computes."""
+
+    @property
+    def threads(self) -> int | None: ...
+    @property
+    def device(self) -> str: ...
+
+
 @contextmanager
-def _repeatable(config: Config) -> Iterator[None]:
+def repeatable(config: _Computed) -> Iterator[None]:
     """Within, torch computes with the threads of `config`, and the same bits each time, on a GPU too; afterwards as before."""
     threads, deterministic, benchmark = (
         torch.get_num_threads(),
@@ -492,7 +501,8 @@ def _repeatable(config: Config) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def _duration(seconds: float) -> str:
+def told_duration(seconds: float) -> str:
+    """`42 s`, `3.5 min`, `2.0 h`."""
     return (
         "1 s"
         if seconds < 1
