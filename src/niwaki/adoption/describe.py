@@ -262,7 +262,7 @@ class _Describer:
         layer, name = layer_of(node), name_of(node) or getattr(node.target, "__name__", "step")
         inside = any(value.op == "get_attr" for value in node.all_input_nodes)
         if layer and (
-            inside or layer in dict(self.adopted.owner.named_modules()) and not list(self.adopted.owner.get_submodule(layer).children())
+            inside or (layer in dict(self.adopted.owner.named_modules()) and not list(self.adopted.owner.get_submodule(layer).children()))
         ):
             return layer
         return f"{layer}.{name}" if layer else name
