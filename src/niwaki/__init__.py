@@ -44,6 +44,8 @@ _HOMES = {
     "niwaki.distribution.distribution": ("Distribution",),
     "niwaki.distribution.independent": ("Independent",),
     "niwaki.distribution.tree": ("Tree",),
+    "niwaki.nn.importance": ("important_first",),
+    "niwaki.adoption.describe": ("adopt",),
     "niwaki.task.classify": ("ImageClassification",),
     "niwaki.task.embedded": ("digits",),
     "niwaki.task.folder": ("image_folder",),

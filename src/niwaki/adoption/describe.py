@@ -6,7 +6,7 @@ import base64
 import operator
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from niwaki.adoption.axes import AdoptionError, Axis, Group, Run, Size, Term, le
 from niwaki.adoption.capture import Example, first_names, layer_of, name_of, overload
 from niwaki.adoption.reading import rows_as_captured, rows_for_one
 from niwaki.adoption.rules import arguments
-from niwaki.net import axes, operation
+from niwaki.net import axes
 from niwaki.net.control import Graph, Input, Network, Node
 from niwaki.net.operation import RETURN, UNUSED, In, Items, Named, Operation, Weight
 from niwaki.space.choice import Choice
@@ -306,10 +306,3 @@ def _data(tensor: Tensor) -> str | None:
         return None
     raw = tensor.detach().cpu().contiguous().numpy().tobytes()
     return base64.b64encode(zlib.compress(raw, 9)).decode()
-
-
-def _iterate(value: Any) -> Iterator[Any]:
-    yield from pytree.tree_leaves(value)
-
-
-__all__ = ["adopt", "choices_of", "describe", "eighths", "operation", "weights_of"]

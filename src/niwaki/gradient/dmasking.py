@@ -107,7 +107,8 @@ class DMaskingSearch:
 
     spaces: one for each distribution, the network's space within its budget. taken: options that are certain, for each, where there are any:
     one budget may be searched several times, with another option each. guidance: of the drawn option weights, by decision, a scalar that the
-    steps on the logits make large beside the objective (`recipe.irlas.Topology.expected_score`, say, times its weight). The same seed gives the same search, also through `state_dict` and
+    steps on the logits make large beside the objective (`recipe.irlas.Topology.expected_score`, say, times its weight). weights: the owner's, where
+    the network was adopted; the shared weights start from them. The same seed gives the same search, also through `state_dict` and
     `load` after any step, at the same number of threads.
     """
 
@@ -120,12 +121,14 @@ class DMaskingSearch:
         *,
         taken: Sequence[Mapping[str, Value]] = (),
         guidance: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         self.guidance = guidance
         self.task, self.spaces, self.method, self.seed, self.device = task, tuple(spaces), method, seed, torch.device(device)
-        self.net = supernet(network, seed=derive_seed(seed, "supernet")).to(self.device)
+        self.net = supernet(network, weights, seed=derive_seed(seed, "supernet")).to(self.device)
+        self._learned = [parameter for parameter in self.net.parameters() if parameter.requires_grad]  # an owner's frozen ones stay so
         self.distributions = [
             SoftIndependent(within.space, taken=one) for within, one in zip(self.spaces, taken or [{}] * len(spaces), strict=True)
         ]
@@ -259,7 +262,7 @@ class DMaskingSearch:
         turn = (epoch - self.method.warmup_epochs) * self.logit_steps + step - self.weight_steps
         at = turn % len(self.spaces)
         inputs, targets = self._batch(indices, epoch, step)
-        for parameter in self.net.parameters():
+        for parameter in self._learned:
             parameter.requires_grad_(False)  # spares the gradients of the weights, not those through the maps
         decisions = self._decisions(epoch, step, at)
         self.logit_optimizer.zero_grad(set_to_none=True)
@@ -269,7 +272,7 @@ class DMaskingSearch:
             loss = loss - self.guidance(decisions)
         loss.backward()
         self.logit_optimizer.step()
-        for parameter in self.net.parameters():
+        for parameter in self._learned:
             parameter.requires_grad_(True)
         return loss.detach()
 

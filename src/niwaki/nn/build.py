@@ -71,9 +71,10 @@ def build(network: Network, arch: Mapping[str, Any] | None = None, *, seed: int 
             tensors[at] = connect(
                 item.layer, item, Wires(root, graph, module_name(item.path), own), [tensors[source] for source in item.inputs]
             )
-        own.close()
     graph.output(tensors[placement.output])
-    return fx.GraphModule(root, graph, class_name="Net")
+    module = fx.GraphModule(root, graph, class_name="Net")
+    own.give_(module)
+    return module
 
 
 def module_name(path: str) -> str:
@@ -269,12 +270,12 @@ class Own:
         self.forms[form.prefix] = form
         return True
 
-    def close(self) -> None:
-        """Gives every tensor the rest of its names."""
+    def give_(self, module: nn.Module) -> None:
+        """Gives `module` every tensor under all of its names: those that the graph does not read, too, and constants outside the state dict."""
         for weight in self.full.values():
             for name in weight.names:
-                if weight.key in self.made and not self.has(name):
-                    hold_(self.root, name, self.made[weight.key], weight.kind)
+                if weight.key in self.made:
+                    hold_(module, name, self.made[weight.key], weight.kind)
 
 
 class Wires:
