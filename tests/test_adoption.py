@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from niwaki.adoption import AdoptionError, Run, gated, read
+from niwaki.adoption.axes import positions
 from niwaki.adoption.capture import arguments_of
 from niwaki.adoption.counter import counted_macs
 from niwaki.adoption.gates import gates_of
@@ -38,20 +39,39 @@ def some_units(adopted, seed):
     return {group.name: sorted(rng.sample(range(group.units), rng.randint(1, group.units))) for group in adopted.groups}
 
 
+def reordered(adopted, seed):
+    """The same network with the units of every group in another order, done on the weights alone."""
+    rng = random.Random(seed)
+    order = {group.name: rng.sample(range(group.units), group.units) for group in adopted.groups}
+    module = copy.deepcopy(adopted.module)
+    for name, tensor in {**dict(module.named_parameters()), **dict(module.named_buffers())}.items():
+        for dim, axis in enumerate(adopted.weights.get(name, ())):
+            tensor.data = tensor.data.index_select(dim, torch.tensor(positions(axis, order)))
+    return module
+
+
+def rows(args, times, axis=0):
+    return pytree.tree_map(lambda x: torch.cat([x] * times, axis), args)
+
+
 @torch.no_grad()
 def check(model, example):
-    """The contract of an adopted model; gives what was read."""
+    """The contract of an adopted model; gives what was read.
+
+    Two oracles that know nothing of the rules: units that were coupled rightly can be put in any order, and gates of zero on the whole
+    network must compute what the network without those units computes. PyTorch's own counter is the third.
+    """
     randomised(model)
     before = copy.deepcopy(model.state_dict())
     adopted = read(model, example)
     args, _ = arguments_of(example)
     assert_close(adopted.module(*args), model(*args))
     if adopted.symbolic:
-        more = pytree.tree_map(lambda x: x.repeat(3, *[1] * (x.dim() - 1)), args)
-        assert_close(adopted.module(*more), model(*more))
+        assert_close(adopted.module(*rows(args, 3, adopted.batch)), model(*rows(args, 3, adopted.batch)))
     after, given = adopted.module.state_dict(), model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) and torch.equal(given[name], before[name]) for name in before)
+    assert_close(reordered(adopted, 1)(*args), model(*args))
     assert adopted.cost("macs") == counted_macs(model, *args)
     assert adopted.cost("params") == sum(parameter.numel() for parameter in model.parameters())
     for seed in range(2):
@@ -136,3 +156,369 @@ def test_a_cut_is_asked_for_by_units_that_exist():
         adopted.cut({"conv1": []})
     with pytest.raises(AdoptionError, match="ascending"):
         adopted.cut({"conv1": [3, 1]})
+
+
+class Dense(nn.Module):
+    """Every layer reads all that came before it (DenseNet)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm2d(8 + 4 * i), nn.ReLU(inplace=True), nn.Conv2d(8 + 4 * i, 4, 3, padding=1)) for i in range(2)
+        )
+        self.transition = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 10, 1), nn.AvgPool2d(2))
+        self.fc = nn.Linear(10 * 4 * 4, 5)
+
+    def forward(self, x):
+        features = [self.stem(x)]
+        for layer in self.layers:
+            features.append(layer(torch.cat(features, 1)))
+        return self.fc(self.transition(torch.cat(features, 1)).view(x.size(0), -1))
+
+
+def test_concatenated_channels_are_runs_of_their_producers_and_a_flattened_map_lies_inside_them():
+    adopted = check(Dense(), torch.randn(1, 3, 8, 8))
+    assert units(adopted) == {"stem": 8, "layers.0.2": 4, "layers.1.2": 4, "transition.2": 10}
+    assert adopted.weights["transition.2.weight"][1] == (Run("stem", 8), Run("layers.0.2", 4), Run("layers.1.2", 4))
+    assert adopted.weights["fc.weight"][1] == (Run("transition.2", 10, inner=16),)
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV3's block with squeeze-excite through linear layers and a view."""
+
+    def __init__(self, channels, hidden):
+        super().__init__()
+        self.expand = nn.Sequential(nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.Hardswish())
+        self.depthwise = nn.Sequential(nn.Conv2d(hidden, hidden, 3, 1, 1, groups=hidden), nn.BatchNorm2d(hidden), nn.ReLU6(inplace=True))
+        self.squeeze = nn.Sequential(nn.Linear(hidden, 4), nn.ReLU(True), nn.Linear(4, hidden), nn.Sigmoid())
+        self.project = nn.Sequential(nn.Conv2d(hidden, channels, 1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x):
+        y = self.depthwise(self.expand(x))
+        b, c, _, _ = y.size()
+        scale = self.squeeze(F.adaptive_avg_pool2d(y, 1).view(b, c)).view(b, c, 1, 1)
+        return x + self.project(y * scale.expand_as(y))
+
+
+def test_squeeze_excite_and_a_depthwise_convolution_follow_the_channels_they_work_on():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), InvertedResidual(8, 24), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    adopted = check(model, torch.randn(1, 3, 8, 8))
+    assert units(adopted) == {"0": 8, "1.expand.0": 24, "1.squeeze.0": 4}
+    assert adopted.cut({"1.expand.0": range(5)}).get_submodule("1.depthwise.0").groups == 5
+
+
+def shuffled(x, groups):
+    b, c, h, w = x.size()
+    return x.view(b, groups, c // groups, h, w).transpose(1, 2).contiguous().view(b, c, h, w)
+
+
+class ShuffleUnit(nn.Module):
+    """ShuffleNetV2's unit: half of the channels pass, and both halves are interleaved."""
+
+    def __init__(self, channels, hidden):
+        super().__init__()
+        half = channels // 2
+        self.branch = nn.Sequential(
+            nn.Conv2d(half, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, hidden, 3, 1, 1, groups=hidden), nn.Conv2d(hidden, half, 1)
+        )
+
+    def forward(self, x):
+        one, other = x.chunk(2, dim=1)
+        return shuffled(torch.cat((one, self.branch(other)), dim=1), 2)
+
+
+def test_a_shuffled_half_is_tied_to_the_half_it_is_interleaved_with():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), ShuffleUnit(8, 6), ShuffleUnit(8, 6), nn.Conv2d(8, 5, 1), nn.Conv2d(5, 2, 1))
+    adopted = check(model, torch.randn(1, 3, 6, 6))
+    assert {"1.branch.0": 6, "2.branch.0": 6, "3": 5}.items() <= units(adopted).items()
+    # Of channels 0-7, 4-7 only feed the first branch. 0-3 pass and are tied to the branch's outputs one by one, so that the shuffle gives
+    # 0 0 1 1 2 2 3 3. Of these, 2 2 3 3 only feed the second branch; 0 0 1 1 pass and are tied to its outputs: 0 0 0 0 1 1 1 1.
+    assert adopted.weights["0.weight"][0] == (Run("0", 2), Run("0#2", 2), Run("0#3", 4))
+    assert adopted.weights["2.branch.0.weight"][1] == (Run("0#2", 2, inner=2),)
+    assert adopted.weights["3.weight"][1] == (Run("0", 2, inner=4),)
+
+
+@pytest.mark.parametrize(("groups", "expected"), [(4, {"0": 4, "2": 6}), (2, {"0": 4, "1": 3, "2": 6})])
+def test_a_grouped_convolution_loses_whole_groups_or_the_same_positions_of_every_group(groups, expected):
+    """Four groups of two channels: whole ones, which ties output to input. Two groups of four: positions, the same in both."""
+    width = 8 if groups == 4 else 6
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, width, 3, groups=groups), nn.Conv2d(width, 6, 1), nn.Conv2d(6, 2, 1))
+    assert units(check(model, torch.randn(1, 3, 6, 6))) == expected
+
+
+class UNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down1, self.down2, self.middle = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.up2, self.merge2 = nn.ConvTranspose2d(8, 6, 2, 2), nn.Conv2d(12, 6, 3, padding=1)
+        self.merge1, self.out = nn.Conv2d(10, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        one = F.relu(self.down1(x))
+        two = F.relu(self.down2(F.max_pool2d(one, 2)))
+        y = self.up2(F.relu(self.middle(F.max_pool2d(two, 2))))
+        y = F.pad(y, [0, two.size(3) - y.size(3), 0, two.size(2) - y.size(2)])
+        y = F.interpolate(F.relu(self.merge2(torch.cat([two, y], 1))), scale_factor=2, mode="bilinear", align_corners=False)
+        return self.out(F.relu(self.merge1(torch.cat([one, y], 1))))
+
+
+def test_skip_connections_of_a_u_net_carry_their_own_groups():
+    adopted = check(UNet(), torch.randn(1, 3, 12, 12))
+    assert units(adopted) == {"down1": 4, "down2": 6, "middle": 8, "up2": 6, "merge2": 6, "merge1": 4}
+
+
+class Attention(nn.Module):
+    """As timm writes it: one weight for queries, keys and values."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads, self.scale = heads, (width // heads) ** -0.5
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-2, -1) * self.scale).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, c))
+
+
+class ViT(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 12, 4, 4)
+        self.cls_token, self.pos_embed = nn.Parameter(torch.randn(1, 1, 12)), nn.Parameter(torch.randn(1, 5, 12))
+        self.norm1, self.attention, self.norm2 = nn.LayerNorm(12), Attention(12, 3), nn.LayerNorm(12)
+        self.mlp = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Dropout(0.1), nn.Linear(20, 12))
+        self.scale = nn.Parameter(torch.randn(12))
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed
+        x = x + self.attention(self.norm1(x))
+        return self.head((x + self.scale * self.mlp(self.norm2(x)))[:, 0])
+
+
+def test_attention_loses_whole_heads_of_queries_keys_and_values_together():
+    adopted = check(ViT(), torch.randn(1, 3, 8, 8))
+    assert units(adopted) == {"patch": 12, "attention.qkv": 3, "mlp.0": 20}
+    assert adopted.weights["attention.qkv.weight"][0] == (Run("attention.qkv", 3, inner=4, outer=3),)
+    assert adopted.weights["attention.proj.weight"][1] == (Run("attention.qkv", 3, inner=4),)
+    assert adopted.weights["pos_embed"][1:] == ((Run(None, 5),), (Run("patch", 12),))
+
+
+def test_torch_s_own_multi_head_attention_is_read_with_time_first_or_batch_first():
+    """Its heads share an axis with the batch."""
+    for batch_first, shape in ((True, (1, 5, 8)), (False, (5, 1, 8))):
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=batch_first)
+        adopted = check(nn.Sequential(nn.Linear(8, 8), layer, nn.Linear(8, 3)), torch.randn(*shape))
+        assert units(adopted) == {"0": 8, "1.self_attn": 2, "1.linear1": 12}
+        assert adopted.batch == (0 if batch_first else 1)
+
+
+class GPT(nn.Module):
+    """nanoGPT's, with its embedding tied to its head."""
+
+    def __init__(self):
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(20, 8), nn.Embedding(6, 8)
+        self.ln_1, self.c_attn, self.c_proj = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.ln_f, self.lm_head = nn.LayerNorm(8), nn.Linear(8, 20, bias=False)
+        self.wte.weight = self.lm_head.weight
+
+    def forward(self, idx):
+        b, t = idx.size()
+        x = self.wte(idx) + self.wpe(torch.arange(0, t, dtype=torch.long, device=idx.device))
+        q, k, v = (part.view(b, t, 2, 4).transpose(1, 2) for part in self.c_attn(self.ln_1(x)).split(8, dim=2))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.c_proj(y.transpose(1, 2).contiguous().view(b, t, 8))
+        return self.lm_head(self.ln_f(x))
+
+
+def test_a_tied_embedding_is_one_weight_with_two_names():
+    adopted = check(GPT(), torch.randint(0, 20, (1, 6)))
+    assert units(adopted) == {"wte": 8, "c_attn": 2}
+    cut = adopted.cut({"wte": range(5)})
+    assert cut.get_parameter("wte.weight") is cut.get_parameter("lm_head.weight")
+    assert cut.get_parameter("wte.weight").shape == (20, 5)
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.lstm = nn.Embedding(10, 6), nn.LSTM(6, 5, num_layers=2, bidirectional=True, batch_first=True, dropout=0.5)
+        self.hidden, self.out = nn.Linear(10, 7), nn.Linear(7, 3)
+
+    def forward(self, words):
+        return self.out(F.relu(self.hidden(self.lstm(self.embed(words))[0])))
+
+
+def test_a_recurrent_layer_stays_as_it_is_and_is_said_to():
+    adopted = check(Tagger(), torch.randint(0, 10, (1, 4)))
+    assert units(adopted) == {"hidden": 7}
+    assert adopted.opaque == ("lstm",)
+    assert any("lstm" in note and "test_adoption.py:" in note for note in adopted.notes)
+    words = torch.randint(0, 10, (2, 4))
+    trained = adopted.module.train()
+    assert not torch.equal(trained(words), trained(words)), "its dropout follows the mode"
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image, self.table = nn.Conv2d(3, 6, 3), nn.Linear(4, 5)
+        self.shared = nn.Linear(8, 8)
+        self.join, self.label, self.value = nn.Linear(11, 8), nn.Linear(8, 3), nn.Linear(8, 1)
+
+    def forward(self, image, record):
+        x = torch.cat([self.image(image).mean((2, 3)), F.relu(self.table(record["columns"][0]))], dim=1)
+        x = self.shared(F.relu(self.shared(F.relu(self.join(x)))))
+        return {"label": self.label(x), "more": (self.value(x), x.sum(1))}
+
+
+def test_several_inputs_and_outputs_keep_their_structure_and_a_layer_used_twice_is_one_layer():
+    adopted = check(TwoInputs(), (torch.randn(1, 3, 6, 6), {"columns": [torch.randn(1, 4)]}))
+    assert units(adopted) == {"image": 6, "table": 5, "join": 8}
+    assert adopted.weights["shared.weight"] == ((Run("join", 8),), (Run("join", 8),))
+    by_name = read(TwoInputs(), {"record": {"columns": [torch.randn(2, 4)]}, "image": torch.randn(2, 3, 6, 6)})
+    assert by_name.symbolic
+
+
+class Around(nn.Module):
+    """Something between two convolutions."""
+
+    def __init__(self, between, channels=12, after=None):
+        super().__init__()
+        self.before, self.after, self.head = nn.Conv2d(3, channels, 1), nn.Conv2d(after or channels, 6, 1), nn.Conv2d(6, 2, 1)
+        self.between = between
+
+    def forward(self, x):
+        return self.head(self.after(self.between(self.before(x))))
+
+
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+OPERATORS = {  # what stands between, channels after it, and the units of the channels before it (none: they are frozen)
+    "slice inside a run": (Call(lambda x: torch.cat([x[:, 5:], x[:, :5]], 1)), 12, {"before": 5, "before#2": 7}),
+    "split by sizes": (Call(lambda x: torch.cat(x.split([4, 8], 1)[::-1], 1)), 12, {"before": 4, "before#2": 8}),
+    "every other channel": (Call(lambda x: x[:, ::2]), 6, {}),
+    "pixel shuffle": (nn.PixelShuffle(2), 3, {"before": 3}),
+    "pixel unshuffle": (nn.PixelUnshuffle(2), 48, {"before": 12}),
+    "channel shuffle": (nn.ChannelShuffle(3), 12, {"before": 4}),
+    "repeat": (Call(lambda x: x.repeat(1, 2, 1, 1)), 24, {"before": 12}),
+    "repeat interleave": (Call(lambda x: x.repeat_interleave(2, 1)), 24, {"before": 12}),
+    "padding with channels": (Call(lambda x: F.pad(x, (0, 0, 0, 0, 2, 3))), 17, {"before": 12}),
+    "gated linear unit": (Call(lambda x: F.glu(x, 1)), 6, {"before": 6}),
+    "group norm": (nn.GroupNorm(4, 12), 12, {"before": 4}),
+    "group norm of one group": (nn.GroupNorm(1, 12), 12, {"before": 12}),
+    "instance norm": (nn.InstanceNorm2d(12, affine=True), 12, {"before": 12}),
+    "prelu": (nn.PReLU(12), 12, {"before": 12}),
+    "layer norm written out": (Call(lambda x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, unbiased=False) + 1.0)), 12, {"before": 12}),
+    "largest channel": (Call(lambda x: x * x.max(1, keepdim=True)[0]), 12, {"before": 12}),
+    "softmax over channels": (nn.Softmax(1), 12, {}),
+    "sum over channels": (Call(lambda x: x + x.sum(1, keepdim=True)), 12, {"before": 12}),
+    "einsum": (Call(lambda x: torch.einsum("bchw,bchw->bc", x, x)[:, :, None, None]), 12, {"before": 12}),
+    "normalised": (Call(lambda x: F.normalize(x, dim=1)), 12, {}),
+    "flip": (Call(lambda x: x.flip(1)), 12, {}),
+    "unfold": (Call(lambda x: F.unfold(x, 3).unsqueeze(-1)), 108, {"before": 12}),
+    "in place": (Call(lambda x: x.mul_(2).add_(1).clamp_(min=0)), 12, {"before": 12}),
+    "zeros": (Call(lambda x: x + torch.zeros(12, device=x.device).view(1, 12, 1, 1)), 12, {"before": 12}),
+    "written into": (Call(lambda x: x.index_fill_(1, torch.tensor([0, 1]), 0.0)), 12, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_does_to_channels_what_its_rule_says(name):
+    between, after, expected = OPERATORS[name]
+    adopted = check(Around(between, after=after), torch.randn(1, 3, 4, 4))
+    assert units(adopted) == expected | {"after": 6}
+
+
+def test_control_flow_that_depends_on_values_is_refused_with_its_line():
+    class Branch(nn.Module):
+        def forward(self, x):
+            if x.sum() > 0:
+                x = 2 * x
+            return x
+
+    with pytest.raises(AdoptionError, match=r"test_adoption.py:\d+, in forward: `if x.sum\(\) > 0:`: a branch .* torch.where"):
+        read(Branch(), torch.randn(1, 3))
+
+
+def test_an_example_that_does_not_fit_is_refused_with_what_was_given():
+    with pytest.raises(AdoptionError, match=r"forward\(image, record\): missing .* given \(1x3x6x6:float32\)"):
+        read(TwoInputs(), torch.randn(1, 3, 6, 6))
+    with pytest.raises(AdoptionError, match="1x4x8x8:float32"):
+        read(ResNet(), torch.randn(1, 4, 8, 8))
+
+
+def test_a_model_in_half_precision_is_read_in_single_and_left_as_it_was():
+    model = Around(nn.ReLU()).half()
+    adopted = read(model, torch.randn(1, 3, 4, 4).half())
+    assert "the owner's model stays in torch.float16" in adopted.notes[0]
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+    assert model.training
+
+
+@torch.library.custom_op("niwaki_test::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+@twice.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+def test_a_custom_operator_freezes_what_it_touches_and_no_more():
+    adopted = check(Around(Call(twice)), torch.randn(1, 3, 4, 4))
+    assert units(adopted) == {"after": 6}
+    assert adopted.opaque == ("between",)
+
+
+def test_a_batch_that_the_model_works_into_a_number_stays_fixed():
+    class PerRow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.out = nn.Linear(3, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return torch.stack([self.out(self.hidden(x[row])) for row in range(x.shape[0])])
+
+    adopted = check(PerRow(), torch.randn(2, 3))
+    assert adopted.batch is None
+    assert "the batch size is the example's" in adopted.notes[0]
+    assert units(adopted) == {"hidden": 5}
+
+
+def test_a_block_without_gradients_stays_one():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fixed, self.out = nn.Linear(3, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.fixed(x)
+            return self.out(x)
+
+    adopted = check(Half(), torch.randn(1, 3))
+    assert units(adopted) == {"fixed": 5}
+    adopted.module(torch.randn(2, 3)).sum().backward()
+    assert adopted.module.fixed.weight.grad is None
+    assert adopted.module.out.weight.grad is not None
+
+
+def test_what_was_cut_can_be_read_again():
+    adopted = read(ViT(), torch.randn(1, 3, 8, 8))
+    cut = adopted.cut({"patch": range(8), "attention.qkv": [0, 2]})
+    again = check(cut, torch.randn(1, 3, 8, 8))
+    assert units(again) == {"patch": 8, "attention.qkv": 2, "mlp.0": 20}

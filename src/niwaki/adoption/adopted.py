@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from niwaki.adoption.axes import AdoptionError, Axis, Group, Linear, Run, Size, Term, groups_of, length, linear, total
-from niwaki.adoption.capture import Example, capture, first_names
+from niwaki.adoption.capture import Arguments, Example, capture, first_names
 from niwaki.adoption.counter import macs_of_nodes
 from niwaki.adoption.cut import plain_module
 from niwaki.adoption.groups import Array, Partition, partition
@@ -48,8 +48,8 @@ class Adopted:
     module: fx.GraphModule  # the whole network, plain PyTorch, the owner's names
     graph: fx.Graph  # aten operators; weights by `get_attr`, under the first of their names
     owner: nn.Module  # a private copy of the model, for its weights and the kinds of its layers
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]  # the example: positional and keyword arguments
-    symbolic: bool
+    arguments: Arguments  # the example: positional and keyword arguments
+    batch: int | None  # axis of the inputs whose size is free
     groups: tuple[Group, ...]
     weights: Mapping[str, tuple[Axis, ...]]
     activations: Mapping[str, tuple[Axis, ...]]  # by node
@@ -69,6 +69,11 @@ class Adopted:
             for group in groups_of(self.activations[gate.value][gate.axis]):
                 found[group][gate.value] = None
         return {group: tuple(nodes) for group, nodes in found.items()}
+
+    @property
+    def symbolic(self) -> bool:
+        """Whether the batch size is free."""
+        return self.batch is not None
 
     @property
     def whole(self) -> dict[str, int]:
@@ -119,7 +124,8 @@ def read(model: nn.Module, example: Example) -> Adopted:
         "activation_bytes": _written(reading),
     }
     extents = [extent.units for products in costs.values() for each in products.values() for product in each for extent in product.extents]
-    found = partition(reading.units, [*reading.every_axis(), *extents])
+    carriers = [axis for axes in reading.weights.values() for axis in axes]
+    found = partition(reading.units, [*reading.every_axis(), *extents], carriers)
     names, groups = _named(reading, found)
     runs = _Runs(found, names)
     axes = {node.name: tuple(map(runs.of, axes)) for node, axes in reading.axes.items() if _is_tensor(node) and axes is not None}
@@ -130,7 +136,7 @@ def read(model: nn.Module, example: Example) -> Adopted:
         graph=captured.graph,
         owner=captured.owner,
         arguments=captured.arguments,
-        symbolic=captured.symbolic,
+        batch=captured.batch,
         groups=groups,
         weights=weights,
         activations=axes,

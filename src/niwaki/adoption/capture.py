@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import operator
 import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,12 @@ from torch.utils import _pytree as pytree
 from niwaki.adoption.axes import AdoptionError
 
 aten = torch.ops.aten
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Example = Any  # a tensor, a tuple of positional arguments, or a dict of keyword arguments
 ROWS = 5  # a batch of one is repeated to this many while the graph is captured: torch.export takes sizes 0 and 1 for constants
+MODULE_STATE = frozenset(vars(nn.Module()))  # the tables of parameters, buffers, children and hooks
 NO_EFFECT = {"_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size"}
-FLAWS = (
-    ("data-dependent", "a branch depends on the values of a tensor"),
-    ("DataDependent", "a branch or a size depends on the values of a tensor"),
-    ("dynamic_shapes", "the example does not fit"),
-)
+DATA_DEPENDENT = ("data-dependent", "DataDependent", "Unbacked")
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Captured:
 
     graph: fx.Graph
     owner: nn.Module
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]  # the example, on the CPU and in float32
-    symbolic: bool  # whether the batch size is free
+    arguments: Arguments  # the example, on the CPU and in float32
+    batch: int | None  # the axis of the inputs whose size is free
     notes: tuple[str, ...]
 
 
-def arguments_of(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments_of(example: Example) -> Arguments:
     """Positional and keyword arguments."""
     if isinstance(example, Mapping):
         return (), dict(example)
@@ -57,11 +57,12 @@ def capture(model: nn.Module, example: Example) -> Captured:
     owner, notes = _copy(model)
     arguments = pytree.tree_map(_on_cpu, arguments_of(example))
     bound = _bind(owner, *arguments)
-    _run(owner, arguments)
-    program, symbolic = _export(owner, arguments, bound)
-    if not symbolic:
-        notes.append("the batch size is fixed to the example's: the model works it into a number (or its first axis is no batch)")
-    return Captured(_flat_graph(program, owner, bound), owner, arguments, symbolic, tuple(notes))
+    outputs = _outputs(owner, arguments)
+    program, batch = _export(owner, arguments, bound, _batch_axis(owner, arguments, outputs))
+    notes += [f"{name} asks whether it is trained: what it does only then is not read, dropout aside" for name in _asking_for_mode(owner)]
+    if batch is None:
+        notes.append("the batch size is the example's: the model works it into a number, or its first axis is no batch")
+    return Captured(_flat_graph(program, owner, bound), owner, arguments, batch, tuple(notes))
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
@@ -95,21 +96,45 @@ def layer_of(node: fx.Node) -> str:
 
 
 def _copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    try:
-        owner = copy.deepcopy(model)
-    except Exception as error:
-        raise AdoptionError(
-            f"the model cannot be copied ({type(error).__name__}: {error}); detach the tensors it keeps as attributes"
-        ) from error
-    notes = []
     tensors = [*model.parameters(), *model.buffers()]
     if any(tensor.is_meta for tensor in tensors):
         raise AdoptionError("the model has weights on the meta device, which hold no numbers; load them first")
+    # Tensors that a forward computes and keeps (the hooks of weight_norm do) refuse to be copied with their history, and some handles, of
+    # custom operators for one, refuse at all: they are shared.
+    held = [value for module in model.modules() for name, value in vars(module).items() if name not in MODULE_STATE]
+    try:
+        owner = copy.deepcopy(model, {id(value): copied for value in held for copied in _if_not_copied_as_usual(value)})
+    except Exception as error:
+        raise AdoptionError(f"the model cannot be copied: {type(error).__name__}: {error}") from error
+    notes = []
     if devices := {str(tensor.device) for tensor in tensors if tensor.device.type != "cpu"}:
         notes.append(f"read on the CPU; the owner's model stays on {', '.join(sorted(devices))}")
     if kinds := {str(tensor.dtype) for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32}:
         notes.append(f"read and cut in float32; the owner's model stays in {', '.join(sorted(kinds))}")
     return owner.to("cpu").float().eval(), notes
+
+
+def _if_not_copied_as_usual(value: Any) -> list[Any]:
+    if isinstance(value, Tensor):
+        return [] if value.is_leaf else [value.detach().clone()]
+    try:
+        copy.deepcopy(value)
+    except Exception:
+        return [value]
+    return []
+
+
+def _asking_for_mode(owner: nn.Module) -> list[str]:
+    """Classes outside torch.nn whose forward asks for `self.training` other than for a dropout."""
+    found = []
+    for kind in dict.fromkeys(type(module) for module in owner.modules()):
+        try:
+            lines = inspect.getsource(kind.forward).splitlines() if not kind.__module__.startswith("torch.") else []
+        except (OSError, TypeError):
+            continue  # written where no file is, as in a notebook's string
+        if any("self.training" in line and "dropout(" not in line for line in lines):
+            found.append(kind.__name__)
+    return found
 
 
 def _on_cpu(value: Any) -> Any:
@@ -136,76 +161,151 @@ def _shape(value: Any) -> str:
     )
 
 
-def _run(owner: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
-    """The example must pass through the model as it is, before anything is asked of torch.export."""
+def _run(owner: nn.Module, arguments: Arguments) -> Any:
     args, kwargs = copy.deepcopy(arguments)
+    with torch.no_grad():
+        return owner(*args, **kwargs)
+
+
+def _outputs(owner: nn.Module, arguments: Arguments) -> list[Any]:
+    """What the model gives for the example, as it is, before anything is asked of torch.export."""
     try:
-        with torch.no_grad():
-            owner(*args, **kwargs)
+        outputs = pytree.tree_leaves(_run(owner, arguments))
     except Exception as error:
         given = ", ".join(_shape(value) for value in pytree.tree_leaves(arguments))
         raise AdoptionError(f"the model does not run on the example ({given}): {_where(error)}{type(error).__name__}: {error}") from error
+    if unknown := {type(value).__name__ for value in outputs if not isinstance(value, Tensor | int | float | str | None)}:
+        raise AdoptionError(f"the model returns {', '.join(unknown)}; return tensors, or tuples, lists and dicts of tensors")
+    return outputs
 
 
-def _export(owner: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]], bound: dict[str, Any]) -> tuple[Any, bool]:
-    args, kwargs = arguments
-    tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.dim()]
-    rows = tensors[0].shape[0] if tensors else 0
-    if rows:
-        wide = pytree.tree_map(lambda leaf: _repeated(leaf, rows), arguments)
-        free = pytree.tree_map(lambda leaf: {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.dim() else None, bound)
+def _batch_axis(owner: nn.Module, arguments: Arguments, outputs: Sequence[Any]) -> tuple[int | None, int]:
+    """The axis of the inputs along which rows do not know of each other: 0, or 1 where time comes first, or none; and how many outputs have it.
+
+    The example is given together with another one made of it, the two side by side along the axis; every output must then be what the
+    two give alone, side by side along one axis, or be the same as before.
+    """
+    if not _are_equal(pytree.tree_leaves(_run(owner, arguments)), outputs):
+        return 0, 0  # the model draws random numbers: nothing can be told
+    for axis in (0, 1):
+        try:
+            other = _changed(arguments, axis)
+            alone = pytree.tree_leaves(_run(owner, other))
+            together = pytree.tree_leaves(_run(owner, _side_by_side([arguments, other], axis)))
+        except Exception:
+            continue  # whatever stops it: along this axis there is no batch
+        if (found := _side_by_side_outputs(together, outputs, alone)) is not None:
+            return axis, found
+    return None, 0
+
+
+def _changed(arguments: Arguments, axis: int) -> Arguments:
+    """Inputs with other values of the same kind."""
+    return pytree.tree_map(lambda leaf: _other_values(leaf) if _has_rows(leaf, arguments, axis) else leaf, arguments)
+
+
+def _other_values(leaf: Tensor) -> Tensor:
+    other = leaf.flip(tuple(range(leaf.dim())))
+    if leaf.is_floating_point():
+        return 0.75 * other + 0.25 * leaf
+    return torch.zeros_like(leaf) if torch.equal(other, leaf) else other
+
+
+def _side_by_side_outputs(together: Sequence[Any], outputs: Sequence[Any], alone: Sequence[Any]) -> int | None:
+    """How many outputs are those of the two examples side by side; None if some output is neither that nor unchanged."""
+    found = 0
+    for both, one, other in zip(together, outputs, alone, strict=True):
+        if not isinstance(both, Tensor):
+            continue
+        grown = [dim for dim in range(one.dim()) if both.shape[dim] != one.shape[dim]]
+        parts = both.split(one.shape[grown[0]], grown[0]) if len(grown) == 1 else [both, both]
+        if len(parts) != 2 or not _are_equal(parts, [one, other]):
+            return None
+        found += len(grown)
+    return found or None
+
+
+def _are_equal(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    pairs = [(one, other) for one, other in zip(some, others, strict=True) if isinstance(one, Tensor)]
+    return all(
+        one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=1e-3, atol=1e-4, equal_nan=True)
+        for one, other in pairs
+    )
+
+
+def _side_by_side(examples: Sequence[Arguments], axis: int) -> Arguments:
+    """Examples as one: inputs with a batch one after another, the others as in the first."""
+    leaves = [pytree.tree_flatten(example) for example in examples]
+    rows = [
+        torch.cat(each, axis) if _has_rows(each[0], examples[0], axis) else each[0]
+        for each in zip(*(flat for flat, _ in leaves), strict=True)
+    ]
+    return pytree.tree_unflatten(rows, leaves[0][1])
+
+
+def _has_rows(leaf: Any, arguments: Any, axis: int) -> bool:
+    """Whether an input has the batch: as many rows as the first input that has such an axis."""
+    sizes = [each.shape[axis] for each in pytree.tree_leaves(arguments) if isinstance(each, Tensor) and each.dim() > axis]
+    return isinstance(leaf, Tensor) and leaf.dim() > axis and leaf.shape[axis] == sizes[0]
+
+
+def _export(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch: tuple[int | None, int]) -> tuple[Any, int | None]:
+    """The exported program, with the axis of the batch if its size is free."""
+    axis, outputs = batch
+    if axis is not None:
+        rows = next(leaf.shape[axis] for leaf in pytree.tree_leaves(arguments) if _has_rows(leaf, arguments, axis))
+        args, kwargs = _side_by_side([arguments] * ROWS, axis) if rows == 1 else arguments
+        free = pytree.tree_map(lambda leaf: {axis: torch.export.Dim.AUTO} if _has_rows(leaf, bound, axis) else None, bound)
         try:
             with _quietly():
-                program = torch.export.export(owner, wide[0], wide[1], dynamic_shapes=free, strict=False)
-        except Exception:
-            program = None  # whatever it was: without a free batch it either does not happen, or is reported below
-        if program is not None and _is_free(program):
-            return program, True
+                program = torch.export.export(owner, args, kwargs, dynamic_shapes=free, strict=False)
+        except Exception as error:
+            if any(word in f"{type(error).__name__}: {error}" for word in DATA_DEPENDENT):
+                raise AdoptionError(_explanation(error)) from error
+        else:
+            if _is_free(program, axis, outputs):
+                return program, axis
     try:
         with _quietly():
-            return torch.export.export(owner, args, kwargs, strict=False), False
+            return torch.export.export(owner, arguments[0], arguments[1], strict=False), None
     except Exception as error:
         raise AdoptionError(_explanation(error)) from error
 
 
-def _repeated(leaf: Any, rows: int) -> Any:
-    if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != rows or rows > 1:
-        return leaf
-    return leaf.repeat(ROWS, *[1] * (leaf.dim() - 1))
-
-
-def _is_free(program: Any) -> bool:
-    """Every tensor that goes in, and every one that comes out, has a first axis of a symbolic size."""
-    names = set(program.graph_signature.user_inputs)
-    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in names and _has_axes(node)]
-    (output,) = (node for node in program.graph.nodes if node.op == "output")
-    shapes += [node.meta["val"].shape for node in pytree.tree_leaves(output.args) if isinstance(node, fx.Node) and _has_axes(node)]
-    return bool(shapes) and all(isinstance(shape[0], torch.SymInt) for shape in shapes)
-
-
-def _has_axes(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor) and node.meta["val"].dim() > 0
+def _is_free(program: Any, axis: int, outputs: int) -> bool:
+    """Whether torch.export found nothing that needs one number of rows: as many outputs have a symbolic size as have a batch."""
+    (output,) = _of(program.graph, "output")
+    values = [node.meta.get("val") for node in pytree.tree_leaves(output.args) if isinstance(node, fx.Node)]
+    symbolic = [each for each in values if isinstance(each, Tensor) and any(isinstance(size, torch.SymInt) for size in each.shape)]
+    return len(symbolic) >= max(1, outputs)
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the warnings of tracing, and without the fused attention of nn.MultiheadAttention, which hides its parts."""
+    """Without the warnings and printed graphs of tracing, and without the fused attention of nn.MultiheadAttention, which hides its parts.
+
+    Gradients are on whatever the caller's mode is, so that blocks without them are seen.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield
+            logging.disable(logging.CRITICAL)
+            with torch.enable_grad(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+                yield
     finally:
+        logging.disable(logging.NOTSET)
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _explanation(error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}"
-    flaw = next((meaning for word, meaning in FLAWS if word in text), "torch.export cannot follow the model")
+    depends = any(word in text for word in DATA_DEPENDENT)
+    flaw = "a branch or a size depends on the values of a tensor" if depends else "torch.export cannot follow the model"
     return (
-        f"{_where(error)}{flaw}. Write the branch with torch.where or torch.cond, move it out of forward, or adopt the parts before and after "
-        f"it as models of their own. PyTorch says: {text.strip().splitlines()[0][:300]}"
+        f"{_where(error)}{flaw}. Keep it in operators of tensors (torch.where, torch.cond), move it out of forward, or adopt the parts before "
+        f"and after it as models of their own. PyTorch says: {text.strip().splitlines()[0][:300]}"
     )
 
 

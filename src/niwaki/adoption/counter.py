@@ -37,6 +37,11 @@ def counted_macs(module: nn.Module, *args: Any, **kwargs: Any) -> int:
     return counter.get_total_flops() // 2
 
 
+def one_row(arguments: Any, axis: int) -> Any:
+    """The first row of every tensor, along the axis of the batch."""
+    return pytree.tree_map(lambda value: value.narrow(axis, 0, 1) if isinstance(value, Tensor) and value.dim() > axis else value, arguments)
+
+
 def macs_of_nodes(captured: Captured, nodes: Iterable[fx.Node]) -> Mapping[fx.Node, int]:
     """Multiply-adds of single nodes of a captured graph, on one row of the example where the batch size is free."""
     wanted = [node for node in nodes if node.op == "call_function"]
@@ -54,10 +59,8 @@ def macs_of_nodes(captured: Captured, nodes: Iterable[fx.Node]) -> Mapping[fx.No
             return result
 
     args, kwargs = captured.arguments
-    if captured.symbolic:
-        args, kwargs = pytree.tree_map(
-            lambda value: value[:1].clone() if isinstance(value, Tensor) and value.dim() else value, (args, kwargs)
-        )
+    if captured.batch is not None:
+        args, kwargs = one_row((args, kwargs), captured.batch)
     places = [node for node in captured.graph.nodes if node.op == "placeholder"]
     values = [kwargs.get(place.target, None) if number >= len(args) else args[number] for number, place in enumerate(places)]
     with torch.no_grad():

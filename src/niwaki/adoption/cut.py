@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -78,6 +79,7 @@ class _Copier:
         self.graph = fx.Graph()
         self.nodes: dict[fx.Node, fx.Node] = {}
         self.device: fx.Node | None = None
+        self.recurrent: dict[Any, int] = {}  # calls of recurrent layers, and how many states they give
 
     def copy(self, graph: fx.Graph) -> tuple[fx.Graph, dict[str, nn.Module]]:
         for node in graph.nodes:
@@ -101,9 +103,17 @@ class _Copier:
         return fx.node.map_arg(value, self._new_node)
 
     def _call(self, node: fx.Node) -> fx.Node:
+        if node.target is operator.getitem and node.args[0] in self.recurrent and node.args[1]:
+            states = self.graph.call_function(operator.getitem, (self._new(node.args[0]), 1))
+            if self.recurrent[node.args[0]] > 1:
+                which: Any = node.args[1]
+                states = self.graph.call_function(operator.getitem, (states, which - 1))
+            return states
         if overload(node) is None:
             return self.graph.create_node("call_function", node.target, self._new(node.args), self._new(node.kwargs), name=node.name)
         given = arguments(node)
+        if name_of(node) in RECURRENT and (recurrent := self._recurrent(node, given)) is not None:
+            return recurrent
         sizes = dict(self.sizes.get(node.name, {}))
         called = self._layer(node, {**given, **sizes})
         if called is not None:
@@ -157,6 +167,23 @@ class _Copier:
             return path, inputs
         return None
 
+    def _recurrent(self, node: fx.Node, given: Mapping[str, Any]) -> fx.Node | None:
+        """A recurrent layer is called as its owner's, so that its dropout follows the mode and a GPU gets its fused kernel."""
+        path, state = layer_of(node), given.get("hx")
+        layer: Any = self.modules.get(path)
+        if not isinstance(layer, nn.RNNBase) or state is None or "params" not in given or not all(map(_is_weight, given["params"])):
+            return None
+        names = [name for group in layer.all_weights for name in _names_of(layer, group)]
+        if [self.names[f"{path}.{name}"] for name in names] != [str(weight.target) for weight in given["params"]]:
+            return None
+        if path not in self.layers:
+            self.layers[path] = copy.deepcopy(layer)
+            for name in names:
+                setattr(self.layers[path], name, self.weights[self.names[f"{path}.{name}"]])
+        states = tuple(state) if isinstance(state, list | tuple) else state
+        self.recurrent[node] = len(states) if isinstance(states, tuple) else 1
+        return self.graph.create_node("call_module", path, self._new((given["input"], states)), name=node.name)
+
     def _owners_of_weights(self, node: fx.Node, given: Mapping[str, Any]) -> list[str]:
         """Modules that hold exactly the weights a node reads; the one that made the node comes first."""
         read = {key: given[key] for key in WEIGHT_NAMES if given.get(key) is not None}
@@ -182,6 +209,11 @@ class _Copier:
         return path
 
 
+def _names_of(module: nn.Module, tensors: Sequence[Tensor]) -> list[str]:
+    by_id = {id(tensor): name for name, tensor in module.named_parameters(remove_duplicate=False)}
+    return [by_id[id(tensor)] for tensor in tensors]
+
+
 def _not_in_place(layer: Any) -> nn.Module:
     """A copy that writes to memory of its own: the graph says who reads what, and knows nothing of values that change later."""
     layer = copy.deepcopy(layer)
@@ -194,6 +226,7 @@ def _is_weight(value: Any) -> bool:
     return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 DROPOUT_OPERATORS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 
 

@@ -14,6 +14,7 @@ from niwaki.adoption.axes import AdoptionError, Axis, alive_length, groups_of
 from niwaki.adoption.capture import name_of
 from niwaki.adoption.rules import arguments
 
+REDUCTIONS = ("mean", "var", "std", "var_mean", "std_mean", "max", "min", "amax", "amin")
 GATE = "gate_{}"  # names of the gates among the buffers or parameters of a gated module, by the group's number
 
 
@@ -105,8 +106,12 @@ def _weigh(module: fx.GraphModule, table: _Table, every: fx.Node, node: fx.Node,
             name = {nn.LayerNorm: "layer_norm", nn.RMSNorm: "rms_norm", nn.GroupNorm: "group_norm"}.get(type(layer), "batch_norm")
         else:
             given, name = arguments(node), name_of(node)
-        if name == "mean":
-            new = graph.call_function(weighted_mean, (value, mask, list(dims), bool(given["keepdim"])))
+        if name in REDUCTIONS:
+            correction = given.get("correction", given.get("unbiased", True))
+            args = (name, value, mask, list(dims), bool(given.get("keepdim", False)), 1 if correction is None else int(correction))
+            new = graph.call_function(weighted_reduction, args)
+        elif name == "_weight_norm":
+            new = graph.call_function(weighted_weight_norm, (value, mask, list(dims), given["g"]))
         else:
             channels = {"group_norm": [1], "batch_norm": [1]}.get(name, list(dims))
             function = weighted_rms_norm if name == "rms_norm" else weighted_norm
@@ -117,9 +122,37 @@ def _weigh(module: fx.GraphModule, table: _Table, every: fx.Node, node: fx.Node,
 
 def weighted_mean(x: Tensor, mask: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
     """Mean over `dims` with weights `mask`, which broadcasts against `x`."""
-    share = mask.expand([x.shape[dim] if dim in dims else 1 for dim in range(x.dim())]).sum(tuple(dims), keepdim=True)
-    found = (x * mask).sum(tuple(dims), keepdim=True) / share.clamp_min(torch.finfo(x.dtype).tiny)
+    found = (x * mask).sum(tuple(dims), keepdim=True) / _count(x, mask, dims).clamp_min(torch.finfo(x.dtype).tiny)
     return found if keepdim else found.squeeze(tuple(dims))
+
+
+def _count(x: Tensor, mask: Tensor, dims: Sequence[int]) -> Tensor:
+    """How many positions are left, as far as a gate leaves one."""
+    return mask.expand([x.shape[dim] if dim in dims else 1 for dim in range(x.dim())]).sum(tuple(dims), keepdim=True)
+
+
+def weighted_reduction(
+    name: str, x: Tensor, mask: Tensor, dims: Sequence[int], keepdim: bool, correction: int
+) -> Tensor | tuple[Tensor, Tensor | None]:
+    """`mean`, `var`, `amax` and their kin over `dims`, of the positions that are left. `mask` broadcasts against `x`."""
+    if name in ("max", "min", "amax", "amin"):
+        lowest = float("-inf") if name.endswith("max") else float("inf")
+        left = x.masked_fill(mask == 0, lowest)
+        found = left.amax(tuple(dims), keepdim) if name.endswith("max") else left.amin(tuple(dims), keepdim)
+        return found if name.startswith("a") else (found, None)
+    mean = weighted_mean(x, mask, dims, True)
+    if name == "mean":
+        return mean if keepdim else mean.squeeze(tuple(dims))
+    count = _count(x, mask, dims)
+    spread = weighted_mean((x - mean).square(), mask, dims, True) * (count / (count - correction).clamp_min(torch.finfo(x.dtype).tiny))
+    spread = spread.sqrt() if name.startswith("std") else spread
+    spread, mean = (each if keepdim else each.squeeze(tuple(dims)) for each in (spread, mean))
+    return (spread, mean) if name.endswith("mean") else spread
+
+
+def weighted_weight_norm(v: Tensor, mask: Tensor, dims: Sequence[int], g: Tensor) -> Tensor:
+    """Weight norm whose lengths count a position as much as its gate."""
+    return g * v / (v.square() * mask).sum(tuple(dims), keepdim=True).sqrt()
 
 
 def weighted_norm(

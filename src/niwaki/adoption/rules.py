@@ -236,7 +236,8 @@ def _matmul_labels(ranks: Sequence[int]) -> tuple[str, str, str]:
 def _matmul(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     values = list(a.values())[:2]
     left, right, out = _matmul_labels([len(reading.of(value)) for value in values])
-    return _labelled(reading, node, [(values[0], left), (values[1], right)], out)
+    counted = len(right) > 1 and name_of(node) not in ("mv", "dot", "vdot")  # PyTorch's counter has no products with a vector
+    return _labelled(reading, node, [(values[0], left), (values[1], right)], out, count=counted)
 
 
 def _added_matmul(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
@@ -382,6 +383,14 @@ def _group_norm(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     return axes
 
 
+def _weight_norm(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
+    """`g * v / |v|`, one length per position of `dim`: lengths are of what is left."""
+    axes, dim = reading.of(a["v"]), a["dim"] % len(reading.of(a["v"]))
+    reading.join(axes[dim], reading.of(a["g"])[dim])
+    reading.averages[node] = tuple(axis for axis in range(len(axes)) if axis != dim)
+    return axes
+
+
 # Concatenate, slice, split
 
 
@@ -507,16 +516,31 @@ def _unsqueeze(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
 
 
 def _expand(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
-    axes, sizes = reading.of(a["self"]), [rows_as_captured(size) for size in node.meta["val"].shape]
-    lead = len(sizes) - len(axes)
-    found = [fixed(size) for size in sizes[:lead]]
-    found += [units if len(units) == size else fixed(size) for units, size in zip(axes, sizes[lead:], strict=True)]
+    """Copies of one position are alike: they follow whatever they meet."""
+    axes = reading.of(a["self"])
+    found = _copies(reading, node)
+    lead = len(found) - len(axes)
+    for axis, units in enumerate(axes):
+        if len(units) > 1:
+            found[lead + axis] = units
     if "size" in a:
         _resize(reading, node, "size", list(a["size"]), found)
     elif a.get("other") is not None:
-        other = reading.of(a["other"])
-        for units, into in zip(other, found, strict=True):
-            reading.join(units, into if len(into) == len(units) else fixed(len(units)))
+        for units, like in zip(found, reading.of(a["other"]), strict=True):
+            reading.join(units, like)
+    return found
+
+
+def _copies(reading: Reading, node: fx.Node) -> Axes:
+    """Axes of positions that are all alike; symbolic ones, of the batch, are fixed."""
+    sizes = node.meta["val"].shape
+    return [fixed(rows_as_captured(size)) if isinstance(size, torch.SymInt) else reading.units.fresh(int(size)) for size in sizes]
+
+
+def _filled(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
+    """Zeros, ones: as large as whatever they meet."""
+    found = _copies(reading, node)
+    _resize(reading, node, "size", list(a["size"]), found)
     return found
 
 
@@ -784,7 +808,7 @@ def _pad(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
 
 
 def _reduce(how: str) -> Rule:
-    """Reductions over space pass. Over channels: a sum meets them, an average follows their number, all else freezes them."""
+    """Reductions over space pass. Over channels: a sum meets them; an average, a variance or the largest is of those left; others freeze."""
 
     def rule(reading: Reading, node: fx.Node, a: Arguments) -> Any:
         if a.get("other") is not None:
@@ -799,7 +823,7 @@ def _reduce(how: str) -> Rule:
                 continue
             if how == "sum":
                 reading.meet(node, value, dim)
-            elif how == "mean":
+            elif how == "average" or (how == "extreme" and not _is_index_read(node)):
                 reading.averages[node] = tuple(gone)
             else:
                 reading.freeze(axes[dim])
@@ -807,6 +831,13 @@ def _reduce(how: str) -> Rule:
         return found if isinstance(node.meta["val"], Tensor) else [found] * len(node.meta["val"])
 
     return rule
+
+
+def _is_index_read(node: fx.Node) -> bool:
+    """Whether somebody asks at which channel the largest was: removed channels change the numbers of the others."""
+    return isinstance(node.meta["val"], tuple | list) and any(
+        reader.args[1] == 1 for reader in node.users if reader.target is operator.getitem
+    )
 
 
 def _along(reading: Reading, node: fx.Node, a: Arguments) -> Any:
@@ -861,7 +892,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
     "linear": _linear,
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "linalg_matmul"), _matmul),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "vdot", "linalg_matmul"), _matmul),
     **dict.fromkeys(("addmm", "baddbmm"), _added_matmul),
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
@@ -873,10 +904,25 @@ RULES: Mapping[str, Rule] = {
         _same,
     ),
     **dict.fromkeys(
-        ("arange", "zeros", "ones", "full", "empty", "rand", "randn", "eye", "linspace", "scalar_tensor", "tensor", "new_zeros", "new_ones")
-        + ("new_full", "new_empty", "tril_indices", "triu_indices", "randint", "logspace", "hann_window"),
+        (
+            "arange",
+            "empty",
+            "rand",
+            "randn",
+            "eye",
+            "linspace",
+            "scalar_tensor",
+            "tensor",
+            "new_empty",
+            "tril_indices",
+            "triu_indices",
+            "randint",
+            "logspace",
+            "hann_window",
+        ),
         _numbers,
     ),
+    **dict.fromkeys(("zeros", "ones", "full", "new_zeros", "new_ones", "new_full"), _filled),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"), _numbers_like),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax"), _softmax),
     **dict.fromkeys(("tril", "triu"), _triangle),
@@ -884,6 +930,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("batch_norm", "instance_norm"), _batch_norm),
     **dict.fromkeys(("layer_norm", "rms_norm"), _layer_norm),
     "group_norm": _group_norm,
+    "_weight_norm": _weight_norm,
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "stack": _stack,
     "slice": _slice,
@@ -917,8 +964,9 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("adaptive_avg_pool3d", "avg_pool3d", "max_pool3d", "upsample_nearest3d", "upsample_trilinear3d"), _spatial(3)),
     **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
     "sum": _reduce("sum"),
-    "mean": _reduce("mean"),
-    **dict.fromkeys(("amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "argmax", "argmin", "norm"), _reduce("freeze")),
+    **dict.fromkeys(("mean", "var", "std", "var_mean", "std_mean"), _reduce("average")),
+    **dict.fromkeys(("amax", "amin", "max", "min"), _reduce("extreme")),
+    **dict.fromkeys(("argmax", "argmin", "norm"), _reduce("freeze")),
     **dict.fromkeys(("linalg_vector_norm", "logsumexp", "prod", "all", "any", "median"), _reduce("freeze")),
     **dict.fromkeys(("cumsum", "cumprod", "sort", "topk", "flip", "roll", "argsort"), _along),
     "embedding": _embedding,
