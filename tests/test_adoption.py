@@ -449,7 +449,7 @@ def test_control_flow_that_depends_on_values_is_refused_with_its_line():
                 x = 2 * x
             return x
 
-    with pytest.raises(AdoptionError, match=r"test_adoption.py:\d+, in forward: `if x.sum\(\) > 0:`: a branch .* torch.where"):
+    with pytest.raises(AdoptionError, match=r"test_adoption.py:\d+, in forward: `if x.sum\(\) > 0:`: a branch .*torch\.where"):
         read(Branch(), torch.randn(1, 3))
 
 
