@@ -27,6 +27,7 @@ from niwaki.run.experiments import (
     multipath,
     nao,
     nbdt,
+    neighbourhood,
     neural_predictor,
     objectives,
     pyglove,
@@ -58,6 +59,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     nbdt.EXPERIMENT,
     pyglove.EXPERIMENT,
     committees.EXPERIMENT,
+    neighbourhood.EXPERIMENT,
 )
 METHODS = {name: experiment for experiment in EXPERIMENTS for name in experiment.names}
 
