@@ -652,7 +652,7 @@ def recalibrated(library: Library, arch: Mapping[str, Any], student: nn.Module |
     size = library.settings.how.recipe.batch_size
     indices = library.task.part("train")
     order = indices[torch.randperm(len(indices), generator=torch.Generator().manual_seed(derive_seed(library.seed, "recalibration")))]
-    parts = list(module.children())
+    parts = list(module.cpu().children())
     before, after = assembled(parts[:first]), assembled(parts[first:])
     with torch.no_grad():
         inputs = [
@@ -667,6 +667,8 @@ def drifted(library: Library, arch: Mapping[str, Any]) -> nn.Module:
 
     It cannot be done in parallel, and is cheaper than it sounds: they start from where they are, for a third of the epochs.
     """
+    if library.settings.noise is not None:
+        raise NeighbourhoodError("drift training reads what students make of data, and this library was made without any (noise=...)")
     pieces = library.pieces(arch)
     how = Distilling(_shorter(library.settings.how.recipe), library.settings.how.plateau)
     inputs = library.boundaries[0]

@@ -169,7 +169,7 @@ def _student(library: Library, arch: Architecture, budget: str, teacher: nn.Modu
         metric["tuned"] = _metric(library, module, part)
     if not isinstance(module, fx.GraphModule):
         module = library.plain(arch, module)
-    return Student(budget, arch, module, library.network(arch), told)
+    return Student(budget, arch, module.cpu().eval(), library.network(arch), told)
 
 
 def _card(task: AnyTask, student: Student) -> ModelCard:

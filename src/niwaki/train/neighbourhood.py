@@ -110,6 +110,8 @@ def stream(pieces: Sequence[nn.Module], inputs: Iterator[Tensor], count: int, fo
         raise NeighbourhoodError(f"{done} examples came where {count} were announced")
     for file in files:
         file.flush()
+    for piece in pieces:
+        piece.cpu()  # where whatever comes next expects them
     return paths
 
 
@@ -164,6 +166,9 @@ def local_error(student: nn.Module, pairs: Pairs, tail: nn.Module | None = None,
         by_channel = [_by_channel(one) for one in (off, aim)]
         sums = torch.stack([stat for one in by_channel for stat in (one.sum(1), (one**2).sum(1), torch.full_like(one[:, 0], one.shape[1]))])
         moments.append(sums)
+    student.cpu()
+    if tail is not None:
+        tail.cpu()
     sums = torch.stack(moments).sum(0)
     variances = [sums[3 * k + 1] / sums[3 * k + 2] - (sums[3 * k] / sums[3 * k + 2]) ** 2 for k in (0, 1)]
     explained = 1 - float(variances[0].sum()) / max(float(variances[1].sum()), 1e-30)
@@ -223,7 +228,7 @@ class Distilled:
 def distil(
     student: nn.Module, pairs: Pairs, how: Distilling, *, seed: int = 0, tail: nn.Module | None = None, device: torch.device | str = "cpu"
 ) -> Distilled:
-    """`student`, trained in place on one piece's pairs. The bits of the result follow from the arguments alone, on one thread.
+    """`student`, trained in place on one piece's pairs, and on the CPU again. The bits of the result follow from the arguments alone, on one thread.
 
     tail: the teacher's next piece, where `how.tail` asks for it and there is one.
     """
@@ -236,7 +241,7 @@ def distil(
     else:
         tail = None
     if not any(parameter.requires_grad for parameter in student.parameters()):
-        return Distilled(student.eval())  # nothing to learn: a piece without weights
+        return Distilled(student.cpu().eval())  # nothing to learn: a piece without weights
     recipe, everything = how.recipe, torch.arange(pairs.examples)
     optimizer = optimizer_for(student, recipe)
     steps = batches_per_epoch(pairs.examples, recipe.batch_size)
@@ -270,7 +275,9 @@ def distil(
     # running averages remember the weights of many steps ago: statistics are taken anew, of the same inputs (ours)
     size = min(recipe.batch_size, pairs.examples)
     recalibrate_batch_norm_(student, (rows(pairs.inputs, slice(at, at + size), device) for at in _firsts(pairs.examples, size)))
-    return Distilled(student.eval(), tuple(losses))
+    if tail is not None:
+        tail.cpu()
+    return Distilled(student.cpu().eval(), tuple(losses))
 
 
 def _firsts(count: int, size: int) -> range:
