@@ -1,11 +1,13 @@
 """Structured multi-hashing: sizes to the digit, spreads as they were, gradients, shared modules, files, training and export."""
 
 import copy
+import json
 import math
 
 import numpy as np
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -36,6 +38,7 @@ from niwaki.net.block import conv_bn_act
 from niwaki.net.control import Chain, Network
 from niwaki.net.layer import Flatten, GlobalPool, Linear
 from niwaki.net.place import space_of
+from niwaki.net.text import from_json
 from niwaki.nn.build import build
 from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
@@ -43,6 +46,9 @@ from niwaki.train.loop import train
 from niwaki.train.recipe import Recipe
 
 POOLS = (SumProduct(), Kronecker(), Hash(), Hash(hashes=3, signs=True))
+
+
+SMALL = {"threads": 1, "search.epochs": 2, "search.logit_passes": 1, "search.candidates": 3, "search.finalists": 1, "train.epochs": 2}
 
 
 def perceptron(seed=0):
@@ -341,3 +347,24 @@ def test_the_norm_of_what_is_generated_is_that_of_the_written_out_weights():
     plain = materialise(hashed)
     expected = sum(float(plain.get_parameter(place.name).detach().square().sum()) for place in hashed.places)
     assert float(generated_norm(hashed).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_search_stores_a_share_of_the_weights_of_its_network_and_delivers_them_all(niwaki_command, tmp_path):
+    told = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    folder = tmp_path / "run"
+    answer = niwaki_command("search", "--out", folder, *told, "--set", 'budget=["macs<=60k"]', "--set", "train.stored=0.3", "--json")
+    assert answer.code == 0, answer.err
+    (row,) = answer.json["budgets"]
+    description = from_json(json.loads((folder / "architecture.json").read_text())["network"])
+    module = build(description, space_of(description).architecture({}))
+    loaded = load_compressed(folder / "model.smh.safetensors", module)
+    assert sizes(loaded).stored == row["stored_params"]
+    assert sizes(loaded).materialised == row["params"]
+    assert sizes(loaded).pool <= 0.3 * sizes(loaded).generated
+    module.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    x = torch.randn(4, *description.input_shape)
+    assert torch.allclose(loaded.eval()(x), module.eval()(x), atol=1e-6)
+    assert f"{row['stored_params']:,}, the rest made from these" in (folder / "report.html").read_text()
+    refused = niwaki_command("search", "--out", tmp_path / "no", *told, "--set", "train.stored=0.001")
+    assert refused.code == 2
+    assert "train.stored = 0.001: of the smallest network" in refused.err

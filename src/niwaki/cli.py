@@ -605,9 +605,10 @@ def _print_result(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:
 
     metric = summary["metric"]
     for found in summary["budgets"]:
+        stored = f" made from {found['stored_params']:,} that are stored" if "stored_params" in found else ""
         test, validation = (figure(metric, found["metrics"][part][metric], 2) for part in ("test", "validation"))
         print(
-            f"{found['budget']}: {found['macs']:,} multiply-adds, {found['params']:,} parameters, "
+            f"{found['budget']}: {found['macs']:,} multiply-adds, {found['params']:,} parameters{stored}, "
             f"{'hardly trained: ' if found.get('hardly_trained') else ''}test {figure_name(metric)} {test} of the trained network"
             f" ({validation} when it was chosen, {found.get('judged', 'on validation')})"
         )

@@ -133,6 +133,7 @@ def _size_card(record: Record) -> str:
     facts = {
         "multiply-adds": f"{record.macs:,}" if record.macs is not None else "",
         "parameters": f"{record.params:,}" if record.params is not None else "",
+        "stored of them": f"{record.stored:,}, the rest made from these" if record.stored is not None else "",
         "layers": f"{sum(1 for layer in record.layers if layer.params):,} with weights" if record.layers else "",
         "input": " × ".join(map(str, record.data.stored_shape)) if record.data else "",
         "classes": f"{len(record.data.classes):,}" if record.data and record.data.classes else "",

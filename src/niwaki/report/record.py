@@ -248,6 +248,7 @@ class Record:
     quality: Quality | None = None
     macs: int | None = None
     params: int | None = None
+    stored: int | None = None  # parameters that a file of variables holds, where all others are made from them
     hardly_trained: bool = False  # a time limit left the final training a small part of its steps
     judged: str = ""  # how the search measured its candidates: "with shared weights"
     layers: tuple[Layer, ...] = ()

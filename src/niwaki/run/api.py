@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from niwaki.deploy.card import versions
+from niwaki.deploy.multi_hash import sizes
 from niwaki.deploy.thresholds import CommitteeError
 from niwaki.net.control import Network
 from niwaki.net.place import space_of
@@ -379,6 +380,7 @@ def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: 
             rows.append({
                 "budget": one.budget.text, "architecture": one.arch.to_json()["choices"], "space": one.arch.space, "macs": counted["macs"],
                 "params": counted["params"], "costs": counted, "folder": str(place),
+                **({"stored_params": sizes(one.hashed).stored} if one.hashed is not None else {}),
                 "source": store.fact(f"result choice {at}")["source"],
                 "judged": judged_by(search, store.fact(f"result choice {at}")["source"]),
                 "hardly_trained": trained_share(folder, "search" if trains_once(search) else training_name(len(chosen), at)) < HARDLY,

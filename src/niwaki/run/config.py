@@ -171,7 +171,7 @@ class Search(_Section):
 
 
 class Train(_Section):
-    """How the chosen network is trained: the fields of a `Recipe`, and a teacher, if there is one."""
+    """How the chosen network is trained: the fields of a `Recipe`, a teacher, if there is one, and what of its weights is stored."""
 
     epochs: Count | None = None
     batch_size: Annotated[int, Field(ge=2)] | None = None
@@ -192,6 +192,7 @@ class Train(_Section):
     teacher_weights: Words = "none"  # a .safetensors file
     teacher_temperature: Rate = 4.0
     teacher_weight: Amount = 1.0  # of T^2 KL beside the loss on the labels
+    stored: Part = 0.0  # of the weights of the chosen network, the share that is stored (structured multi-hashing); 0: they are as they are
 
 
 class Config(_Section):

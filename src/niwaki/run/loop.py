@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
+from niwaki.deploy.multi_hash import MultiHashed, compress, materialise
 from niwaki.evaluate.scratch import Scratch
 from niwaki.evaluate.shared import SharedWeights
 from niwaki.factor.within import Within, within
@@ -53,9 +54,9 @@ def run(search: Search, folder: Folder, progress: Progress | None = None) -> lis
     choices = [choose(search, at, spaces[at], aims, folder, progress, clock) for at in range(len(spaces))]
     chosen, judge = [], _trained_once(search, spaces, folder) if trains_once(search) else None
     for at, (budget, (arch, validation)) in enumerate(zip(search.budgets, choices, strict=True)):
-        module = _train(search, at, arch, folder, progress, clock) if judge is None else judge.module(arch)
+        module, hashed = _train(search, at, arch, folder, progress, clock) if judge is None else (judge.module(arch), None)
         test = once(folder, f"test {at}", partial(evaluate, module, search.task, search.task.part("test"), device=search.device))
-        chosen.append(Chosen(budget, arch, validation, test, module))
+        chosen.append(Chosen(budget, arch, validation, test, module, hashed))
     return chosen
 
 
@@ -207,12 +208,22 @@ def training_name(budgets: int, at: int) -> str:
     return "training" if budgets == 1 else f"training {at}"
 
 
-def _train(search: Search, at: int, arch: Architecture, folder: Folder, progress: Progress, clock: Clock) -> fx.GraphModule:
-    """The chosen network, trained from scratch on training and validation data; for a cascade, which needs the latter, on training data."""
-    name = training_name(len(search.budgets), at)
+def to_train(search: Search, arch: Architecture) -> nn.Module:
+    """The chosen network before its final training; of fewer variables, where less is to be stored."""
     module = build(search.network, arch, seed=derive_seed(search.seed, "final weights"))
+    return compress(module, fraction=search.stored, seed=derive_seed(search.seed, "variables")) if search.stored else module
+
+
+def _train(
+    search: Search, at: int, arch: Architecture, folder: Folder, progress: Progress, clock: Clock
+) -> tuple[fx.GraphModule, MultiHashed | None]:
+    """The chosen network, trained from scratch on training and validation data; for a cascade, which needs the latter, on training data.
+
+    And what its weights are made from, where they are.
+    """
+    name = training_name(len(search.budgets), at)
     training = start(
-        module,
+        to_train(search, arch),
         search.task,
         search.recipe,
         search.task.part(search.final_part),
@@ -226,4 +237,7 @@ def _train(search: Search, at: int, arch: Architecture, folder: Folder, progress
             f"The network for {search.budgets[at].text} is hardly trained: the time limit left {folder.store.fact(f'cut {name}')} of"
             f" {folder.store.fact(f'planned {name}')} steps. Take its figures for nothing, and give the search more time."
         )
-    return training.evaluation_module()  # type: ignore[return-value]
+    trained = training.evaluation_module()
+    if isinstance(trained, MultiHashed):
+        return materialise(trained), trained  # type: ignore[return-value]
+    return trained, None  # type: ignore[return-value]

@@ -17,6 +17,7 @@ import torch
 
 from niwaki import zoo
 from niwaki.cost.count import COSTS
+from niwaki.deploy.multi_hash import HashingError
 from niwaki.evaluate.shared import SharedWeights
 from niwaki.factor.eliminate import even
 from niwaki.factor.factor import Cost, Limit
@@ -29,7 +30,6 @@ from niwaki.gradient.tunas import TuNAS, TuNASSearch
 from niwaki.net.control import Network
 from niwaki.net.edit import restrict
 from niwaki.net.place import place, space_of
-from niwaki.nn.build import build
 from niwaki.objective import Objective, budget_text, parse_budgets
 from niwaki.recipe import bignas
 from niwaki.run import workers
@@ -38,7 +38,7 @@ from niwaki.run.choose import FEW, resolutions
 from niwaki.run.clock import working_seconds
 from niwaki.run.config import BY_GRADIENT, TRAIN_ONCE, Config, ConfigError, Data, config_of, from_scratch
 from niwaki.run.finalists import finalist_workers, processes
-from niwaki.run.loop import learner_of, shared_learner
+from niwaki.run.loop import learner_of, shared_learner, to_train
 from niwaki.run.model import ModelError, load_model
 from niwaki.run.regular import regular
 from niwaki.run.search import AnyTask, AskTell, Budget, Search, plain, trains_once
@@ -451,7 +451,9 @@ def search_of(config: Config, task: AnyTask | None = None, network: Network | No
         resolutions=config.search.resolutions or "mixed",
         left_out=tuple(left_out),
         teacher=_teacher(config, task),
+        stored=config.train.stored,
     )  # fmt: skip
+    _check_stored(search)
     return config, search
 
 
@@ -535,7 +537,7 @@ def estimate(search: Search) -> dict[str, float]:
     examples = search.task.part(search.final_part)
     trainings = [
         [
-            start(build(search.network, arch), search.task, search.recipe, examples, device=search.device, teacher=search.teacher)
+            start(to_train(search, arch), search.task, search.recipe, examples, device=search.device, teacher=search.teacher)
             for arch in of_budget
         ]
         for of_budget in archs
@@ -632,9 +634,18 @@ def _method(config: Config, metric: str) -> DMasking | TuNAS | AskTell:
 
 
 def _recipe(config: Config) -> Recipe:
-    values = {key: value for key, value in config.train.model_dump().items() if not key.startswith("teacher")}
+    values = {key: value for key, value in config.train.model_dump().items() if not key.startswith("teacher") and key != "stored"}
     values["betas"] = tuple(values["betas"])
     return Recipe(**{**values, "ema": values["ema"] or None, "clip_norm": values["clip_norm"] or None})
+
+
+def _check_stored(search: Search) -> None:
+    """Refuses a share that the smallest network cannot store: it would only be found out after the search, should that be chosen."""
+    if search.stored:
+        try:
+            to_train(search, COSTS["params"](search.network).minimum()[1])
+        except HashingError as error:
+            raise ConfigError("the configuration", [f"train.stored = {search.stored}: of the smallest network, {error}"]) from error
 
 
 def _teacher(config: Config, task: AnyTask) -> Teacher | None:

@@ -9,6 +9,7 @@ from typing import cast
 
 from torch import fx
 
+from niwaki.deploy.multi_hash import MultiHashed
 from niwaki.factor.factor import Cost, Limit
 from niwaki.gradient.dmasking import DMasking
 from niwaki.gradient.one_shot import OneShot
@@ -85,6 +86,7 @@ class Search:
     resolutions: str = "mixed"  # or "apart"
     left_out: tuple[str, ...] = ()  # options that were left out of the network, for people
     teacher: Teacher | None = None  # of the final training
+    stored: float = 0.0  # of the chosen network's weights, the share that is stored, by structured multi-hashing; 0: they are as they are
 
     @property
     def final_part(self) -> Part:
@@ -106,6 +108,7 @@ class Chosen:
     validation: dict[str, float]
     test: dict[str, float]
     module: fx.GraphModule
+    hashed: MultiHashed | None = None  # what `module` was made from, where less is stored than the network has
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from niwaki.deploy.audit import scale_of
 from niwaki.deploy.card import ModelCard, Preprocessing, TableForm, write_architecture
-from niwaki.deploy.export import capture, export_onnx, export_pt2
+from niwaki.deploy.export import capture, export_onnx, export_pt2, logits_of
+from niwaki.deploy.multi_hash import MultiHashed, load_compressed, save_compressed
 from niwaki.deploy.source import Factories, opaque_factories, write_source
 from niwaki.net.edit import decode
 from niwaki.net.text import to_json
@@ -29,9 +31,25 @@ SHOWN_COLUMNS = 8  # of a row
 
 
 def ship(search: Search, chosen: Chosen, folder: Path) -> list[dict[str, Any]]:
-    """Writes model.onnx, model.pt2, model.py with model.safetensors, and architecture.json into `folder`; one row per file: name, bytes, check."""
+    """Writes model.onnx, model.pt2, model.py with model.safetensors, and architecture.json into `folder`; one row per file: name, bytes, check.
+
+    With model.smh.safetensors, the variables alone, where the weights are made from fewer.
+    """
     factories = opaque_factories(search.network, chosen.arch)
-    return write_files(search.task, chosen.module, card_of(search, chosen), folder, factories)
+    rows = write_files(search.task, chosen.module, card_of(search, chosen), folder, factories)
+    return rows if chosen.hashed is None else [*rows, _write_variables(search.task, chosen.module, chosen.hashed, folder)]
+
+
+def _write_variables(task: AnyTask, module: fx.GraphModule, hashed: MultiHashed, folder: Path) -> dict[str, Any]:
+    """The file read back, and its network compared with the one that was trained."""
+    file, preprocess, real = "model.smh.safetensors", task.preprocess(), stored_test(task)[:CHECKED]
+    size = save_compressed(hashed.cpu(), folder / file)
+    logits, again = (
+        logits_of(nn.Sequential(preprocess, one.cpu().eval()), real) for one in (module, load_compressed(folder / file, module))
+    )
+    return {
+        "file": file, "bytes": size, "difference": float(np.abs(logits - again).max()), "scale": scale_of(logits), "images": len(real),
+    }  # fmt: skip
 
 
 def write_files(

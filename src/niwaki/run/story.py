@@ -42,6 +42,7 @@ from niwaki.trial import Trial
 ABOUT = {
     "model.onnx": "for any runtime that reads ONNX; takes examples as the data set stores them",
     "model.pt2": "a torch.export program",
+    "model.smh.safetensors": "the variables alone that its weights are made from; niwaki.load_compressed reads them",
     "model.py": "the network as plain PyTorch, with its weights beside it",
 }
 
@@ -122,6 +123,7 @@ def record_of(folder: Folder) -> Record:
         quality=_quality(folder, first, metric),
         macs=first["macs"] if first else None,
         params=first["params"] if first else None,
+        stored=first.get("stored_params") if first else None,
         hardly_trained=bool(first and first.get("hardly_trained")),
         judged="by a short training" if config["evaluator"] == "scratch" and config["method"] not in BY_GRADIENT else "with shared weights",
         layers=tuple(Layer(**row) for row in facts.get("layers", [])),
