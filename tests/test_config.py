@@ -253,7 +253,16 @@ def test_the_sections_cover_the_recipe_and_dmasking():
     of_recipe = [name for name in Train.model_fields if not name.startswith("teacher") and name != "stored"]
     assert of_recipe == [field.name for field in fields(Recipe)]
     assert {field.name for field in fields(DMasking)} <= set(Search.model_fields)
-    decided = {"stored", "proposals", "population_size", "tournament_size", "teacher", "teacher_weights", "teacher_temperature", "teacher_weight"}
+    decided = {
+        "stored",
+        "proposals",
+        "population_size",
+        "tournament_size",
+        "teacher",
+        "teacher_weights",
+        "teacher_temperature",
+        "teacher_weight",
+    }
     for section in (Train(), Search()):
         assert all(value is None for name, value in section if name not in decided)
 
