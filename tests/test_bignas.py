@@ -43,6 +43,7 @@ from niwaki.net.control import OneOf, Repeat
 from niwaki.nn.residual import drop_connect, residual_ends, thinned, zero_last_gammas_
 from niwaki.nn.supernet import extract, supernet
 from niwaki.recipe import bignas as recipe
+from niwaki.run.experiments import bignas as experiment
 from niwaki.run.folder import RunError
 from niwaki.run.train_once import NothingBest
 from niwaki.space.choice import BudgetError
@@ -687,3 +688,56 @@ def test_published_defaults_are_kept_and_presets_are_of_them():
             assert less.epochs == epochs
             assert (less.rule, less.divergence, less.sampling, less.schedule) == (full.rule, full.divergence, full.sampling, full.schedule)
     assert [phase.epochs for phase in recipe.small("ofa", epochs=59).phases] == [18, 12, 2, 12, 3, 12]
+
+
+# --- niwaki reproduce bignas ----------------------------------------------------------------------------------------------------
+
+
+def told(sandwich=(83.0, 84.0, 85.5), alone=(82.0, 83.5, 85.0), single=(80.0, 82.0, 84.0), uncalibrated=24.0, picked=85.0, most=100):
+    """Results of two seeds with these accuracies of the smallest, a middle and the biggest member, the second seed 0.2 points above the first."""
+    plan = experiment.EXPERIMENT.plan(True).to_json() | {"members": 15}
+    between = np.linspace(86, 88, 12).tolist()
+    jobs = {}
+    for seed in range(2):
+        more = 0.2 * seed
+        picks = [
+            {"share": s, "upper": 100, "most": most, "picked": picked + more, "median": 84.0, "near": 9, "random_best": 84.5}
+            for s in experiment.SHARES
+        ]
+        jobs[f"sandwich {seed}"] = {
+            "seconds": 60.0,
+            "steps": 1410,
+            "members": [one + more for one in (*sandwich, *between)],
+            "uncalibrated": uncalibrated,
+            "selections": picks,
+        }
+        jobs[f"single path {seed}"] = {"seconds": 60.0, "steps": 5000, "members": [one + more for one in single]}
+        for number, one in enumerate((*alone, *between)):
+            jobs[f"alone {number} {seed}"] = {"accuracy": one + more, "seconds": 20.0}
+    jobs["relative alphanet"] = {"seconds": 60.0, "members": list(sandwich)}
+    return {"plan": plan, "jobs": jobs, "macs": [400_000, 3_200_000], "quick": False, "machine": {}}
+
+
+def verdicts(**given):
+    return [one.verdict for one in experiment.section_of(told(**given)).claims[:-1]]
+
+
+def test_every_verdict_follows_from_what_was_measured():
+    assert set(verdicts()) == {"holds"}
+    assert len(verdicts()) == 3 + 2 + 1 + 1 + 3
+    changes = (
+        ({"sandwich": (80.4, 84.0, 85.5)}, [0]), ({"sandwich": (83.0, 81.9, 85.5)}, [1]), ({"sandwich": (83.0, 84.0, 83.4)}, [2, 4]),
+        ({"single": (83.1, 82.0, 84.0)}, [3]), ({"uncalibrated": 74.0}, [5]), ({"alone": (91.0, 90.0, 89.0)}, [0, 1, 2, 6]),
+        ({"picked": 83.9}, [7, 8, 9]), ({"most": 101}, [7, 8, 9]),
+    )  # fmt: skip
+    for given, failing in changes:
+        assert [at for at, verdict in enumerate(verdicts(**given)) if verdict == "does not hold"] == failing, given
+
+
+def test_the_members_that_are_ranked_lie_evenly_between_the_smallest_and_the_biggest():
+    members, cost = experiment.members_of(20), count_macs(experiment.network())
+    costs = [cost(arch) for arch in members]
+    assert (costs[0], costs[2]) == (cost.minimum()[0], cost.maximum()[0])
+    assert costs[1] == pytest.approx((costs[0] + costs[2]) / 2, rel=0.15)
+    assert len(set(members)) == 20
+    assert np.diff(sorted(costs[3:])) == pytest.approx(np.full(16, (costs[2] - costs[0]) / 18), rel=0.5)

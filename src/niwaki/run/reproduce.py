@@ -17,6 +17,7 @@ from typing import Any
 from niwaki.deploy.card import versions
 from niwaki.run.claims import write_section
 from niwaki.run.experiments import (
+    bignas,
     committees,
     crank,
     dmasking,
@@ -60,6 +61,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     pyglove.EXPERIMENT,
     committees.EXPERIMENT,
     neighbourhood.EXPERIMENT,
+    bignas.EXPERIMENT,
 )
 METHODS = {name: experiment for experiment in EXPERIMENTS for name in experiment.names}
 

@@ -57,7 +57,7 @@ class CoarseToFine:
 
     def ask(self, state: CoarseState, count: int, rng: Random, pending: Sequence[Architecture]) -> list[Architecture]:
         space, out = state.space, {fingerprint(arch) for arch in pending}
-        grid = _skeletons(Itself(space))[: self.skeletons]
+        grid = skeletons_of(space)[: self.skeletons]
         coarse = [arch for arch in grid if fingerprint(arch) not in state.seen and fingerprint(arch) not in out][::-1]
 
         def draw(_: int) -> Architecture:
@@ -95,9 +95,13 @@ def kind_of(decision: Decision) -> str:
     return re.sub(r"\d+", "", decision.name.rpartition(".")[2].rpartition("_")[2]) or decision.name
 
 
+def skeletons_of(space: SearchSpace) -> tuple[Architecture, ...]:
+    """All that the space holds, the one that uses its budget best first."""
+    return _skeletons(Itself(space))
+
+
 @lru_cache(maxsize=4)
 def _skeletons(space: Itself[SearchSpace]) -> tuple[Architecture, ...]:
-    """All that the space holds, the one that uses its budget best first."""
     rows = _grid(space.it.decisions)
     rows = np.unique(space.it.canonical_rows(rows), axis=0)
     rows = rows[space.it.holds(rows)]
