@@ -124,8 +124,9 @@ def read(model: nn.Module, example: Example) -> Adopted:
         "activation_bytes": _written(reading),
     }
     extents = [extent.units for products in costs.values() for each in products.values() for product in each for extent in product.extents]
-    carriers = [axis for axes in reading.weights.values() for axis in axes]
-    found = partition(reading.units, [*reading.every_axis(), *extents], carriers)
+    held = [axis for axes in reading.weights.values() for axis in axes]
+    read_at = [reading.of(meeting.value)[meeting.axis] for meeting in reading.meetings]
+    found = partition(reading.units, [*reading.every_axis(), *extents], weights=held, read=read_at)
     names, groups = _named(reading, found)
     runs = _Runs(found, names)
     axes = {node.name: tuple(map(runs.of, axes)) for node, axes in reading.axes.items() if _is_tensor(node) and axes is not None}
@@ -154,7 +155,7 @@ def read(model: nn.Module, example: Example) -> Adopted:
             if any(groups_of(axes[node.all_input_nodes[0].name][dim]) for dim in dims)
         },
         opaque=tuple(dict.fromkeys(layer for layer, _ in reading.opaque.values())),
-        notes=(*captured.notes, *(note for _, note in reading.opaque.values())),
+        notes=(*captured.notes, *dict.fromkeys(note for _, note in reading.opaque.values())),
     )
 
 

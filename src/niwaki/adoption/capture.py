@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from niwaki.adoption.axes import AdoptionError
@@ -286,8 +287,9 @@ def _quietly() -> Iterator[None]:
 
     Gradients are on whatever the caller's mode is, so that blocks without them are seen.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, is_causal = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
     torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = _causal_if_said  # it compares the mask's values, which only saves time
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -296,7 +298,12 @@ def _quietly() -> Iterator[None]:
                 yield
     finally:
         logging.disable(logging.NOTSET)
+        transformer._detect_is_causal_mask = is_causal
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _causal_if_said(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    return bool(is_causal)
 
 
 def _explanation(error: BaseException) -> str:

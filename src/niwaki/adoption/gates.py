@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from niwaki.adoption.adopted import Adopted
-from niwaki.adoption.axes import AdoptionError, Axis, alive_length, groups_of
+from niwaki.adoption.axes import AdoptionError, Axis, groups_of
 from niwaki.adoption.capture import name_of
 from niwaki.adoption.rules import arguments
 
@@ -65,7 +65,7 @@ class _Table:
         self.starts, self.known = starts, dict[Axis, str]()
 
     def mask(self, module: fx.GraphModule, every: fx.Node, axis: Axis, dim: int, rank: int) -> fx.Node:
-        """Gates of an axis, shaped to be multiplied with a tensor that has it as axis `dim` of `rank`. Where batch and heads share an axis, it follows."""
+        """Gates of an axis, shaped to be multiplied with a tensor that has it as axis `dim` of `rank`."""
         graph = module.graph
         if axis not in self.known:
             self.known[axis] = f"gate_index_{len(self.known)}"
@@ -192,8 +192,3 @@ def gates_of(adopted: Adopted, keep: Mapping[str, Sequence[int]]) -> dict[str, T
             gate[list(keep[group.name])] = 1.0
         found[group.name] = gate
     return found
-
-
-def alive_units(adopted: Adopted, node: str, axis: int, alive: Mapping[str, int]) -> int:
-    """Positions left on an axis of what a node gives."""
-    return alive_length(adopted.activations[node][axis], alive)

@@ -80,21 +80,21 @@ class Partition:
     runs: Callable[[Array], Axis]
 
 
-def partition(units: Units, axes: Iterable[Array], carriers: Iterable[Array]) -> Partition:
+def partition(units: Units, axes: Iterable[Array], *, weights: Iterable[Array], read: Iterable[Array]) -> Partition:
     """Groups: units that occur on the same axes equally often, and in the same order everywhere.
 
     Where that order differs, or units of two groups lie interleaved, no run can be written down and the groups involved are fixed. So is
-    a group of one unit, or one that no axis of a weight carries (`carriers`): copies that meet nothing. Fixing merges neighbouring
-    positions, so the sorting starts again until nothing is fixed any more.
+    a group of one unit, one that lies on no axis of a weight (copies of one value), or one that nobody sums over (positions that are
+    never read). Fixing merges neighbouring positions, so the sorting starts again until nothing is fixed any more.
     """
     kept = {id(axis): axis for axis in axes}
-    carried = np.concatenate([fixed(1), *carriers])
+    on_weights, where_read = (np.unique(np.concatenate([fixed(1), *some])) for some in (weights, read))
     while True:
         root = units.roots()
         distinct = {found.tobytes(): found for axis in kept.values() for found in [root[axis]] if found.any()}
         members, group_of = _sorted_into_groups(root, list(distinct.values()))
-        on_weights = set(group_of[root[carried]].tolist())
-        parsed, broken = {}, {group for group, inside in enumerate(members) if len(inside) == 1 or group not in on_weights}
+        useful = set(group_of[root[on_weights]].tolist()) & set(group_of[root[where_read]].tolist())
+        parsed, broken = {}, {group for group, inside in enumerate(members) if len(inside) == 1 or group not in useful}
         for key, found in distinct.items():
             runs = _runs(found, members, group_of)
             if isinstance(runs, int):

@@ -91,7 +91,9 @@ def _tensors_in(reading: Reading, node: fx.Node) -> list[fx.Node]:
 def _check(reading: Reading, node: fx.Node, found: Any) -> None:
     """The rule's axes have the sizes that PyTorch found: a wrong rule makes the operator opaque, not the result wrong."""
     value = node.meta.get("val")
-    tensors = [value] if isinstance(value, Tensor) else [each for each in value or () if isinstance(each, Tensor)]
+    if not isinstance(value, Tensor | tuple | list):
+        return
+    tensors = [value] if isinstance(value, Tensor) else [each for each in value if isinstance(each, Tensor)]
     lists = [found] if isinstance(value, Tensor) else [each for each in found if each is not None]
     for tensor, axes in zip(tensors, lists, strict=True):
         if [len(axis) for axis in axes] != [rows_as_captured(size) for size in tensor.shape]:
@@ -882,6 +884,10 @@ def _gather(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     return axes
 
 
+def _number_of_elements(reading: Reading, node: fx.Node, a: Arguments) -> None:
+    reading.freeze(*reading.of(next(iter(a.values()))))
+
+
 def _grid_sample(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     axes = reading.of(a["input"])
     reading.freeze(*axes[2:], *reading.of(a["grid"]))
@@ -973,4 +979,5 @@ RULES: Mapping[str, Rule] = {
     "index": _index,
     "index_select": _gather,
     "grid_sampler": _grid_sample,
+    "sym_numel": _number_of_elements,
 }
