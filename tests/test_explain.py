@@ -12,7 +12,7 @@ from niwaki.explain.hierarchy import Hierarchy
 from niwaki.report.decision_tree import tree_picture, way_card
 from niwaki.report.page import render
 from niwaki.report.record import Example, Record, RecordError, Tree, Way
-from niwaki.run.api import explain_run
+from niwaki.run.explaining import explain_run
 from niwaki.run.folder import Folder, RunError
 from niwaki.task.embedded import digits
 

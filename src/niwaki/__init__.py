@@ -12,11 +12,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "niwaki.run.api": ("Result", "resume", "search", "write_report", "export_run", "explain_run"),
+    "niwaki.run.api": ("Result", "resume", "search", "write_report", "export_run"),
     "niwaki.run.model": ("profile",),
     "niwaki.run.train_once": ("TrainedOnce", "train_once"),
     "niwaki.run.cascade": ("cascade",),
     "niwaki.run.shrink": ("shrink",),
+    "niwaki.run.explaining": ("explain_run",),
     "niwaki.run.bench": ("bench", "write_comparison"),
     "niwaki.run.describe": ("describe_space",),
     "niwaki.run.reproduce": ("reproduce",),

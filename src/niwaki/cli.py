@@ -177,7 +177,7 @@ def report(
 
 @app.command()
 def explain(
-    folder: Annotated[Path, typer.Argument(help="The folder of a finished search.")],
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished search or shrinking.")],
     epochs: Annotated[
         int | None, typer.Option(help="Of training with tree supervision (default: a quarter of the run's own; 0: the network as it is).")
     ] = None,
@@ -186,7 +186,7 @@ def explain(
 ) -> None:
     """Read the network of a run as a tree of decisions, and show it in the report with the paths of single examples."""
     with _told(as_json):
-        from niwaki.run.api import explain_run
+        from niwaki.run.explaining import explain_run
 
         with _watched(quiet) as progress:
             found = explain_run(folder, epochs=epochs, progress=progress)

@@ -29,7 +29,7 @@ from niwaki.report.figure import figure_name
 from niwaki.run.cascade import make_cascade
 from niwaki.run.checklist import Item, checklist_of_run
 from niwaki.run.config import Config, ConfigError, changed, config_of, load_config, uses, without_effect
-from niwaki.run.explained import explain
+from niwaki.run.explained import Trained, explain
 from niwaki.run.finalists import judged_by
 from niwaki.run.folder import Folder, RunError, check_is_search, once, read_config
 from niwaki.run.loop import HARDLY, run, trained_share, training_name
@@ -37,7 +37,7 @@ from niwaki.run.model import ModelError
 from niwaki.run.plan import PLANNED, fit_to_minutes, search_of
 from niwaki.run.progress import Progress, Silent
 from niwaki.run.search import AnyTask, Chosen, Search, trains_once
-from niwaki.run.ship import answers, examples, ship
+from niwaki.run.ship import answers, card_of, examples, ship
 from niwaki.run.story import network_facts, record_of, write_page
 from niwaki.space.architecture import Architecture
 from niwaki.space.space import Space
@@ -172,7 +172,7 @@ def export_run(path: str | Path, *, progress: Progress | None = None) -> list[di
         folder.close()
 
 
-def explain_run(
+def explain_search(
     path: str | Path,
     *,
     epochs: int | None = None,
@@ -180,14 +180,8 @@ def explain_run(
     network: Network | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Reads the network of a finished run as a tree of decisions, and tells it in the run's report: the accuracies, and the hierarchy.
-
-    epochs: of training with tree supervision, of a copy (None: a quarter of the run's own; 0: none, the tree of the network as it is). task,
-    network: those that were given to `niwaki.search`, if they were. Goes on where it was stopped.
-    """
+    """What `niwaki.explain_run` does with the run of a search."""
     path = Path(path)
-    if epochs is not None and epochs < 0:
-        raise RunError(f"epochs={epochs}: of tree supervision there are none or more")
     folder = Folder(path, read_only=True)
     try:
         check_is_search(path, folder.asked)
@@ -196,16 +190,18 @@ def explain_run(
         given = [word for word, value in (("task", task), ("network", network)) if value is not None]
         if given != (asked := folder.asked.get("given", [])):
             what = f"a {' and a '.join(asked)} of its own" if asked else "nothing of its own"
-            raise RunError(
-                f"the run in {path} was started from Python with {what}: niwaki.explain_run(folder, ...) is to be given the same"
-            )
+            raise RunError(f"the run in {path} was started from Python with {what}: niwaki.explain_run is to be given the same")
     finally:
         folder.close()
     config = config_of(folder.asked["config"], str(path / "config.json"))
     found: dict[str, Any] = {}
 
     def then(search: Search, chosen: list[Chosen], folder: Folder) -> None:
-        found.update(explain(search, chosen[0], folder, progress or Silent(), epochs))
+        first = chosen[0]
+        trained = Trained(
+            search.task, first.module, search.recipe, search.final_part, card_of(search, first), search.seed, search.device
+        )  # fmt: skip
+        found.update(explain(trained, folder, progress or Silent(), epochs))
 
     _run(config, path, path.name, progress=progress, command=f"niwaki explain {path}", task=task, network=network, then=then)
     return {

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from niwaki.deploy.card import ModelCard
 from niwaki.deploy.export import capture, export_onnx
 from niwaki.explain.hierarchy import Hierarchy, induced
 from niwaki.explain.nbdt import NeuralTree, Path, decision_paths, final_linear, fine_tune, hard, soft, tree_accuracy, visited
 from niwaki.run.folder import Folder, RunError, once
 from niwaki.run.progress import Progress
-from niwaki.run.search import Chosen, Search, plain
-from niwaki.run.ship import CHECKED, card_of, class_names, shown_example, stored_test
+from niwaki.run.search import AnyTask, plain
+from niwaki.run.ship import CHECKED, class_names, shown_example, stored_test
 from niwaki.store.files import atomic_write
 from niwaki.task.tabular import Tabular
-from niwaki.task.task import derive_seed
+from niwaki.task.task import Part, derive_seed
 from niwaki.train.loop import Training, predict
 from niwaki.train.recipe import Recipe
 
@@ -29,37 +32,55 @@ SHARE = 0.25  # of its epochs
 WAYS, WRONG = 9, 3  # examples that the page shows, and how many of them are mistakes
 
 
-def explain(search: Search, chosen: Chosen, folder: Folder, progress: Progress, epochs: int | None) -> dict[str, Any]:
-    """The tree of the chosen network as JSON, kept as the result of the run; tree.json and tree.onnx in its folder.
+@dataclass(frozen=True)
+class Trained:
+    """A run's network as it was delivered. recipe, part: of its last training; card: of its exported form."""
+
+    task: AnyTask
+    module: nn.Module
+    recipe: Recipe
+    part: Part
+    card: ModelCard
+    seed: int
+    device: str
+
+
+def explain(trained: Trained, folder: Folder, progress: Progress, epochs: int | None) -> dict[str, Any]:
+    """The tree of the network as JSON, kept as the result of the run; tree.json and tree.onnx in its folder.
 
     epochs: of tree supervision; None: a quarter of those of the training; 0: the tree of the network as it is. Goes on where it was stopped.
     """
-    task = search.task
+    task, recipe = trained.task, trained.recipe
     if isinstance(inside := plain(task), Tabular) and not inside.is_classification:
         raise RunError(f"the run in {folder.path} predicts a number; a tree of decisions is one over classes")
-    recipe = replace(
-        search.recipe,
-        epochs=max(1, round(SHARE * search.recipe.epochs)) if epochs is None else max(1, epochs),
-        lr=SLOWER * search.recipe.lr,
-        label_smoothing=0.0,
-    )
-    asked = 0 if epochs == 0 else recipe.epochs
+    asked = max(1, round(SHARE * recipe.epochs)) if epochs is None else epochs
     if (known := folder.store.fact(f"result {NAME}")) is not None and known["epochs"] == asked and (folder.path / "tree.onnx").is_file():
         return known
     folder.store.set_fact(f"result {NAME}", None)
-    device = torch.device(search.device)
-    network = copy.deepcopy(chosen.module).to(device).eval()
+    device = torch.device(trained.device)
+    network = copy.deepcopy(trained.module).to(device).eval()
     names = class_names(task) or tuple(map(str, range(task.outputs)))
     example = task.batch(task.part("train")[:4], device)[0]
     hierarchy = induced(final_linear(network, example)[1].cpu().numpy(), names)
-    tuned = network if not asked else _tuned(search, copy.deepcopy(network), hierarchy, recipe, folder, progress, device)
-    _export(search, chosen, NeuralTree(copy.deepcopy(tuned), hierarchy), folder)
-    return once(folder, NAME, lambda: _facts(search, hierarchy, network, tuned, asked))
+    tuned = network
+    if asked:
+        slower = replace(recipe, epochs=asked, lr=SLOWER * recipe.lr, label_smoothing=0.0)
+        tuned = _tuned(trained, copy.deepcopy(network), hierarchy, slower, folder, progress)
+    _export(trained, NeuralTree(copy.deepcopy(tuned), hierarchy), folder)
+    return once(folder, NAME, lambda: _facts(trained, hierarchy, network, tuned, asked))
 
 
-def _tuned(
-    search: Search, module: nn.Module, hierarchy: Hierarchy, recipe: Recipe, folder: Folder, progress: Progress, device: torch.device
-) -> nn.Module:
+def told(found: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
+    """What the command prints of it."""
+    return {
+        "accuracy": dict(found["accuracy"]),
+        "epochs": found["epochs"],
+        "hierarchy": found["hierarchy"],
+        "report": str(path / "report.html"),
+    }
+
+
+def _tuned(trained: Trained, module: nn.Module, hierarchy: Hierarchy, recipe: Recipe, folder: Folder, progress: Progress) -> nn.Module:
     progress.phase("tree supervision", recipe.epochs)
     name = f"{NAME} {recipe.epochs}"
 
@@ -76,24 +97,23 @@ def _tuned(
             folder.save(name, training.state_dict())
 
     return fine_tune(
-        module, search.task, hierarchy, recipe, search.task.part("train+validation"), seed=derive_seed(search.seed, NAME), device=device,
-        begin=begin, after_epoch=after_epoch,
+        module, trained.task, hierarchy, recipe, trained.task.part(trained.part), seed=derive_seed(trained.seed, NAME),
+        device=torch.device(trained.device), begin=begin, after_epoch=after_epoch,
     )  # fmt: skip
 
 
-def _export(search: Search, chosen: Chosen, tree: NeuralTree, folder: Folder) -> None:
+def _export(trained: Trained, tree: NeuralTree, folder: Folder) -> None:
     """tree.onnx, from stored examples to log probabilities of the classes: `niwaki predict` reads it; and tree.json, the hierarchy."""
-    real = stored_test(search.task)[:CHECKED]
-    shipment = capture(tree.cpu().eval(), search.task.preprocess(), real)
-    export_onnx(shipment, folder.path / "tree.onnx", replace(card_of(search, chosen), network=None))
+    shipment = capture(tree.cpu().eval(), trained.task.preprocess(), stored_test(trained.task)[:CHECKED])
+    export_onnx(shipment, folder.path / "tree.onnx", replace(trained.card, network=None))
     atomic_write(folder.path / "tree.json", json.dumps(tree.hierarchy.to_json(), indent=1) + "\n")
 
 
-def _facts(search: Search, hierarchy: Hierarchy, network: nn.Module, tuned: nn.Module, epochs: int) -> dict[str, Any]:
-    task = search.task
+def _facts(trained: Trained, hierarchy: Hierarchy, network: nn.Module, tuned: nn.Module, epochs: int) -> dict[str, Any]:
+    task = trained.task
     test = task.part("test")
     truth = task.labels(test)
-    before, logits = (predict(module, task, test, device=search.device) for module in (network, tuned))
+    before, logits = (predict(module, task, test, device=trained.device) for module in (network, tuned))
     untuned, found = tree_accuracy(hierarchy, before, truth), tree_accuracy(hierarchy, logits, truth)
     accuracy = {"the network": float((before.argmax(1) == truth).float().mean())}
     if epochs:
@@ -114,7 +134,7 @@ def _facts(search: Search, hierarchy: Hierarchy, network: nn.Module, tuned: nn.M
             if epochs
             else "The hierarchy is induced from the rows of the last layer (Ward); nothing was tuned. The tree is in tree.onnx and tree.json."
         ),
-        "ways": [_way(search, at, paths[at], names, int(truth[at])) for at in _picked(truth, taken, paths)],
+        "ways": [_way(task, at, paths[at], names, int(truth[at])) for at in _picked(truth, taken, paths)],
     }
 
 
@@ -125,6 +145,6 @@ def _picked(truth: Tensor, taken: Tensor, paths: list[Path]) -> list[int]:
     return [*firsts[: WAYS - len(wrong)], *wrong]
 
 
-def _way(search: Search, at: int, path: Path, names: tuple[str, ...], label: int) -> dict[str, Any]:
-    example = {**shown_example(search.task, at), "label": names[label], "predicted": names[path.predicted], "probability": path.probability}
+def _way(task: AnyTask, at: int, path: Path, names: tuple[str, ...], label: int) -> dict[str, Any]:
+    example = {**shown_example(task, at), "label": names[label], "predicted": names[path.predicted], "probability": path.probability}
     return {"example": example, "nodes": list(path.nodes), "probabilities": list(path.probabilities)}

@@ -37,6 +37,7 @@ from niwaki.nn.build import build
 from niwaki.report.page import render
 from niwaki.run.api import RunFailed, repeatable, told_duration
 from niwaki.run.config import config_of
+from niwaki.run.explained import Trained, explain, told
 from niwaki.run.folder import Folder, RunError, once, read_config
 from niwaki.run.learn import NoLimit, learn
 from niwaki.run.model import parse_input
@@ -133,6 +134,38 @@ def write_report(path: str | Path) -> Path:
     folder = Folder(path, read_only=True)
     try:
         return _write_page(folder)
+    finally:
+        folder.close()
+
+
+def explain_shrunken(
+    path: str | Path, *, epochs: int | None = None, task: AnyTask | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """What `niwaki.explain_run` does with a run of `niwaki shrink`."""
+    path = Path(path)
+    folder = Folder(path)
+    try:
+        asked, store = folder.asked, folder.store
+        if not store.fact("finished") or not _has_files(folder):
+            raise RunError(f"the run in {path} is not finished; `niwaki resume {path}` goes on with it")
+        if (task is not None) != ("task" in asked.get("given", [])):
+            raise RunError(
+                f"the run in {path} was started from Python with {'a' if task is None else 'no'} task of its own; give it the same"
+            )
+        config = config_of(asked["config"], str(path / "config.json"))
+        task = task if task is not None else task_of(config)
+        if folder.plan["data"]["sha256"] != task.sha256:
+            raise RunError(f"the data have changed since the run in {path} began ({task.source})")
+        plan, shrunken = Plan.from_json(folder.plan["plan"]), _stored(folder)
+        card = ModelCard(
+            class_names=class_names(task), preprocessing=form_of(task), macs=int(shrunken.summary["macs"]), params=int(shrunken.summary["params"]),
+            size_bytes=4 * int(shrunken.summary["params"]), metrics=shrunken.metrics["after"], architecture=shrunken.widths,
+        )  # fmt: skip
+        with repeatable(plan):
+            trained = Trained(task, shrunken.model, plan.tune, "train", card, config.seed, plan.device)
+            found = explain(trained, folder, progress or Silent(), epochs)
+        _write_page(folder)
+        return told(found, path)
     finally:
         folder.close()
 

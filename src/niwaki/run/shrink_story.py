@@ -8,7 +8,7 @@ from niwaki.report.charts import percent
 from niwaki.report.figure import NEGATIVE, figure, figure_name, is_share
 from niwaki.report.record import Budget, Curve, Data, Example, File, Layer, Quality, Record, Shrunk, Width, wilson_interval
 from niwaki.run.folder import Folder
-from niwaki.run.story import ABOUT
+from niwaki.run.story import ABOUT, tree_of
 
 NAMES = {"macs": "multiply-adds", "params": "parameters", "activation_bytes": "bytes of activations"}
 
@@ -56,6 +56,7 @@ def record_of(folder: Folder) -> Record:
         ),
         seconds=store.fact("seconds", {}),
         notes=tuple(store.fact("notes", [])),
+        tree=tree_of(store.fact("result tree")),
         shrunk=_shrunk(summary, metric) if summary else None,
     )  # fmt: skip
 

@@ -128,7 +128,7 @@ def record_of(folder: Folder) -> Record:
         judged="by a short training" if config["evaluator"] == "scratch" and config["method"] not in BY_GRADIENT else "with shared weights",
         layers=tuple(Layer(**row) for row in facts.get("layers", [])),
         picture=facts.get("picture", ""),
-        tree=_tree(store.fact("result tree")),
+        tree=tree_of(store.fact("result tree")),
         chosen=tuple(_chosen(row, at, limits[at], metric) for at, row in enumerate(summary["budgets"]) if len(limits) > 1) if summary else (),
         files=tuple(
             File(row["file"], row["bytes"], ABOUT.get(row["file"], ""), f"outputs within {row['difference']:.1e} of {row['scale']:.3g} on {row['images']} test {'rows' if 'columns' in data else 'images'}")
@@ -221,7 +221,7 @@ def _quality(folder: Folder, first: dict[str, Any] | None, metric: str) -> Quali
     )  # fmt: skip
 
 
-def _tree(found: dict[str, Any] | None) -> Tree | None:
+def tree_of(found: dict[str, Any] | None) -> Tree | None:
     if found is None:
         return None
     tree = found["hierarchy"]
