@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from niwaki.net.block import classifier, conv_bn_act
 from niwaki.net.control import Chain, Network
 from niwaki.net.text import to_json
 from niwaki.nn.build import build
+from niwaki.run import shrink
 from niwaki.run.config import ConfigError, config_of, without_effect
 from niwaki.run.model import ModelError
 from niwaki.run.plan import search_of
+from niwaki.run.shrink_plan import asked_for
 from niwaki.run.teacher import load_teacher
 from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
@@ -245,6 +248,18 @@ def test_a_search_trains_what_it_chose_under_the_teacher_of_its_configuration(ru
     assert (search.teacher.temperature, search.teacher.weight) == (4.0, 0.7)
     assert torch.allclose(search.teacher.logits(_batch()), module(_batch()), atol=1e-5)
     assert search_of(config_of({"train": {"epochs": 3}, "search": {"epochs": 2}}), TASK)[1].teacher is None
+
+
+def test_shrink_learns_from_another_teacher_than_the_owners_network_where_one_is_named(run_folder):
+    folder, module = run_folder
+    given = {"train.teacher": str(folder), "train.teacher_temperature": 2.0}
+    asked = asked_for("mine.py:net", "macs<=50%", method="morphnet", settings=given, own_task=True)
+    work = SimpleNamespace(asked=asked, task=TASK, plan=SimpleNamespace(settings=asked.settings))
+    found = shrink._teacher(work, nn.Identity())
+    assert found.temperature == 2.0
+    assert torch.allclose(found.logits(_batch()), module(_batch()), atol=1e-5)
+    with pytest.raises(ConfigError, match=r"train.teacher_weight has no effect: the teacher is the owner's network"):
+        asked_for("mine.py:net", "macs<=50%", method="morphnet", settings={"train.teacher_weight": 2.0}, own_task=True)
 
 
 def test_settings_of_a_teacher_without_a_teacher_are_named():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -259,6 +260,20 @@ def test_a_training_ends_where_an_epoch_gains_less_than_the_plateau(boundaries, 
     assert len(done.losses) < 30
     assert all(gain >= 0.2 for gain in gains[:-1])
     assert gains[-1] < 0.2
+
+
+def test_with_a_tail_half_of_the_loss_and_the_error_are_measured_behind_the_next_piece(pieces, boundaries):
+    first = Neighbourhood("b1", pieces[0], (1, 8, 8), (8, 8, 8), (Candidate("own", conv_bn_act(8)),))
+    pairs = Pairs(*boundaries[:3])
+    plain, with_tail = (
+        distil(started(first, first["own"], 0)[0], pairs, replace(QUICK.how, tail=tail), tail=pieces[1]).module for tail in (False, True)
+    )
+    before, after = (local_error(one, pairs, pieces[1]).relative_mse for one in (plain, with_tail))
+    assert after < before
+    with torch.no_grad():
+        given, target = pieces[1](with_tail(rows(boundaries[0], slice(None)))), rows(boundaries[2], slice(None))
+    assert after == pytest.approx(float(((given - target) ** 2).sum() / (target**2).sum()), rel=1e-4)
+    assert not any(parameter.grad is not None for parameter in pieces[1].parameters())
 
 
 # --- works when 2: independence ---

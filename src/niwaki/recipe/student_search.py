@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -400,14 +400,11 @@ def _noise_pairs(places: Sequence[Neighbourhood], task: Task, settings: Settings
             moments = Moments(torch.zeros(one.input_shape[0]), torch.ones(one.input_shape[0]))
         real = rows(real_paths[at], slice(None)) if real_paths is not None else None
         pieces = teachers[at : at + 2] if settings.how.tail else [one.teacher]
-
-        def make(
-            at: int = at, one: Neighbourhood = one, moments: Moments = moments, real: Tensor | None = real, pieces: list[nn.Module] = pieces
-        ) -> list[Path]:
-            batches = gaussian_inputs(moments, one.input_shape, count, seed=derive_seed(seed, "gaussian", at), real=real)
-            return stream(pieces, (batch.to(device) for batch in batches), count, folder / f"piece{at}", half=settings.half)
-
-        paths = _cached(folder / f"piece{at}", len(pieces), make)
+        batches = gaussian_inputs(moments, one.input_shape, count, seed=derive_seed(seed, "gaussian", at), real=real)
+        on_device = (batch.to(device) for batch in batches)
+        paths = _cached(
+            folder / f"piece{at}", len(pieces), partial(stream, pieces, on_device, count, folder / f"piece{at}", half=settings.half)
+        )
         found.append(Pairs(*paths))
     return found
 

@@ -450,7 +450,7 @@ def search_of(config: Config, task: AnyTask | None = None, network: Network | No
         cascade=config.cascade,
         resolutions=config.search.resolutions or "mixed",
         left_out=tuple(left_out),
-        teacher=_teacher(config, task),
+        teacher=teacher_asked(config, task),
         stored=config.train.stored,
     )  # fmt: skip
     _check_stored(search)
@@ -648,15 +648,20 @@ def _check_stored(search: Search) -> None:
             raise ConfigError("the configuration", [f"train.stored = {search.stored}: of the smallest network, {error}"]) from error
 
 
-def _teacher(config: Config, task: AnyTask) -> Teacher | None:
-    """Whom the final training learns from, if anybody."""
+def teacher_asked(config: Config, task: AnyTask) -> Teacher | None:
+    """Whom the final training learns from, by `train.teacher`, if anybody. Raises ConfigError."""
     own = config.train
     if own.teacher == "none":
         return None
     weights = None if own.teacher_weights == "none" else own.teacher_weights
     try:
         return load_teacher(
-            own.teacher, task, weights=weights, temperature=own.teacher_temperature, weight=own.teacher_weight, device=config.device
+            own.teacher,
+            task,
+            weights=weights,
+            temperature=own.teacher_temperature,
+            weight=own.teacher_weight,
+            device=device_of(config.device),
         )
     except (ModelError, DistillationError, SpaceError) as error:
         raise ConfigError("the configuration", [f"train.teacher = {own.teacher!r}: {error}"]) from error

@@ -41,7 +41,7 @@ from niwaki.run.explained import Trained, explain, told
 from niwaki.run.folder import Folder, RunError, once, read_config
 from niwaki.run.learn import NoLimit, learn
 from niwaki.run.model import parse_input
-from niwaki.run.plan import task_of
+from niwaki.run.plan import task_of, teacher_asked
 from niwaki.run.progress import Progress, Silent
 from niwaki.run.search import AnyTask
 from niwaki.run.ship import answers, class_names, examples, form_of, write_files
@@ -221,6 +221,7 @@ def _run(
         progress.phase("planning", 1)
         progress.advance(0)
         data, owner, example = materials()
+        teacher_asked(asked.config, data)  # raises ConfigError
         adopted = read(owner, example)
         units, bounds = adopted.whole, bounds_of(adopted, asked.budget)
         check_reachable(Widths(units, asked.settings.multiple_of), bounds)
@@ -491,6 +492,9 @@ def _tune(work: _Work, module: fx.GraphModule, trained: nn.Module) -> nn.Module:
 
 
 def _teacher(work: _Work, trained: nn.Module) -> Teacher | None:
+    """The owner's network, unless `train.teacher` names another."""
+    if (other := teacher_asked(work.asked.config, work.task)) is not None:
+        return other
     settings = work.plan.settings
     if not settings.distill or work.task.outputs < 2:
         return None
