@@ -40,6 +40,7 @@ from niwaki.net.layer import Flatten, GlobalPool, Linear
 from niwaki.net.place import space_of
 from niwaki.net.text import from_json
 from niwaki.nn.build import build
+from niwaki.run.experiments import multihashing as experiment
 from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
 from niwaki.train.loop import train
@@ -368,3 +369,35 @@ def test_a_search_stores_a_share_of_the_weights_of_its_network_and_delivers_them
     refused = niwaki_command("search", "--out", tmp_path / "no", *told, "--set", "train.stored=0.001")
     assert refused.code == 2
     assert "train.stored = 0.001: of the smallest network" in refused.err
+
+
+def some_results(quarter=97.5, hashed=95.5, twentieth=95.8, narrow=84.0, step=1.1, many=1.4):
+    """What the experiment gives, made up: five seeds that hardly differ."""
+    jobs = {"steps": {"least_s": {"dense": 0.01, "structured": 0.01 * step, "hash": 0.011, "hashes": 0.01 * many}}}
+    for seed in range(5):
+        named = {"structured 0.25": quarter, "hash 0.25": hashed, "structured 0.05": twentieth, "hash 0.05": 94.8}
+        others = {f"{name} {fraction}": 93.0 for name in experiment.POOLS for fraction in (0.25, 0.05, 0.02)}
+        accuracy = {"dense": 97.8, **others, **named}
+        jobs[f"digits {seed}"] = {"accuracy": {name: value + 0.1 * seed for name, value in accuracy.items()}}
+        jobs[f"fashion {seed}"] = {
+            "structured": {"stored": 7728, "accuracy": 86.0 + 0.1 * seed}, "narrow": {"stored": 7390, "accuracy": narrow + 0.1 * seed},
+        }  # fmt: skip
+    plan = json.loads(json.dumps(experiment.Plan(seeds=5).to_json()))
+    return {"method": "multihashing", "quick": False, "plan": plan, "machine": {}, "jobs": jobs}
+
+
+@pytest.mark.parametrize(
+    ("changed", "wrong"),
+    [
+        ({"quarter": 96.2, "hashed": 94.0}, [0]),
+        ({"hashed": 97.0}, [1]),
+        ({"twentieth": 94.7}, [2]),
+        ({"narrow": 85.5}, [3]),
+        ({"step": 1.35}, [4]),
+        ({"many": 1.05}, [5]),
+    ],
+)
+def test_each_claim_holds_by_its_own_bar(changed, wrong):
+    good, bad = (experiment.section_of(some_results(**figures)) for figures in ({}, changed))
+    assert [one.verdict for one in good.claims[:6]] == ["holds"] * 6
+    assert [at for at, one in enumerate(bad.claims[:6]) if one.verdict == "does not hold"] == wrong

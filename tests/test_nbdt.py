@@ -36,6 +36,7 @@ from niwaki.explain.nbdt import (
     tree_accuracy,
     visited,
 )
+from niwaki.run.experiments import nbdt as experiment
 from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
 from niwaki.train.recipe import Recipe
@@ -343,3 +344,39 @@ def test_fine_tuning_brings_hard_inference_towards_the_network_and_a_tree_may_gr
     assert seen == [1, 2, 3, 4, 5, 6]
     assert after["hard_accuracy"] > before["hard_accuracy"] + 0.1
     assert after["soft_accuracy"] > 0.7
+
+
+# --- the claims ---
+
+
+def some_results(soft=98.0, hard=88.0, random=65.0, footwear=5, descend=90.0, tree_s=1.02e-3):
+    """What the experiment gives, made up: five seeds that hardly differ."""
+    kinds = lambda value: {"soft": value, "hard": value}  # noqa: E731
+    jobs = {"latency": {"network": 1e-3, "tree": tree_s}}
+    for seed in range(5):
+        own = {"network": 98.5 + 0.1 * seed, "untuned": kinds(hard + 0.1 * seed), "random": [kinds(random)] * 2, "normalised": kinds(90.0)}
+        tuned = {name: kinds(soft + 0.1 * seed) for name in experiment.SUPERVISIONS}
+        jobs[f"digits {seed}"] = {**own, "sgd": own, "tuned": tuned, "longer": {**kinds(80.0), "network": 98.9}}
+        jobs[f"fashion {seed}"] = {
+            "accuracy": 86.0, "footwear": seed < footwear, "chance": 0.01, "descend": descend + seed, "leaf_share": 22.2, "inner": [],
+        }  # fmt: skip
+    plan = {**experiment.Plan(seeds=5).to_json()}
+    return {"method": "nbdt", "quick": False, "plan": plan, "machine": {}, "jobs": jobs}
+
+
+@pytest.mark.parametrize(
+    ("changed", "claim"),
+    [
+        ({"soft": 97.0}, 0),
+        ({"hard": 95.0}, 1),
+        ({"random": 80.0}, 2),
+        ({"footwear": 3}, 3),
+        ({"descend": 70.0}, 4),
+        ({"tree_s": 1.2e-3}, 5),
+    ],
+)
+def test_each_claim_holds_by_its_own_bar(changed, claim):
+    good, bad = (experiment.section_of(some_results(**figures)) for figures in ({}, changed))
+    assert [one.verdict for one in good.claims[:6]] == ["holds"] * 6
+    assert [at for at, one in enumerate(bad.claims[:6]) if one.verdict == "does not hold"] == [claim]
+    assert "normalised rows" in good.text()
