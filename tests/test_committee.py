@@ -93,6 +93,24 @@ def test_a_threshold_of_0_is_the_first_model_and_one_above_1_the_whole_ensemble(
     assert report.accuracy == (mean.argmax(1) == labels).mean()
 
 
+def test_where_the_last_member_answers_alone_a_weak_one_drags_nobody_down():
+    logits, labels = answers((0.2, 3), count=400)
+    alone = (logits[1].argmax(1) == labels).mean()
+    pair = committee([logits[0] * 5, logits[1]], (1, 4), average="last", calibrate=False)
+    x = np.arange(400)
+    every = pair.with_rule((0, 1), (NEVER,)).predict(x)
+    assert (every.labels == logits[1].argmax(1)).all()
+    assert np.allclose(softmax(every.outputs), softmax(logits[1]), atol=1e-6)
+    assert (pair.with_rule((0, 1), (0.0,)).predict(x).labels == logits[0].argmax(1)).all()
+    half = pair.with_rule((0, 1), (0.97,))
+    short, full = half.predict(x), half.predict_in_full(x)
+    assert set(short.exits) == {1, 2}
+    assert (short.outputs == full.outputs).all()
+    reached = [max(p.accuracy for p in points_of((0, 1), one.exits_of([logits[0] * 5, logits[1]], labels)((0, 1)), 24))
+               for one in (pair, replace(pair, average="logits"))]  # fmt: skip
+    assert reached[0] >= alone > reached[1]
+
+
 def test_shares_sum_to_1_and_the_average_cost_is_the_shares_times_the_costs_so_far():
     logits, labels = answers((1, 2, 3))
     report = committee(logits, (1.5, 2.25, 4)).with_rule((0, 1, 2), (0.8, 0.7)).report(np.arange(200), labels)
@@ -271,7 +289,7 @@ def halfway(whole, images):
     return whole.with_rule((0, 1, 2), (low, float(np.quantile(second[first < low], 0.5)) + 1e-5))
 
 
-@pytest.mark.parametrize("average", ["logits", "probabilities"])
+@pytest.mark.parametrize("average", ["logits", "probabilities", "last"])
 @pytest.mark.parametrize("confidence", CONFIDENCES)
 def test_the_onnx_file_answers_what_the_python_class_answers(exported, images, tmp_path, average, confidence):
     whole = halfway(replace(exported, average=average, confidence=confidence), images)
@@ -328,7 +346,7 @@ def test_the_file_tells_its_classes_and_is_predicted_with_like_any_other(exporte
     assert told["thresholds"] == list(exported.rule.thresholds)
 
 
-@pytest.mark.parametrize(("average", "confidence"), [("logits", max_probability), ("probabilities", entropy)])
+@pytest.mark.parametrize(("average", "confidence"), [("last", max_probability), ("probabilities", entropy)])
 def test_the_python_class_needs_torch_alone_and_answers_the_same(images, tmp_path, average, confidence):
     networks = [network(width, width) for width in (3, 6)]
     programs = []
@@ -558,7 +576,7 @@ def test_bad_input_is_named(images):
         (lambda: Committee([3], (1,)), "not a int"),
         (lambda: Committee(["nowhere.onnx"], (1,)), "no file nowhere.onnx"),
         (lambda: Committee([b"no model"], (1,)), "cannot be loaded"),
-        (lambda: committee(logits, (1, 3), average="votes"), "logits or probabilities"),
+        (lambda: committee(logits, (1, 3), average="votes"), "logits or probabilities or last"),
         (lambda: pair.predict(np.arange(3)), "no thresholds yet"),
         (lambda: pair.report(), "nothing to report"),
         (lambda: pair.with_rule((0, 1), ()), "a threshold each"),

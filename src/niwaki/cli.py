@@ -206,7 +206,10 @@ def export(
     cost: Annotated[str, typer.Option(help="Of a cascade, what is least for an accuracy: macs, or latency(onnxruntime).")] = "macs",
     data: Annotated[Path | None, typer.Option(help="Of a cascade: .npz with images and labels that no network was trained on.")] = None,
     confidence: Annotated[str, typer.Option(help="Of a cascade: max_probability, gap, logit_gap or entropy.")] = "max_probability",
-    average: Annotated[str, typer.Option(help="Of a cascade, what is averaged: logits or probabilities.")] = "logits",
+    average: Annotated[
+        str | None,
+        typer.Option(help="Of a cascade, how members answer: mean logits, mean probabilities, or the last alone (default: the best)."),
+    ] = None,
     resolution: Annotated[
         list[int] | None, typer.Option(help="Of a cascade: each network is a member at this image size; may be repeated.")
     ] = None,

@@ -190,12 +190,12 @@ class _Maker:
         for at in self.stages[number]:
             nodes, vote = self._member(at, images)
             body += nodes
-            if total is not None:
+            if total is not None and self.committee.average != "last":
                 body.append(helper.make_node("Add", [total, vote], [f"v{at}/total"]))
-            total = vote if total is None else f"v{at}/total"
+            total = vote if total is None or self.committee.average == "last" else f"v{at}/total"
         assert total is not None
         last, mean = self.stages[number][-1], total
-        if last:
+        if last and self.committee.average != "last":
             mean = name + "mean"
             body.append(helper.make_node("Div", [total, self.number(float(last + 1))], [mean]))
         exits = [
@@ -205,7 +205,7 @@ class _Maker:
         if number == len(self.stages) - 1:
             return [*body, *exits], mean, name + "exits"
         probabilities = mean
-        if self.committee.average == "logits":
+        if self.committee.average != "probabilities":
             probabilities = name + "probabilities"
             body.append(helper.make_node("Softmax", [mean], [probabilities], axis=1))
         nodes, sure = _CONFIDENCE_NODES[self.committee.confidence](self, name, probabilities)
@@ -245,7 +245,7 @@ class _Maker:
 
     def answer(self, mean: str, output: str) -> Nodes:
         """The mean as float32 logits, or logarithms of probabilities."""
-        if self.committee.average == "logits":
+        if self.committee.average != "probabilities":
             return [helper.make_node("Cast", [mean], [output], to=TensorProto.FLOAT)]
         return [
             helper.make_node("Max", [mean, self.number(TINY)], ["floor"]),
@@ -265,7 +265,7 @@ class _Maker:
         if temperature != 1:
             body.append(helper.make_node("Div", [vote, self.number(temperature)], [f"v{at}/scaled"]))
             vote = f"v{at}/scaled"
-        if self.committee.average == "logits":
+        if self.committee.average != "probabilities":
             return body, vote
         return [*body, helper.make_node("Softmax", [vote], [f"v{at}/vote"], axis=1)], f"v{at}/vote"
 

@@ -78,7 +78,8 @@ def loaded(path: Path) -> ModuleType:
 def _source(committee: Committee, card: ModelCard, names: Sequence[str]) -> str:
     facts: dict[str, Any] = told(committee)
     lines = _CONFIDENCE_LINES[committee.confidence]
-    averages_logits = committee.average == "logits"
+    vote = "outputs.softmax(1)" if committee.average == "probabilities" else "outputs"
+    total = vote if committee.average == "last" else f"{vote} if at == 0 else total + {vote}"
     title = " -> ".join(facts["members"])
     return _TEMPLATE.format(
         title=title.replace('"', "'").replace("\\", "/"),
@@ -88,9 +89,11 @@ def _source(committee: Committee, card: ModelCard, names: Sequence[str]) -> str:
         costs=_tuple(facts["costs"]),
         thresholds=_tuple(facts["thresholds"]),
         temperatures=_tuple(facts["temperatures"]),
-        vote="outputs" if averages_logits else "outputs.softmax(1)",
-        probabilities="mean.softmax(1)" if averages_logits else "mean",
-        answer="means" if averages_logits else "means.clamp(min=1e-300).log()",
+        total=total,
+        mean="total" if committee.average == "last" else "total / (at + 1)",
+        probabilities="mean" if committee.average == "probabilities" else "mean.softmax(1)",
+        answer="means.clamp(min=1e-300).log()" if committee.average == "probabilities" else "means",
+        of="of the last member that ran" if committee.average == "last" else "averaged over the members that ran",
         confidence="\n".join(f"    {line}" for line in lines),
     )
 
@@ -131,13 +134,13 @@ class Cascade:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, K), averaged over the members that ran, and how many did (B,). Each member runs on those that are left."""
+        """Logits (B, K), {of}, and how many did (B,). Each member runs on those that are left."""
         left = torch.arange(len(images))
         exits = torch.zeros(len(images), dtype=torch.int64)
         for at, member in enumerate(self.members):
             outputs = member(images[left]).double() / TEMPERATURES[at]
-            total = {vote} if at == 0 else total + {vote}
-            mean = total / (at + 1)
+            total = {total}
+            mean = {mean}
             means = torch.empty_like(mean) if at == 0 else means
             stop = confidence({probabilities}) >= THRESHOLDS[at] if at < len(THRESHOLDS) else torch.ones(len(left), dtype=torch.bool)
             means[left[stop]], exits[left[stop]] = mean[stop], at + 1

@@ -36,14 +36,14 @@ from niwaki.deploy.thresholds import (
 )
 from niwaki.device.measure import ONE_THREAD, Protocol, Samples, in_turns
 
-Average = Literal["logits", "probabilities"]
+Average = Literal["logits", "probabilities", "last"]
 Model = Callable[[Any], Any]  # a torch module among them
 BATCH = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """labels: (N,). outputs: (N, K), averaged over the members that ran: logits, or logarithms of probabilities. exits: (N,), how many ran. costs: (N,)."""
+    """labels: (N,). outputs: (N, K), logits or logarithms of probabilities, averaged over the members that ran, if they are. exits: (N,), how many ran. costs: (N,)."""
 
     outputs: NDArray
     exits: NDArray
@@ -104,8 +104,9 @@ class Report:
 class Committee:
     """models: torch modules (put into evaluation mode when they run), ONNX files or their bytes, or functions from a batch to outputs (B, K).
 
-    costs: of one run of each model on one example, in any one unit: multiply-adds, milliseconds. average: "logits" (with one temperature for all,
-    the geometric mean of probabilities; the paper's) or "probabilities". calibrate: each member's logits are divided by a temperature that
+    costs: of one run of each model on one example, in any one unit: multiply-adds, milliseconds. average: of the members that ran, "logits" (the
+    geometric mean of probabilities; the paper's) or "probabilities"; or "last" (ours): the last to run answers alone, for a weak member
+    beside a strong one drags the mean down, and the strong one's own accuracy may then be out of reach. calibrate: each member's logits are divided by a temperature that
     `fit` finds on the same held-out examples; members trained for different times are sure to a different degree of the same thing.
     rule, temperatures, front, fitted: what `fit` found. A committee without a rule predicts nothing yet.
     """
@@ -183,7 +184,8 @@ class Committee:
         if target is not None and best.accuracy < target - EPSILON:
             raise CommitteeError(
                 f"no committee of these models is right on {target:.2%} of the {len(labels)} held-out examples; the best reaches {best.accuracy:.2%} "
-                f"({found._told(best)})"
+                f"({found._told(best)})",
+                best.accuracy,
             )
         if budget is not None and best.cost > budget:
             raise CommitteeError(f"no committee keeps within {budget:,.6g}; the cheapest costs {best.cost:,.6g} ({found._told(best)})")
@@ -209,7 +211,8 @@ class Committee:
             return self.confidence(self._probabilities(mean)), mean.argmax(1) == labels
 
         def exits(sequence: tuple[int, ...]) -> Exits:
-            pairs = [answers(tuple(sorted(sequence[: at + 1]))) for at in range(len(sequence))]
+            alone = self.average == "last"
+            pairs = [answers(sequence[at : at + 1] if alone else tuple(sorted(sequence[: at + 1]))) for at in range(len(sequence))]
             return Exits(
                 np.array([sure for sure, _ in pairs[:-1]]).reshape(len(sequence) - 1, len(labels)),
                 np.array([right for _, right in pairs]),
@@ -231,8 +234,8 @@ class Committee:
         means, exits = np.empty(0), np.zeros(count, dtype=np.int64)
         for at, member in enumerate(rule.members):
             vote = self._vote(member, _outputs(self.models[member], x if len(left) == count else x[_index(left, x)], batch))
-            total = vote if at == 0 else total + vote
-            mean = total / (at + 1)
+            total = vote if at == 0 or self.average == "last" else total + vote
+            mean = self._mean(total, at + 1)
             if at == 0:
                 means = np.empty_like(mean)
             stop = self._stops(at, mean)
@@ -254,7 +257,8 @@ class Committee:
         """(exits, N) how sure the members so far are at each exit before the last, with every member run on every example; and the thresholds."""
         rule = self._rule()
         votes = [self._vote(member, _outputs(self.models[member], x, batch)) for member in rule.members[:-1]]
-        means = [np.sum(votes[: at + 1], axis=0) / (at + 1) for at in range(len(votes))]
+        first = [at if self.average == "last" else 0 for at in range(len(votes))]
+        means = [np.mean(votes[since : at + 1], axis=0) for at, since in enumerate(first)]
         sure = np.array([self.confidence(self._probabilities(mean)) for mean in means])
         return sure.reshape(len(votes), len(x)), rule.thresholds
 
@@ -268,10 +272,14 @@ class Committee:
         means, exits = np.empty_like(votes[0]), np.zeros(len(votes[0]), dtype=np.int64)
         total = np.zeros_like(votes[0])
         for at, vote in enumerate(votes):
-            total = total + vote
-            stop = (exits == 0) & self._stops(at, total / (at + 1))
-            means[stop], exits[stop] = (total / (at + 1))[stop], at + 1
+            total = vote if self.average == "last" else total + vote
+            mean = self._mean(total, at + 1)
+            stop = (exits == 0) & self._stops(at, mean)
+            means[stop], exits[stop] = mean[stop], at + 1
         return means, exits
+
+    def _mean(self, total: NDArray, count: int) -> NDArray:
+        return total if self.average == "last" else total / count
 
     def _stops(self, at: int, mean: NDArray) -> NDArray:
         """(N,) bool: who stops at exit number `at`, from 0, by the mean of the members so far."""
@@ -283,13 +291,13 @@ class Committee:
     def _vote(self, member: int, logits: NDArray) -> NDArray:
         """What is averaged, float64 (N, K)."""
         scaled = logits.astype(np.float64) / self.temperatures[member]
-        return scaled if self.average == "logits" else softmax(scaled)
+        return softmax(scaled) if self.average == "probabilities" else scaled
 
     def _probabilities(self, mean: NDArray) -> NDArray:
-        return softmax(mean) if self.average == "logits" else mean
+        return mean if self.average == "probabilities" else softmax(mean)
 
     def _answers(self, means: NDArray, exits: NDArray) -> Answers:
-        outputs = means if self.average == "logits" else np.log(np.maximum(means, TINY))
+        outputs = np.log(np.maximum(means, TINY)) if self.average == "probabilities" else means
         paths = np.cumsum([self.costs[member] for member in self._rule().members])
         return Answers(outputs.astype(np.float32), exits, paths[exits - 1])
 

@@ -22,7 +22,11 @@ EPSILON = 1e-9  # of accuracies and of relative costs: what sums of floats may b
 
 
 class CommitteeError(ValueError):
-    """Members that make no committee, or a demand that no committee of them meets."""
+    """Members that make no committee, or a demand that no committee of them meets. reached: the accuracy that one comes to, where that is too little."""
+
+    def __init__(self, message: str, reached: float = 0.0) -> None:
+        super().__init__(message)
+        self.reached = reached
 
 
 @dataclass(frozen=True)

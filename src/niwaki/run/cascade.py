@@ -7,12 +7,12 @@ print(made)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import safetensors.torch
@@ -25,7 +25,7 @@ from niwaki.deploy.cascade_source import write_cascade_source
 from niwaki.deploy.committee import Average, Committee, OnnxMember, Report, Resized, macs_of
 from niwaki.deploy.confidence import Confidence, max_probability
 from niwaki.deploy.export import capture, export_pt2, translated
-from niwaki.deploy.thresholds import CommitteeError, Sequences
+from niwaki.deploy.thresholds import CommitteeError, Point, Sequences, by_budget, by_target
 from niwaki.device.measure import in_turns
 from niwaki.device.runtime_onnx import NAME, onnx_step
 from niwaki.net.place import space_of
@@ -42,7 +42,7 @@ from niwaki.store.files import atomic_write
 from niwaki.task.classify import Preprocess
 from niwaki.task.cut import stratified_cut
 from niwaki.task.tabular import Tabular
-from niwaki.task.task import derive_seed
+from niwaki.task.task import Part, derive_seed
 
 FILE, FOLDER, ABOUT = "cascade.onnx", "cascade", "cascade.json"
 CHECKED = 256  # images on which what was written is compared with the committee
@@ -112,8 +112,9 @@ def cascade(
     cost: str = "macs",
     data: str | Path | None = None,
     task: AnyTask | None = None,
+    part: Part | None = None,
     confidence: Confidence = max_probability,
-    average: Average = "logits",
+    average: Average | None = None,
     resolutions: Sequence[int] = (),
     sequences: Sequences | None = None,
     out: str | Path | None = None,
@@ -121,16 +122,18 @@ def cascade(
     """The cascade of members that meets `demand` at the least cost, or within its cost is right most often; written and checked.
 
     members: folders of finished runs (all their budgets) and ONNX files. demand: see `parse_demand`. cost: what is minimized for an accuracy, and
-    counted: "macs", or "latency(onnxruntime)", measured here. resolutions: each network of the runs is a member at each of these image sizes.
+    counted: "macs", or "latency(onnxruntime)", measured here. average: how members answer together, see `Committee`; left out, what is best on the
+    examples that the rule is chosen on. resolutions: each network of the runs is a member at each of these image sizes.
 
     The rule is chosen on examples that no member was trained on. Of a run that was searched for a cascade (`cascade` in its configuration),
     or whose networks are members of a supernet trained once, these are its validation part. Any other run trains what it delivers on that, too: then half of the test part is taken to choose, and the
     figures are those of the other half. data: an .npz file with `images` (or rows) and `labels` to choose on instead. task: of a run that was
-    started from Python with a task of its own. out: where cascade.onnx, cascade.json and cascade/ go; the first run's folder, if left out.
+    started from Python with a task of its own, or of ONNX files. part: of its data, to choose on, where the caller knows that no member was trained
+    on it, such as "validation". out: where cascade.onnx, cascade.json and cascade/ go; the first run's folder, if left out.
     """
     places = [Path(members)] if isinstance(members, (str, Path)) else [Path(one) for one in members]
     made = make_cascade(
-        places, demand, cost=cost, data=data, task=task, confidence=confidence, average=average, resolutions=resolutions,
+        places, demand, cost=cost, data=data, task=task, part=part, confidence=confidence, average=average, resolutions=resolutions,
         sequences=sequences, out=out,
     )  # fmt: skip
     if out is None and len(places) == 1 and places[0].is_dir():
@@ -147,8 +150,9 @@ def make_cascade(
     cost: str = "macs",
     data: str | Path | None = None,
     task: AnyTask | None = None,
+    part: Part | None = None,
     confidence: Confidence = max_probability,
-    average: Average = "logits",
+    average: Average | None = None,
     resolutions: Sequence[int] = (),
     sequences: Sequences | None = None,
     out: str | Path | None = None,
@@ -163,16 +167,21 @@ def make_cascade(
     runs = [place for place in places if place.is_dir()]
     found = [member for place in places for member in _members_of(place, resolutions)]
     card = _card(found)
-    held_out, test = _examples(runs, data, task, card)
+    held_out, test = _examples(runs, data, task, part, card)
     costs = [float(member.macs) for member in found] if counted == "macs" else _latencies(found, held_out.x)
     models = [member.model for member in found]
-    whole = Committee(models, costs, _distinct_names(found), average=average, confidence=confidence)
+    whole = Committee(models, costs, _distinct_names(found), confidence=confidence)
     logits = whole.logits(held_out.x)
     largest = int(np.argmax(costs))
     reached = float((logits[largest].argmax(1) == held_out.y).mean())
     budget, worst = (None if one is None else float(one.of(costs[largest]).target) for one in (wanted.limit, wanted.worst))
     target = wanted.target(reached)
-    chosen = whole.fit(logits, held_out.y, budget=budget, target=target, worst_case=worst, sequences=sequences)
+    ways = [average] if average is not None else list(get_args(Average))
+    chosen = _best_way(
+        [replace(whole, average=way) for way in ways],
+        lambda one: one.fit(logits, held_out.y, budget=budget, target=target, worst_case=worst, sequences=sequences),
+        by_target(target) if target is not None else by_budget(budget or 0.0),
+    )
 
     folder = Path(out) if out is not None else runs[0] if runs else places[0].parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +203,7 @@ def make_cascade(
         "thresholds": list(chosen.rule.thresholds),
         "temperatures": [chosen.temperatures[member] for member in chosen.rule.members],
         "confidence": confidence.__name__,
-        "average": average,
+        "average": chosen.average,
         "held_out": {"about": held_out.about, **chosen.report().to_json()},
         "test": {"about": test.about, **report.to_json()},
         "largest": {"name": whole.names[largest], "cost": costs[largest], "held_out_accuracy": reached, "accuracy": float(alone)},
@@ -204,6 +213,19 @@ def make_cascade(
     }  # fmt: skip
     atomic_write(folder / ABOUT, json.dumps(summary, indent=2) + "\n")
     return Cascade(chosen, chosen.report(), report, summary, folder)
+
+
+def _best_way(ways: Sequence[Committee], fit: Callable[[Committee], Committee], prefers: Callable[[Point], tuple]) -> Committee:
+    """The fitted committee that comes first; raises what the way that comes nearest raises, where none meets the demand."""
+    fitted, failed = [], []
+    for way in ways:
+        try:
+            fitted.append(fit(way))
+        except CommitteeError as error:
+            failed.append(error)
+    if not fitted:
+        raise max(failed, key=lambda error: error.reached)
+    return min(fitted, key=lambda one: prefers(next(point for point in one.front if point.rule == one.rule)))
 
 
 def _latency(committee: Committee, largest: Member, card: ModelCard, x: NDArray, report: Report) -> dict[str, Any]:
@@ -312,7 +334,9 @@ def _card_of_cascade(card: ModelCard, committee: Committee, report: Report) -> M
     return replace(card, macs=round(report.average_cost), params=params, size_bytes=size, metrics=metrics)
 
 
-def _examples(runs: Sequence[Path], data: str | Path | None, task: AnyTask | None, card: ModelCard) -> tuple[Examples, Examples]:
+def _examples(
+    runs: Sequence[Path], data: str | Path | None, task: AnyTask | None, part: Part | None, card: ModelCard
+) -> tuple[Examples, Examples]:
     """Those to choose on, and others to tell the figures on."""
     given = None if data is None else _read(Path(data), card)
     if not runs and task is None:
@@ -325,7 +349,8 @@ def _examples(runs: Sequence[Path], data: str | Path | None, task: AnyTask | Non
     test = _part(found, "test")
     if given is not None:
         return given, test
-    return (_part(found, "validation"), test) if held else _halves(test)
+    chosen_on = part or ("validation" if held else "test")
+    return _halves(test) if chosen_on == "test" else (_part(found, chosen_on), test)
 
 
 def _task_of_runs(runs: Sequence[Path], task: AnyTask | None) -> tuple[AnyTask, bool]:
@@ -350,7 +375,7 @@ def _task_of_runs(runs: Sequence[Path], task: AnyTask | None) -> tuple[AnyTask, 
     return made, held
 
 
-def _part(task: AnyTask, name: Any) -> Examples:
+def _part(task: AnyTask, name: Part) -> Examples:
     """The stored examples of a part of the data."""
     indices, of = task.part(name), plain(task)
     labels = of.labels(indices).numpy()
