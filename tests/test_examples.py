@@ -53,6 +53,26 @@ def test_the_example_on_own_data_ends_with_networks_and_predictions(short_search
     assert re.search(r"0\.png (cats|dogs) 0\.\d+|0\.png (cats|dogs) 1\.0", capsys.readouterr().out)
 
 
+def test_the_example_that_trains_once_ends_with_three_files_and_a_cascade(monkeypatch, tmp_path, capsys):
+    once = niwaki.train_once
+
+    def short(*arguments, epochs, **given):
+        trained = once(*arguments, epochs=1, **given)
+        best = trained.best
+        object.__setattr__(trained, "best", lambda budget: best(budget, evaluations=2))
+        return trained
+
+    monkeypatch.setattr(niwaki, "train_once", short)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    runpy.run_path(str(ROOT / "examples" / "train_once.py"))
+    made = {path.name for path in (tmp_path / "runs" / "train-once").glob("*.onnx")}
+    assert made == {"10.onnx", "30.onnx", "100.onnx", "cascade.onnx"}
+    assert "258 of the validation part" in capsys.readouterr().out
+    code = (ROOT / "examples" / "train_once.py").read_text().partition('"""\n\n')[2]
+    assert len([line for line in code.splitlines() if line]) <= 15
+
+
 def test_the_readme_shows_the_example_on_own_data():
     code = (ROOT / "examples" / "own_data.py").read_text()
     assert BLOCKS[0].strip() == code[code.index("import sys") :].strip()
