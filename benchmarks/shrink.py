@@ -1,12 +1,12 @@
 """Shrinking a network that its owner trained: accuracy at 50 % and 25 % of its multiply-adds after the same 5 epochs of fine-tuning.
 
-    python benchmarks/shrink.py [--data FOLDER] [--workers N] [--sets fashion,cifar] [--methods morphnet,...] [--quick]
+    python benchmarks/shrink.py [--data FOLDER] [--workers N] [--device cuda] [--sets fashion,cifar] [--methods morphnet,...] [--quick]
 
 A residual network on 12,000 images of Fashion-MNIST and an inverted-residual one on 10,000 of CIFAR-10, written as plain PyTorch, trained for
 10 epochs. From those weights on: MorphNet, FiGS, DMaskingNAS on the adopted widths, BigNAS sub-networks (not retrained), Torch-Pruning's
 magnitude pruning, uniform width scaling. Every training that is finished is kept in benchmarks/work/; started again, the benchmark goes on.
 
-Torch-Pruning is no dependency of niwaki: `pip install --no-deps --target benchmarks/work/torch-pruning torch-pruning` puts it where it is looked for.
+`--subset FOLDER` writes the images that are used, and no others, where they can be carried from. Torch-Pruning is no dependency of niwaki: `pip install --no-deps --target benchmarks/work/torch-pruning torch-pruning` puts it where it is looked for.
 """
 
 from __future__ import annotations
@@ -32,38 +32,53 @@ from harness import HERE, Claim, Result, Table, arguments, machine, on_one_threa
 from jobs import Job, run_jobs, work_folder
 from torch import Tensor, nn
 
+from niwaki.adoption import adopt
 from niwaki.adoption.adopted import Adopted, read
+from niwaki.cost.count import count_macs
+from niwaki.factor.factor import Limit
+from niwaki.factor.within import within
 from niwaki.gradient.adopted import resource_of, scales_of
+from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.expand import Bound, best_first
 from niwaki.gradient.figs import SMALL
 from niwaki.gradient.landing import Landing, cut, landings, pressed, take_weights_, uniform
-from niwaki.gradient.morphnet import MorphNet, Scales
+from niwaki.gradient.morphnet import SHORT, Scales
+from niwaki.net.place import space_of
+from niwaki.nn.importance import important_first
+from niwaki.nn.supernet import extract
 from niwaki.run.statistics import bootstrap
+from niwaki.run.train_once import train_once
 from niwaki.task.classify import ImageClassification
 from niwaki.task.cut import stratified_cut
 from niwaki.task.embedded import digits
 from niwaki.task.images import Images, arrays, npz
 from niwaki.task.task import derive_seed
-from niwaki.train.batch_norm import recalibrate_batch_norm_
 from niwaki.train.distill import Teacher, teacher_of
-from niwaki.train.loop import epoch_batches, evaluate, train
+from niwaki.train.loop import evaluate, train
 from niwaki.train.recipe import Recipe
 
 SET_SEED = 0  # of the images that are taken: one set, whatever the seed of a run
 SHARES = (0.5, 0.25)
+SETS = {"fashion": "fashion_mnist", "cifar": "cifar10"}
 OURS = ("morphnet", "figs")
 METHODS = ("uniform", "torch-pruning", "morphnet", "figs", "dmasking", "bignas")
+LANDINGS = 4  # at most, of one epoch of a smaller network each
+RATIO = 0.956**90  # by which the temperature falls over a search, as published
 TORCH_PRUNING = HERE / "work" / "torch-pruning"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """owner, tune, search: epochs of the owner's training, of the fine-tuning, and of a search or of shrinking before it."""
+    """owner, tune, search: epochs of the owner's training, of the fine-tuning, and of pressure before it; searching: of DMaskingNAS, with steps on
+    weights and on logits; supernet: of BigNAS, in which each step trains four members; evaluations: of its selection."""
 
     images: tuple[tuple[str, int], ...]
     owner: int = 10
     tune: int = 5
     search: int = 3
+    searching: int = 8
+    supernet: int = 8
+    evaluations: int = 60
     seeds: int = 3
 
     def to_json(self) -> dict[str, Any]:
@@ -72,7 +87,7 @@ class Plan:
 
 PLANS = {
     "full": Plan((("fashion", 12_000), ("cifar", 10_000))),
-    "quick": Plan((("fashion", 300), ("cifar", 300)), owner=1, tune=1, search=1, seeds=1),
+    "quick": Plan((("fashion", 300), ("cifar", 300)), owner=1, tune=1, search=1, searching=1, supernet=2, evaluations=3, seeds=1),
 }
 OWNER = Recipe(epochs=10, lr=0.1, weight_decay=5e-4, label_smoothing=0.0)
 TUNE = Recipe(epochs=5, lr=0.03, weight_decay=5e-4, label_smoothing=0.0)
@@ -159,6 +174,7 @@ class Site:
     plan: Plan
     data: str
     work: str
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -185,13 +201,22 @@ def data_folder(given: str | None) -> Path:
 
 @lru_cache(maxsize=2)
 def images_of(data: str, name: str, count: int) -> Images:
-    """`count` of the training images, every class as often as in the set, and all test images; grey ones twice over where colour is wanted."""
-    full = digits() if data == "digits" else npz(f"{data}/{'fashion_mnist' if name == 'fashion' else 'cifar10'}")
+    """`count` of the training images, every class as often as in the set, and all test images."""
+    full = digits() if data == "digits" else npz(f"{data}/{SETS[name]}")
     if count >= len(full.labels):
         return full
     _, kept = stratified_cut(full.labels, count / len(full.labels), np.random.default_rng(derive_seed(SET_SEED, "shrink")))
     source = f"{len(kept):,} images of {full.source}"
     return arrays(full.images[kept], full.labels[kept], full.test_images, full.test_labels, class_names=full.class_names, source=source)
+
+
+def write_subset(plan: Plan, data: str, folder: Path) -> None:
+    """The chosen images of each set, and its test images, in the form and under the names of the whole sets."""
+    for name, count in plan.images:
+        images, home = images_of(data, name, count), folder / SETS[name]
+        home.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(home / "train.npz", images=images.images, labels=images.labels.astype(np.uint8))
+        np.savez_compressed(home / "test.npz", images=images.test_images, labels=images.test_labels.astype(np.uint8))
 
 
 @lru_cache(maxsize=2)
@@ -210,6 +235,8 @@ def weights_file(site: Site, job: Contestant) -> Path:
 
 def run_job(site: Site, job: Contestant) -> dict[str, Any]:
     """What `job` comes to. owner_job is done before its methods."""
+    if site.device == "mixed":
+        site = replace(site, device="cpu" if derive_seed(job.key) % 3 == 0 else "cuda")
     task = task_of(site, job.set, job.seed)
     began = time.perf_counter()
     if job.method == "owner":
@@ -217,35 +244,35 @@ def run_job(site: Site, job: Contestant) -> dict[str, Any]:
     else:
         module = fresh(job.set, task, job.seed)
         module.load_state_dict(safetensors.torch.load_file(weights_file(site, job)))
-        found = RUNNERS[job.method](site.plan, job, task, module.eval())
-    return {**asdict(job), **found, "seconds": time.perf_counter() - began}
+        found = RUNNERS[job.method](site, job, task, module.eval())
+    return {**asdict(job), **found, "device": site.device, "seconds": time.perf_counter() - began}
 
 
 def owner_job(site: Site, job: Contestant, task: ImageClassification) -> dict[str, Any]:
     module = fresh(job.set, task, job.seed)
     recipe = replace(OWNER, epochs=site.plan.owner)
-    trained = train(module, task, recipe, task.part("train"), seed=derive_seed(job.seed, "owner order"))
+    trained = train(module, task, recipe, task.part("train"), seed=derive_seed(job.seed, "owner order"), device=site.device).cpu()
     file = weights_file(site, job)
     file.parent.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in trained.state_dict().items()}, file)
     adopted = read(trained, example_of(task))
     macs = resource_of(adopted, "macs").cost(adopted.whole)
-    return {"points": {"1": point(trained, task, macs, macs)}, "epochs": 0}
+    return {"points": {"1": point(site, trained, task, macs, macs)}, "epochs": 0}
 
 
 def example_of(task: ImageClassification) -> Tensor:
     return task.batch(task.part("train")[:2], torch.device("cpu"))[0]
 
 
-def point(module: nn.Module, task: ImageClassification, macs: float, whole: float) -> dict[str, float]:
-    parts = {part: evaluate(module, task, task.part(part))["accuracy"] for part in ("validation", "test")}
+def point(site: Site, module: nn.Module, task: ImageClassification, macs: float, whole: float) -> dict[str, float]:
+    parts = {part: evaluate(module, task, task.part(part), device=site.device)["accuracy"] for part in ("validation", "test")}
     return {**parts, "macs": macs, "share": macs / whole}
 
 
-def tuned(plan: Plan, job: Contestant, task: ImageClassification, module: nn.Module, teacher: Teacher | None = None) -> nn.Module:
+def tuned(site: Site, job: Contestant, task: ImageClassification, module: nn.Module, teacher: Teacher | None = None) -> nn.Module:
     """The same fine-tuning for every method."""
-    recipe = replace(TUNE, epochs=plan.tune)
-    return train(module, task, recipe, task.part("train"), seed=derive_seed(job.seed, "tune"), teacher=teacher)
+    recipe = replace(TUNE, epochs=site.plan.tune)
+    return train(module, task, recipe, task.part("train"), seed=derive_seed(job.seed, "tune"), device=site.device, teacher=teacher)
 
 
 def macs_of(module: nn.Module, task: ImageClassification) -> float:
@@ -268,38 +295,82 @@ def macs_of(module: nn.Module, task: ImageClassification) -> float:
 # --- methods ------------------------------------------------------------------------------------------------------------------------------
 
 
-def by_pressure(plan: Plan, job: Contestant, task: ImageClassification, module: nn.Module) -> dict[str, Any]:
+def by_pressure(site: Site, job: Contestant, task: ImageClassification, module: nn.Module) -> dict[str, Any]:
     """MorphNet or FiGS as `niwaki shrink` does it: pressure, the better of two landings by validation, fine-tuning with the owner as teacher."""
-    method = {"morphnet": MorphNet(epochs=plan.search), "figs": replace(SMALL, epochs=plan.search)}[job.method]
+    method = {"morphnet": replace(SHORT, epochs=site.plan.search), "figs": replace(SMALL, epochs=site.plan.search)}[job.method]
     teacher, points = teacher_of(module), {}
     for share in SHARES:
         adopted = read(module, example_of(task))
         macs, units = resource_of(adopted, "macs"), adopted.whole
         bounds = [Bound(macs, int(share * macs.cost(units)))]
-        shrinking = pressed(adopted, task, method, bounds, task.part("train"), teacher=teacher, seed=derive_seed(job.seed, "shrink"))
+        shrinking = pressed(
+            adopted, task, method, bounds, task.part("train"), teacher=teacher, seed=derive_seed(job.seed, "shrink"), device=site.device
+        )
         while not shrinking.finished:
             shrinking.run()
         take_weights_(adopted, shrinking)
-        landing = best_landing(adopted, landings(adopted, shrinking, bounds), task, job.seed)
-        small = tuned(plan, job, task, cut(adopted, landing), teacher)
+        found = landings(adopted, shrinking, bounds)
+        landing, judged = best_landing(site, adopted, found, task, job.seed, teacher)
+        small = tuned(site, job, task, cut(adopted, landing), teacher)
         points[str(share)] = {
-            **point(small, task, macs.cost(landing.counts), macs.cost(units)), "landing": landing.name, "alive": shrinking.history[-1].share,
+            **point(site, small, task, macs.cost(landing.counts), macs.cost(units)), "landing": landing.name, "judged": judged, "alive": shrinking.history[-1].share,
             "strength": shrinking.strength[0], "counts": landing.counts,
         }  # fmt: skip
-    return {"points": points, "epochs": plan.search + plan.tune}
+    return {"points": points, "epochs": site.plan.search + LANDINGS + site.plan.tune}
 
 
-def best_landing(adopted: Adopted, found: Sequence[Landing], task: ImageClassification, seed: int) -> Landing:
-    def judged(landing: Landing) -> float:
-        module = cut(adopted, landing)
-        batches = epoch_batches(task.part("train"), 64, seed=derive_seed(seed, "refresh"))[:40]
-        recalibrate_batch_norm_(module, [task.batch(part, torch.device("cpu"))[0] for part in batches])
-        return evaluate(module, task, task.part("validation"))["accuracy"]
+def best_landing(
+    site: Site, adopted: Adopted, found: Sequence[Landing], task: ImageClassification, seed: int, teacher: Teacher
+) -> tuple[Landing, dict[str, float]]:
+    """The best of the ways to land by validation after one epoch, as `niwaki shrink` chooses; and what they came to."""
+    judged = {}
+    for landing in found:
+        recipe = replace(TUNE, epochs=1)
+        module = train(
+            cut(adopted, landing), task, recipe, task.part("train"), seed=derive_seed(seed, "judge"), device=site.device, teacher=teacher
+        )
+        judged[landing.name] = evaluate(module, task, task.part("validation"), device=site.device)["accuracy"]
+    return max(found, key=lambda landing: judged[landing.name]), judged
 
-    return max(found, key=judged) if len(found) > 1 else found[0]
+
+def by_dmasking(site: Site, job: Contestant, task: ImageClassification, module: nn.Module) -> dict[str, Any]:
+    """DMaskingNAS on the widths of the adopted model, in eighths, a distribution for each budget; the likeliest network within it is fine-tuned
+    from the shared weights, which began as the owner's, units in order of importance."""
+    network, weights = adopt(module, example_of(task))
+    macs, space, weights = count_macs(network), space_of(network), important_first(network, weights)
+    whole, points, epochs = macs.maximum()[0], {}, site.plan.searching
+    for share in SHARES:
+        inside = within(space, [Limit(macs, int(share * whole))])
+        method = DMasking(
+            epochs=epochs, warmup_epochs=max(0, epochs // 4), batch_size=64, temperature_decay=RATIO ** (1 / epochs), weight_lr=0.03, logit_lr=0.05,
+            objective="absolute", cost_weight=0.2,
+        )  # fmt: skip
+        search = DMaskingSearch(
+            network, task, [inside], method, weights=weights, seed=derive_seed(job.seed, "dmasking"), device=site.device
+        )
+        while not search.finished:
+            search.run()
+        arch = inside.mode(search.probabilities()[0])
+        small = tuned(site, job, task, extract(search.net, arch).cpu())
+        points[str(share)] = {**point(site, small, task, macs(arch), whole), "counts": dict(arch)}
+    return {"points": points, "epochs": epochs + site.plan.tune}
 
 
-def by_uniform(plan: Plan, job: Contestant, task: ImageClassification, module: nn.Module) -> dict[str, Any]:
+def by_bignas(site: Site, job: Contestant, task: ImageClassification, module: nn.Module) -> dict[str, Any]:
+    """One supernet for both budgets, from the owner's weights; its members are taken as they are."""
+    network, weights = adopt(module, example_of(task))
+    trained = train_once(
+        network, task, epochs=site.plan.supernet, weights=important_first(network, weights), budgets=[f"macs<={100 * share:g}%" for share in SHARES],
+        seed=derive_seed(job.seed, "bignas"), device=site.device,
+    )  # fmt: skip
+    macs, points = count_macs(network), {}
+    for share in SHARES:
+        arch, small = trained.best(f"macs<={100 * share:g}%", evaluations=site.plan.evaluations)
+        points[str(share)] = {**point(site, small, task, macs(arch), macs.maximum()[0]), "counts": dict(arch)}
+    return {"points": points, "epochs": site.plan.supernet}
+
+
+def by_uniform(site: Site, job: Contestant, task: ImageClassification, module: nn.Module) -> dict[str, Any]:
     """Every width times one number; of each group the units with the largest batch norm scales, so that the owner's weights are kept here, too."""
     points = {}
     for share in SHARES:
@@ -308,12 +379,12 @@ def by_uniform(plan: Plan, job: Contestant, task: ImageClassification, module: n
         counts = uniform(adopted, [Bound(macs, int(share * macs.cost(units)))])
         order, _ = best_first(Scales(adopted.module, scales_of(adopted)).margins())
         landing = Landing("uniform", {group: tuple(sorted(order[group][:count])) for group, count in counts.items()})
-        small = tuned(plan, job, task, cut(adopted, landing))
-        points[str(share)] = {**point(small, task, macs.cost(counts), macs.cost(units)), "counts": counts}
-    return {"points": points, "epochs": plan.tune}
+        small = tuned(site, job, task, cut(adopted, landing))
+        points[str(share)] = {**point(site, small, task, macs.cost(counts), macs.cost(units)), "counts": counts}
+    return {"points": points, "epochs": site.plan.tune}
 
 
-def by_torch_pruning(plan: Plan, job: Contestant, task: ImageClassification, module: nn.Module) -> dict[str, Any]:
+def by_torch_pruning(site: Site, job: Contestant, task: ImageClassification, module: nn.Module) -> dict[str, Any]:
     """Torch-Pruning's group magnitude importance, one ranking over all layers; its ratio bisected until the multiply-adds are within the budget."""
     pruning = torch_pruning()
     whole, points = macs_of(module, task), {}
@@ -328,8 +399,8 @@ def by_torch_pruning(plan: Plan, job: Contestant, task: ImageClassification, mod
             else:
                 low = ratio
         assert best is not None
-        points[str(share)] = point(tuned(plan, job, task, best[0].train()), task, best[1], whole)
-    return {"points": points, "epochs": plan.tune}
+        points[str(share)] = point(site, tuned(site, job, task, best[0].train()), task, best[1], whole)
+    return {"points": points, "epochs": site.plan.tune}
 
 
 def pruned_at(pruning: Any, module: nn.Module, task: ImageClassification, ratio: float) -> nn.Module:
@@ -353,11 +424,13 @@ def torch_pruning() -> Any:
     return importlib.import_module("torch_pruning")
 
 
-RUNNERS: dict[str, Callable[[Plan, Contestant, ImageClassification, nn.Module], dict[str, Any]]] = {
+RUNNERS: dict[str, Callable[[Site, Contestant, ImageClassification, nn.Module], dict[str, Any]]] = {
     "uniform": by_uniform,
     "torch-pruning": by_torch_pruning,
     "morphnet": by_pressure,
     "figs": by_pressure,
+    "dmasking": by_dmasking,
+    "bignas": by_bignas,
 }
 
 
@@ -412,7 +485,7 @@ def summary(plan: Plan, results: Sequence[dict[str, Any]], methods: Sequence[str
         f"Owners are trained for {plan.owner} epochs on {', '.join(f'{count:,} images of {name}' for name, count in plan.images)}, a fifth of "
         f"them kept for validation; {plan.seeds} seeds. Test accuracy, measured once per network, mean and range over seeds.",
         f"All begin from the owner's weights, and are fine-tuned for {plan.tune} epochs by the same recipe (BigNAS: not at all). Epochs: for one budget, "
-        f"pressure or search included, and in brackets the seconds of both budgets together. MorphNet and FiGS have {plan.search} epochs of "
+        f"pressure, search and the choice between landings (up to {LANDINGS} epochs) included, and in brackets the seconds of both budgets together. MorphNet and FiGS have {plan.search} epochs of "
         "pressure before; in those and in the fine-tuning they learn from the owner's network, too (distillation), which the baselines do not.",
         "Torch-Pruning: GroupMagnitudeImportance, global, its ratio bisected until the network is within the budget, for a ratio of 0.5 leaves far less "
         "than half of the multiply-adds. Uniform scaling keeps the units with the largest batch norm scales.",
@@ -438,20 +511,28 @@ def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--data", help="folder with fashion_mnist/ and cifar10/")
         parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+        parser.add_argument("--device", default="cpu", help="cpu, cuda, or mixed: of three jobs two on the GPU")
+        parser.add_argument("--work", help="folder in which finished jobs are kept (default: benchmarks/work/shrink)")
+        parser.add_argument(
+            "--subset", metavar="FOLDER", help="write the images that are used there, for --data elsewhere, and do nothing else"
+        )
         parser.add_argument("--sets", default="fashion,cifar")
         parser.add_argument("--methods", default=",".join(RUNNERS), help=f"of {', '.join(METHODS)}")
 
     options = arguments(__doc__ or "", more)
     plan = PLANS["quick" if options.quick else "full"]
-    about = machine(threads=1, seed=options.seed)
+    about = machine(threads=1, seed=options.seed, device=None if options.device == "cpu" else torch.cuda.get_device_name())
     data = "digits" if options.quick else str(data_folder(options.data).resolve())
+    if options.subset:
+        write_subset(plan, data, Path(options.subset))
+        return
     sets, methods = options.sets.split(","), options.methods.split(",")
     if unknown := [one for one in methods if one not in RUNNERS]:
         raise SystemExit(f"there is no method {unknown[0]!r}; there are {', '.join(RUNNERS)}")
     with TemporaryDirectory() as scratch:
-        work = Path(scratch) if options.quick else HERE / "work" / "shrink"
+        work = Path(scratch) if options.quick else Path(options.work).resolve() if options.work else HERE / "work" / "shrink"
         with closing(work_folder(work, plan.to_json())) as folder:
-            site = Site(plan, data, str(work))
+            site = Site(plan, data, str(work), options.device)
             owners = run_jobs(list(jobs_of(site, sets, methods, True)), folder, options.workers)
             results = run_jobs(list(jobs_of(site, sets, methods, False)), folder, options.workers)
             wall_s = folder.elapsed()

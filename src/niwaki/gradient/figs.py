@@ -39,7 +39,7 @@ class FiGS:
 
     regulariser: what stands for a unit in the penalty, the sampled "mask" or the "probability"; open_from: at which of it a unit counts as
     alive. keep_first: the first unit of every group is always open (not where operators are selected). The defaults but those of lr,
-    batch_size and epochs are the repository's; `SMALL` is what a short training on a CPU wants. strength: as of MorphNet.
+    batch_size and epochs are the repository's; `SMALL` is what a short training on a CPU wants. strength, exact, temper: as of MorphNet.
     """
 
     epochs: int = 4
@@ -58,6 +58,7 @@ class FiGS:
     logit_lr: float = 1e-2
     strength: float | None = None
     exact: bool = False
+    temper: float = 1.0
 
     def __post_init__(self) -> None:
         wrong = [
@@ -70,6 +71,7 @@ class FiGS:
                 ("logit_lr", "above 0", self.logit_lr > 0),
                 ("rounds", "at least 1", self.rounds >= 1),
                 ("strength", "None, or at least 0", self.strength is None or self.strength >= 0),
+                ("temper", "from 0 to 1", 0 <= self.temper <= 1),
             )
             if not holds
         ]
@@ -86,7 +88,7 @@ class FiGS:
 
 
 # with tau = 0.001 a gate has a gradient once in hundreds of steps, and a training here has a few hundred
-SMALL = FiGS(tau=0.5, last_tau=0.05, regulariser="probability", keep_first=False, logit_lr=2e-2)
+SMALL = FiGS(tau=0.5, last_tau=0.05, regulariser="probability", keep_first=False, logit_lr=2e-2, temper=0.5)
 
 
 Put = Callable[[Tensor], None]  # sets the values, (U,), of gates that stand somewhere in a network
@@ -118,17 +120,19 @@ class Gates:
     source's gate is open. With one source for a group, a unit has one gate, wherever it is made.
     """
 
-    def __init__(self, sources: Mapping[str, Sequence[Put]], units: Mapping[str, int], method: FiGS = SMALL) -> None:
+    def __init__(
+        self, sources: Mapping[str, Sequence[Put]], units: Mapping[str, int], method: FiGS = SMALL, *, device: torch.device | str = "cpu"
+    ) -> None:
         self.method = method
         self.sources = {group: tuple(of_group) for group, of_group in sources.items() if of_group}
         if not self.sources:
             raise FigsError("the network has no group of channels that a gate can stand behind")
         self.logits = {
-            (group, at): nn.Parameter(torch.full((units[group],), method.initial))
+            (group, at): nn.Parameter(torch.full((units[group],), method.initial, device=device))
             for group, of_group in self.sources.items()
             for at in range(len(of_group))
         }
-        self._masks = {group: torch.ones(units[group]) for group in self.sources}
+        self._masks = {group: torch.ones(units[group], device=device) for group in self.sources}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {f"{group}/{at}": logits for (group, at), logits in self.logits.items()}

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, fx
 
 from niwaki.adoption.adopted import Adopted
-from niwaki.gradient.adopted import gated, scales_of
+from niwaki.gradient.adopted import gated, places_of, scales_of
 from niwaki.gradient.expand import Bound, Widths, best_first, by_rank, expand, fill
 from niwaki.gradient.figs import FiGS, Gates
 from niwaki.gradient.morphnet import MorphNet, Scales
-from niwaki.gradient.resource import Marginal, Polynomial
+from niwaki.gradient.resource import Marginal, Polynomial, Tempered
 from niwaki.gradient.shrinking import Shrinking, Sparsity
 from niwaki.task.task import Task
 from niwaki.train.distill import Teacher
@@ -45,10 +45,12 @@ def pressed(
     steps = method.epochs * batches_per_epoch(len(indices), method.batch_size)
     if method.exact:
         bounds = [replace(one, resource=Marginal(one.resource)) if isinstance(one.resource, Polynomial) else one for one in bounds]
+    if method.temper < 1:
+        bounds = [replace(one, resource=Tempered(one.resource, method.temper)) for one in bounds]
     sparsity: Sparsity
     if isinstance(method, FiGS):
         module, sources = gated(adopted)
-        sparsity = Gates(sources, units, method)
+        sparsity = Gates(sources, units, method, device=device)
         own_lr, first = max(method.logit_lr, LOGIT_REACH * method.initial / steps), 1.0
     else:
         module = adopted.cut({})
@@ -73,21 +75,48 @@ def take_weights_(adopted: Adopted, shrinking: Shrinking) -> None:
 
 
 def landings(adopted: Adopted, shrinking: Shrinking, bounds: Sequence[Bound], *, multiple_of: int = 1) -> list[Landing]:
-    """Two ways to use the budgets up, after a training under pressure: MorphNet's common multiplier of what is alive, and, ours, one
-    threshold for all units. Both are filled up with the best units that still fit, and never cost more than the bounds.
+    """Ways to use the budgets up after a training under pressure, for a short training to choose from. "multiplier": MorphNet's common multiplier of
+    what is alive. Ours: "threshold", one threshold for all units; "between", a shape half-way from the owner's to what is alive, multiplied;
+    "magnitude", one threshold for the units' magnitudes over all weights of their group. All are filled up with the best units that still fit, and
+    never cost more than the bounds. Those that come to the same numbers are one.
     """
     widths = Widths(adopted.whole, multiple_of)
     scores = scores_of(adopted, shrinking)
-    order, ranked = best_first(scores)
+    by_weights = magnitudes(adopted)
     shape = adopted.whole | {group: max(1, int((left > 0).sum())) for group, left in shrinking.sparsity.margins().items()}
-    chosen = {"multiplier": expand(shape, widths, bounds)[1], "threshold": by_rank(ranked, widths, bounds)}
+    between = {group: (units * shape[group]) ** 0.5 for group, units in adopted.whole.items()}
+    order, ranked = best_first(scores)
+    order_of_weights, ranked_by_weights = best_first(by_weights)
+    chosen = (
+        ("multiplier", expand(shape, widths, bounds)[1], order, ranked),
+        ("threshold", by_rank(ranked, widths, bounds), order, ranked),
+        ("between", expand(between, widths, bounds)[1], order, ranked),
+        ("magnitude", by_rank(ranked_by_weights, widths, bounds), order_of_weights, ranked_by_weights),
+    )
     found: dict[tuple[tuple[str, int], ...], Landing] = {}
-    for name, at in chosen.items():
-        landed = fill(at, widths, bounds, ranked)
-        found.setdefault(
-            tuple(landed.items()), Landing(name, {group: tuple(sorted(order[group][:count])) for group, count in landed.items()})
-        )
+    for name, counts, own_order, own_ranks in chosen:
+        landed = fill(counts, widths, bounds, own_ranks)
+        keep = {group: tuple(sorted(own_order[group][:count])) for group, count in landed.items()}
+        found.setdefault(tuple(landed.items()), Landing(name, keep))
     return list(found.values())
+
+
+def magnitudes(adopted: Adopted) -> dict[str, Tensor]:
+    """For each unit the squared weights that belong to it in every layer that makes or reads it, each layer's divided by their mean, (U,) by group:
+    the importance of DepGraph (Fang et al., CVPR 2023), Torch-Pruning's default."""
+    named = dict(adopted.owner.named_parameters())
+    found = {}
+    for group in adopted.groups:
+        parts = []
+        for name, axis in group.members:
+            if name in named and name.endswith("weight"):
+                squares = named[name].detach().square().movedim(axis, 0)[places_of(adopted.weights[name][axis], group.name)]
+                parts.append(squares.flatten(1).sum(1))
+        if parts:
+            found[group.name] = torch.stack([part / part.mean().clamp(min=1e-12) for part in parts]).mean(0)
+        else:
+            found[group.name] = torch.ones(group.units)
+    return found
 
 
 def scores_of(adopted: Adopted, shrinking: Shrinking) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ class MorphNet:
     threshold: of |gamma|, as a share of the group's largest, at which a unit is dead (0.01 in the paper, of gammas that begin at 1). join: how the layers that make the channels of one group are joined: "max", as for scales, or "l2". l1_fraction: of the
     group lasso. step: "proximal", soft thresholding of the lengths after each step, so that a dead unit is exactly 0 and comes back only where
     the loss gains more than it costs; or "gradient", the penalty in the loss, as published, whose steps swing around 0. strength: lambda, in units of 1 / F(owner's); None: found on the way, see `Shrinking`. exact: a unit is charged what its
-    removal saves, instead of the derivative. Weight decay is not applied to scales: they have one axis, see `param_groups`.
+    removal saves, instead of the derivative. temper: exponent of prices, 1 as published, see `Tempered`. `SHORT` is for a few epochs. Weight decay is not applied to scales: they have one axis, see `param_groups`.
     """
 
     epochs: int = 4
@@ -44,6 +44,7 @@ class MorphNet:
     step: Literal["proximal", "gradient"] = "proximal"
     strength: float | None = None
     exact: bool = False
+    temper: float = 1.0
 
     def __post_init__(self) -> None:
         wrong = [
@@ -55,6 +56,7 @@ class MorphNet:
                 ("step", "proximal or gradient", self.step in ("proximal", "gradient")),
                 ("l1_fraction", "from 0 to 1", 0 <= self.l1_fraction <= 1),
                 ("strength", "None, or at least 0", self.strength is None or self.strength >= 0),
+                ("temper", "from 0 to 1", 0 <= self.temper <= 1),
             )
             if not holds
         ]
@@ -68,6 +70,9 @@ class MorphNet:
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
             warmup=0.0, last_lr=1.0, label_smoothing=0.0,
         )  # fmt: skip
+
+
+SHORT = MorphNet(temper=0.5)
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,28 @@ class Marginal:
         return {group: self.polynomial.saved(group, alive) if alive[group] > 0 else 0 for group in self.polynomial._of_group}
 
 
+@dataclass(frozen=True)
+class Tempered:
+    """A resource whose slopes are nearer to each other: m (slope / m)^exponent, m their mean over groups. Ours, for short trainings: units under a
+    steady pressure go a distance in proportion to their price, and those of a dear group are gone before the loss has had a say.
+    """
+
+    resource: Resource
+    exponent: float
+
+    @property
+    def name(self) -> str:
+        return self.resource.name
+
+    def cost(self, alive: Alive) -> float:
+        return self.resource.cost(alive)
+
+    def slopes(self, alive: Alive) -> dict[str, float]:
+        slopes = {group: slope for group, slope in self.resource.slopes(alive).items() if slope > 0}
+        mean = sum(slopes.values()) / max(1, len(slopes))
+        return {group: mean * (slope / mean) ** self.exponent for group, slope in slopes.items()}
+
+
 def charged_twice(polynomial: Polynomial, depthwise: Iterable[Term]) -> Polynomial:
     """The polynomial as MorphNet's repository charges it: a depthwise convolution c (sum r_in + sum r_out), twice what it costs.
 

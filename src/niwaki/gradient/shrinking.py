@@ -158,7 +158,10 @@ class Shrinking:
             for name, parameter in self.sparsity.parameters().items():
                 parameter.copy_(tensors[f"own.{name}"])
                 if (saved := _under(f"own optimizer.{name}.", tensors)) and self.own_optimizer:
-                    self.own_optimizer.state[parameter] = {key: value.clone() for key, value in saved.items()}
+                    # Adam's step counter stays on the CPU
+                    self.own_optimizer.state[parameter] = {
+                        key: value.to("cpu" if key == "step" else self.device, copy=True) for key, value in saved.items()
+                    }
         self._levels, self._speeds = list(state["levels"]), list(state["speeds"])
         self.step, self.strength, self._loss_sum = state["step"], list(state["strength"]), state["loss_sum"]
         self.history = [ShrinkRecord(epoch, loss, share, tuple(strength)) for epoch, loss, share, strength in state["history"]]

@@ -63,7 +63,7 @@ from niwaki.store.files import atomic_write
 from niwaki.task.task import derive_seed
 from niwaki.train.batch_norm import recalibrate_batch_norm_
 from niwaki.train.distill import Teacher, teacher_of, weights_hash
-from niwaki.train.loop import TrainingDiverged, epoch_batches, evaluate, start
+from niwaki.train.loop import TrainingDiverged, epoch_batches, evaluate, start, train
 
 JUDGED = 2000  # validation examples, at most, by which landings are compared before they are fine-tuned
 REFRESHED = 40  # batches that a cut network's batch norms see before it is judged
@@ -434,7 +434,7 @@ def _shrink(work: _Work, trained: nn.Module) -> tuple[fx.GraphModule, dict[str, 
     """What is left after all rounds, and the owner's units that it is made of."""
     module, rounds = trained, work.plan.method.rounds
     keeps = {group: list(range(units)) for group, units in work.folder.plan["units"].items()}
-    whole = None
+    whole, teacher = None, _teacher(work, trained)
     for at in range(rounds):
         adopted = read(module, work.example)
         if whole is None:
@@ -442,12 +442,12 @@ def _shrink(work: _Work, trained: nn.Module) -> tuple[fx.GraphModule, dict[str, 
         bounds = [replace(bound, resource=here.resource) for bound, here in zip(whole, bounds_of(adopted, work.asked.budget), strict=True)]
         bounds = [_on_the_way(bound, adopted.whole, (at + 1) / rounds) if at + 1 < rounds else bound for bound in bounds]
         shrinking = pressed(
-            adopted, work.task, work.plan.method, bounds, work.task.part("train"), teacher=_teacher(work, trained), seed=work.seed(f"shrink {at}"),
+            adopted, work.task, work.plan.method, bounds, work.task.part("train"), teacher=teacher, seed=work.seed(f"shrink {at}"),
             device=work.plan.device,
         )  # fmt: skip
         learn(shrinking, work.folder, work.progress, NoLimit(), phase="shrinking", name=f"shrinking {at}")
         take_weights_(adopted, shrinking)
-        found = once(work.folder, f"landing {at}", partial(_landing, work, adopted, shrinking, bounds))
+        found = once(work.folder, f"landing {at}", partial(_landing, work, adopted, shrinking, bounds, teacher, at))
         landing = Landing(found["name"], {group: tuple(units) for group, units in found["keep"].items()})
         keeps = {group: [keeps[group][unit] for unit in units] for group, units in landing.keep.items()} | {
             group: units for group, units in keeps.items() if group not in landing.keep
@@ -463,23 +463,35 @@ def _on_the_way(bound: Bound, units: Mapping[str, int], progress: float) -> Boun
     return replace(bound, upper=whole * min(1.0, bound.upper / whole) ** progress)
 
 
-def _landing(work: _Work, adopted: Adopted, shrinking: Shrinking, bounds: Sequence[Bound]) -> dict[str, Any]:
-    """The landing whose network is the best on validation data before it is fine-tuned, its batch norms refreshed; as JSON."""
+def _landing(
+    work: _Work, adopted: Adopted, shrinking: Shrinking, bounds: Sequence[Bound], teacher: Teacher | None, at: int
+) -> dict[str, Any]:
+    """The landing whose network is the best on validation data after a short training, as JSON."""
     found = landings(adopted, shrinking, bounds, multiple_of=work.plan.settings.multiple_of)
-    indices, train = work.task.part("validation")[:JUDGED], work.task.part("train")
+    if len(found) > 1:
+        work.progress.phase("judging landings", len(found))
+        work.progress.advance(0)
+    judged = {}
+    for number, landing in enumerate(found):
+        judged[landing.name] = (
+            once(work.folder, f"judged {at} {landing.name}", partial(_judged, work, adopted, landing, teacher)) if len(found) > 1 else None
+        )
+        work.progress.advance(number + 1)
+    best = max(found, key=lambda landing: judged[landing.name] or 0.0)
+    return {"name": best.name, "keep": {group: list(units) for group, units in best.keep.items()}, "judged": judged}
+
+
+def _judged(work: _Work, adopted: Adopted, landing: Landing, teacher: Teacher | None) -> float:
+    """The metric on validation data of what a landing leaves, its batch norms refreshed, after `shrink.judged` epochs of training."""
+    indices, train_part = work.task.part("validation")[:JUDGED], work.task.part("train")
     device = torch.device(work.plan.device)
-    judged = []
-    for landing in found:
-        module = cut(adopted, landing).to(device)
-        batches = epoch_batches(train, work.plan.tune.batch_size, seed=work.seed("refresh"))[:REFRESHED]
-        recalibrate_batch_norm_(module, [work.task.batch(part, device)[0] for part in batches])
-        judged.append(evaluate(module, work.task, indices, device=device)[work.task.metric])
-    best = max(range(len(found)), key=lambda at: judged[at])
-    return {
-        "name": found[best].name,
-        "keep": {group: list(units) for group, units in found[best].keep.items()},
-        "judged": {landing.name: value for landing, value in zip(found, judged, strict=True)},
-    }
+    module: nn.Module = cut(adopted, landing).to(device)
+    batches = epoch_batches(train_part, work.plan.tune.batch_size, seed=work.seed("refresh"))[:REFRESHED]
+    recalibrate_batch_norm_(module, [work.task.batch(part, device)[0] for part in batches])
+    if work.plan.settings.judged:
+        recipe = replace(work.plan.tune, epochs=work.plan.settings.judged)
+        module = train(module, work.task, recipe, train_part, seed=work.seed("judge"), device=device, teacher=teacher)
+    return evaluate(module, work.task, indices, device=device)[work.task.metric]
 
 
 def _tune(work: _Work, module: fx.GraphModule, trained: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ from niwaki.gradient.adopted import COUNTED, ROOFLINES, resource_of
 from niwaki.gradient.expand import Bound
 from niwaki.gradient.figs import SMALL
 from niwaki.gradient.landing import Method
-from niwaki.gradient.morphnet import MorphNet
+from niwaki.gradient.morphnet import SHORT, MorphNet
 from niwaki.net.control import Network
 from niwaki.net.place import space_of
 from niwaki.nn.build import build
@@ -36,7 +36,7 @@ from niwaki.task.task import derive_seed
 from niwaki.train.loop import Training, batches_per_epoch, evaluate, own_randomness, start
 from niwaki.train.recipe import Recipe
 
-METHODS: Mapping[str, Method] = {"morphnet": MorphNet(), "figs": SMALL}
+METHODS: Mapping[str, Method] = {"morphnet": SHORT, "figs": SMALL}
 RESOURCES: Mapping[str, Resource] = {
     "macs": Resource("macs", "macs", COUNT),
     "params": Resource("params", "params", COUNT),
@@ -50,7 +50,6 @@ UNTRAINED = 5.0  # standard deviations above the most frequent class, below whic
 LOOKED_AT = 2000  # validation examples, at most, that tell whether it was trained
 TIMED = 3  # steps, for an estimate
 THREADED_MACS = 1e8  # of a batch; with fewer, one thread is as fast as two
-OF_SHRINK = ("before", "epochs", "rounds", "lr", "strength", "exact", "multiple_of", "distill", "temperature")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Settings:
     """What `--set shrink.KEY=` may change. before: epochs of training before anything else, None: as many as an untrained network needs.
 
     epochs, rounds, lr, strength, exact: of the method, None for its own. multiple_of: of the numbers of channels that are left. distill:
-    weight of the owner's network as a teacher, 0 for none; temperature: of it.
+    weight of the owner's network as a teacher, 0 for none; temperature: of it. judged: epochs of training by which ways to land are compared.
     """
 
     before: int | None = None
@@ -70,6 +69,7 @@ class Settings:
     multiple_of: int = 1
     distill: float = 1.0
     temperature: float = 4.0
+    judged: int = 1
 
     def __post_init__(self) -> None:
         def whole(value: Any, least: int) -> bool:
@@ -89,6 +89,7 @@ class Settings:
                 ("exact", "true or false", self.exact is None or isinstance(self.exact, bool)),
                 ("multiple_of", "a whole number, at least 1", whole(self.multiple_of, 1)),
                 ("distill", "a number, at least 0", number(self.distill)),
+                ("judged", "a whole number of epochs, at least 0", whole(self.judged, 0)),
                 ("temperature", "a number above 0", number(self.temperature) and self.temperature > 0),
             )
             if not holds
