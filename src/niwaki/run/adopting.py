@@ -15,7 +15,7 @@ from niwaki.net.control import Network
 from niwaki.nn.build import build
 from niwaki.run.claims import grid
 from niwaki.run.model import Input, ModelError, load_model, parse_input
-from niwaki.testing.adoption import Examination, couplings, examine
+from niwaki.testing.adoption import TRAINED, Examination, couplings, examine
 
 SHOWN = 40  # groups in the table for people
 READ = 3  # weights named in a row of it
@@ -73,6 +73,10 @@ def page(word: str, found: Examination) -> str:
     lines += [f"left as it is: {name}" for name in adopted.opaque]
     lines += [f"note: {note}" for note in adopted.notes]
     lines.append(_outputs(found))
+    if found.trained is not None and found.trained > TRAINED:
+        lines.append(
+            "note: in training mode the owner's model does something else; this is its evaluation, with dropout and BatchNorm that follow"
+        )
     least = adopted.cost("macs", {group.name: 1 for group in adopted.groups})
     if least > found.budget:
         lines.append(f"note: no cut reaches {found.budget:,} multiply-adds; with one unit of every group {least:,} are left")
