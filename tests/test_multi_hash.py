@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -401,3 +403,14 @@ def test_each_claim_holds_by_its_own_bar(changed, wrong):
     good, bad = (experiment.section_of(some_results(**figures)) for figures in ({}, changed))
     assert [one.verdict for one in good.claims[:6]] == ["holds"] * 6
     assert [at for at, one in enumerate(bad.claims[:6]) if one.verdict == "does not hold"] == wrong
+
+
+def test_what_the_readme_shows_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (block,) = [text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "niwaki.compress(" in text]
+    names: dict[str, object] = {}
+    exec(block, names)
+    assert sizes(names["hashed"]).stored <= 50_000
+    assert (tmp_path / "model.smh.safetensors").stat().st_size < 4 * 50_000 * 1.01
+    assert list(names["plain"].state_dict()) == list(names["module"].state_dict())
