@@ -116,7 +116,7 @@ def read(model: nn.Module, example: Example) -> Adopted:
     reading = Reading(captured)
     for node in captured.graph.nodes:
         read_node(reading, node)
-    for node, macs in macs_of_nodes(captured, reading.opaque).items():
+    for node, macs in macs_of_nodes(captured, reading.uncounted).items():
         reading.count(node, macs, ())
     costs: dict[str, Mapping[Any, list[Product]]] = {
         "macs": reading.macs,

@@ -55,6 +55,7 @@ class Reading:
     macs: dict[fx.Node, list[Product]] = field(default_factory=dict)
     meetings: list[Meeting] = field(default_factory=list)
     averages: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)  # operators whose statistics run over axes that may be cut
+    uncounted: list[fx.Node] = field(default_factory=list)  # whose multiply-adds no rule counts
     opaque: dict[fx.Node, tuple[str, str]] = field(default_factory=dict)  # what was not understood: its layer, and why
 
     def of(self, node: fx.Node) -> Axes:
@@ -107,19 +108,21 @@ class Reading:
         self.macs.setdefault(node, []).append(Product(coefficient, tuple(extents)))
 
     def give_up(self, node: fx.Node, why: str) -> Any:
-        """Freeze whatever a node touches, and say so."""
-        for value in pytree.tree_leaves((node.args, node.kwargs)):
-            if isinstance(value, fx.Node) and value in self.axes:
-                for axis in pytree.tree_leaves(self.axes[value]):
-                    if axis is not None:
-                        self.units.freeze(axis)
+        """Freeze whatever a node touches, and say so if there was anything to freeze."""
+        touched = False
+        for value in node.all_input_nodes:
+            for axis in pytree.tree_leaves(self.axes.get(value)):
+                if axis is not None and not self.is_fixed(axis):
+                    self.units.freeze(axis)
+                    touched = True
         for noted in (self.sizes, self.macs, self.averages):
             noted.pop(node, None)
         self.meetings = [meeting for meeting in self.meetings if meeting.reader is not node]
-        operator = str(overload(node) or getattr(node.target, "__name__", node.target))
-        layer = layer_of(node) or operator
-        where = " ".join(filter(None, (layer_of(node), operator, f"({place_in_code(node)})")))
-        self.opaque[node] = layer, f"{where}: {why}; the channels it touches stay as they are"
+        self.uncounted.append(node)
+        if touched:
+            operator = str(overload(node) or getattr(node.target, "__name__", node.target))
+            where = " ".join(filter(None, (layer_of(node), operator, f"({place_in_code(node)})")))
+            self.opaque[node] = layer_of(node) or operator, f"{where}: {why}; the channels it touches stay as they are"
         return self.fixed_like(node.meta.get("val"))
 
     def every_axis(self) -> Iterator[Array]:

@@ -407,6 +407,17 @@ def _cat(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     return [np.concatenate([part[dim] for part in parts]) if axis == dim else parts[0][axis] for axis in range(rank)]
 
 
+def _stacked_along(dim: int) -> Rule:
+    """`hstack` and `vstack`, of tensors that have such an axis."""
+
+    def rule(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
+        if min(len(reading.of(value)) for value in a["tensors"]) < 2:
+            raise NotUnderstoodError("stacks vectors")
+        return _cat(reading, node, {**a, "dim": dim})
+
+    return rule
+
+
 def _stack(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     parts = [reading.of(value) for value in a["tensors"]]
     axes = list(_broadcast(reading, parts))
@@ -769,6 +780,14 @@ def _im2col(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     return [*axes[:-3], np.repeat(axes[-3], elements(a["kernel_size"])), *reading.fixed_like(node.meta["val"])[-1:]]
 
 
+def _col2im(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
+    axes = reading.of(a["self"])
+    table = axes[-2].reshape(-1, elements(a["kernel_size"]))
+    _tie_along(reading, table, 0)
+    reading.freeze(axes[-1])
+    return [*axes[:-2], table[:, 0], *reading.fixed_like(node.meta["val"])[-2:]]
+
+
 def _glu(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     axes = list(reading.of(a["self"]))
     half = len(axes[a["dim"]]) // 2
@@ -835,6 +854,22 @@ def _reduce(how: str) -> Rule:
     return rule
 
 
+def _norm(reading: Reading, node: fx.Node, a: Arguments) -> Any:
+    """A length: a sum of powers, in which a removed channel counts as zero."""
+    order = a.get("ord", a.get("p", 2))
+    sums = order is None or (isinstance(order, int | float) and 0 < order < math.inf)
+    return _reduce("sum" if sums else "freeze")(reading, node, a)
+
+
+def _cosine(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
+    axes = _broadcast(reading, [reading.of(a["x1"]), reading.of(a["x2"])])
+    dim = a["dim"] % len(axes)
+    for value in (a["x1"], a["x2"]):
+        if (at := dim - len(axes) + len(reading.of(value))) >= 0:
+            reading.meet(node, value, at)
+    return axes[:dim] + axes[dim + 1 :]
+
+
 def _is_index_read(node: fx.Node) -> bool:
     """Whether somebody asks at which channel the largest was: removed channels change the numbers of the others."""
     return isinstance(node.meta["val"], tuple | list) and any(
@@ -862,6 +897,18 @@ def _embedding(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     return [*indices, weight[1]]
 
 
+def _embedding_bag(reading: Reading, node: fx.Node, a: Arguments) -> list[Axes]:
+    if a["mode"] == 2:
+        raise NotUnderstoodError("looks for the largest of a bag")
+    weight = reading.of(a["weight"])
+    for name in ("indices", "offsets", "per_sample_weights"):
+        if a.get(name) is not None:
+            reading.freeze(*reading.of(a[name]))
+    reading.freeze(weight[0])
+    out, *others = reading.fixed_like(node.meta["val"])
+    return [[*out[:-1], weight[1]], *others]
+
+
 def _index(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     """`x[i]` with tensors of positions: the axes that are looked up freeze, the others pass."""
     axes, indices = reading.of(a["self"]), list(a["indices"])
@@ -875,6 +922,33 @@ def _index(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     at = used[0] if together else 0
     rest = [units for axis, units in enumerate(axes) if axis not in used]
     return [*rest[:at], *shape[at : at + looked_up], *rest[at:]]
+
+
+def _gather_along(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
+    axes, index = list(reading.of(a["self"])), reading.of(a["index"])
+    dim = a["dim"] % len(axes)
+    for axis, (units, chosen) in enumerate(zip(axes, index, strict=True)):
+        if axis == dim or len(units) != len(chosen):
+            reading.freeze(units, chosen)
+            axes[axis] = fixed(len(chosen))
+        else:
+            reading.join(units, chosen)
+    return axes
+
+
+def _windows(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
+    """`x.unfold(dim, size, step)`: windows of an axis, which become the last."""
+    axes, dim = list(reading.of(a["self"])), a["dimension"]
+    reading.freeze(axes[dim])
+    shape = reading.fixed_like(node.meta["val"])
+    axes[dim] = shape[dim % len(axes)]
+    return [*axes, shape[-1]]
+
+
+def _unpool(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
+    axes = _broadcast(reading, [reading.of(a["self"]), reading.of(a["indices"])])
+    reading.freeze(*axes[-2:])
+    return [*axes[:-2], *reading.fixed_like(node.meta["val"])[-2:]]
 
 
 def _gather(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
@@ -895,6 +969,24 @@ def _grid_sample(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
 
 
 RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(
+        (
+            "where",
+            "__and__",
+            "__or__",
+            "__xor__",
+            "isnan",
+            "isinf",
+            "isfinite",
+            "floor_divide",
+            "true_divide",
+            "divide",
+            "subtract",
+            "multiply",
+        )
+        + ("rsub", "arctan2", "absolute", "special_expit", "masked_fill", "bernoulli", "fill"),
+        _pointwise,
+    ),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
     "linear": _linear,
@@ -938,12 +1030,14 @@ RULES: Mapping[str, Rule] = {
     "group_norm": _group_norm,
     "_weight_norm": _weight_norm,
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
+    "hstack": _stacked_along(1),
+    "vstack": _stacked_along(0),
     "stack": _stack,
     "slice": _slice,
     "narrow": _narrow,
     "select": _select,
     "unbind": _unbind,
-    **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"), _split),
     "permute": _permute,
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), _transpose),
     **dict.fromkeys(("t", "numpy_T", "mT", "matrix_H", "adjoint"), _reversed),
@@ -955,12 +1049,13 @@ RULES: Mapping[str, Rule] = {
     "repeat_interleave": _repeat_interleave,
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), _view),
     **dict.fromkeys(("view_as", "reshape_as"), _view_as),
-    "flatten": _flatten,
+    **dict.fromkeys(("flatten", "ravel"), _flatten),
     "unflatten": _unflatten,
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
     "channel_shuffle": _channel_shuffle,
     "im2col": _im2col,
+    "col2im": _col2im,
     "glu": _glu,
     **dict.fromkeys(("adaptive_avg_pool1d", "avg_pool1d", "max_pool1d", "max_pool1d_with_indices", "adaptive_max_pool1d"), _spatial(1)),
     **dict.fromkeys(("upsample_nearest1d", "upsample_linear1d", "_upsample_nearest_exact1d"), _spatial(1)),
@@ -972,12 +1067,17 @@ RULES: Mapping[str, Rule] = {
     "sum": _reduce("sum"),
     **dict.fromkeys(("mean", "var", "std", "var_mean", "std_mean"), _reduce("average")),
     **dict.fromkeys(("amax", "amin", "max", "min"), _reduce("extreme")),
-    **dict.fromkeys(("argmax", "argmin", "norm"), _reduce("freeze")),
-    **dict.fromkeys(("linalg_vector_norm", "logsumexp", "prod", "all", "any", "median"), _reduce("freeze")),
-    **dict.fromkeys(("cumsum", "cumprod", "sort", "topk", "flip", "roll", "argsort"), _along),
+    **dict.fromkeys(("argmax", "argmin", "logsumexp", "prod", "all", "any", "median", "count_nonzero"), _reduce("freeze")),
+    **dict.fromkeys(("norm", "linalg_vector_norm"), _norm),
+    "cosine_similarity": _cosine,
+    **dict.fromkeys(("cumsum", "cumprod", "sort", "topk", "flip", "roll", "argsort", "diff"), _along),
     "embedding": _embedding,
+    "embedding_bag": _embedding_bag,
     "index": _index,
     "index_select": _gather,
-    "grid_sampler": _grid_sample,
+    "gather": _gather_along,
+    "unfold": _windows,
+    "max_unpool2d": _unpool,
+    **dict.fromkeys(("grid_sampler", "grid_sampler_2d"), _grid_sample),
     "sym_numel": _number_of_elements,
 }
