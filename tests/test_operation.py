@@ -8,12 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils import _pytree as pytree
 
 from models import SMALL
 from niwaki.adoption import AdoptionError, adopt
 from niwaki.adoption.counter import counted_macs
 from niwaki.cost.count import count_macs, count_params, count_peak_activation
+from niwaki.deploy.source import class_text
 from niwaki.factor.factor import Limit
 from niwaki.factor.within import within
 from niwaki.net.axes import Run, axis, positions, unit_numbers
@@ -115,6 +117,24 @@ def test_one_hot_masks_are_slices(adopted):
     with torch.no_grad():
         for arch in members(network):
             assert_equal(net(inputs, one_hot(space, arch)), net(inputs, arch))
+
+
+@pytest.mark.parametrize("name", ["mobilenet-v3", "gpt", "odd"])
+def test_the_source_of_a_member_is_plain_pytorch_that_computes_the_same(name):
+    make, example, inputs = (
+        (Odd, torch.randn(1, 3, 4, 4), (torch.randn(2, 3, 4, 4),))
+        if name == "odd"
+        else (SMALL[name].make, SMALL[name].example(), SMALL[name].example(2, seed=1))
+    )
+    network, weights = adopt(lively(make()), example)
+    module = extract(supernet(network, weights), members(network)[0]).eval()
+    ShapeProp(module).propagate(*inputs)
+    namespace = {"torch": torch, "nn": nn, "Tensor": Tensor}
+    exec(class_text("Net", "A member.", module), namespace)
+    net = namespace["Net"]()
+    net.load_state_dict(module.state_dict())
+    with torch.no_grad():
+        assert_equal(net.eval()(*inputs), module(*inputs))
 
 
 def test_samples_keep_a_budget_exactly_and_the_count_is_that_of_enumeration():

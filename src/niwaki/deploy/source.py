@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 import re
 import textwrap
@@ -29,6 +30,7 @@ from niwaki.nn.build import module_name
 from niwaki.store.files import atomic_write
 
 LINE = 140
+MOST_WRITTEN = 1024  # numbers of a buffer that stand in the text, unless it has a formula
 NEGATIVE = "neg_"  # of metrics that are told as they are, too
 INFIX: Mapping[Any, str] = {
     function: sign
@@ -37,6 +39,9 @@ INFIX: Mapping[Any, str] = {
         "-": (operator.sub, torch.sub),
         "*": (operator.mul, torch.mul),
         "/": (operator.truediv, torch.div),
+        "//": (operator.floordiv,),
+        "%": (operator.mod,),
+        "**": (operator.pow,),
     }.items()
     for function in functions
 }
@@ -103,10 +108,10 @@ def source_of(
     parts = {
         "TITLE": _title(card),
         "IMPORTS": "".join(f"import {name}\n" for name in imports),
-        "PREPROCESS": _class(
+        "PREPROCESS": class_text(
             "Preprocess", f"{noun.capitalize()} as stored to what Net takes, float32 {_sizes(ready)}.", traced, {}, grouped=False
         ),
-        "NET": _class("Net", f"Preprocessed {noun}, float32 {_sizes(ready)}, to {given}.", module, factories, grouped=True),
+        "NET": class_text("Net", f"Preprocessed {noun}, float32 {_sizes(ready)}, to {given}.", module, factories, grouped=True),
     }
     if isinstance(stored, TableForm):
         parts |= {
@@ -132,11 +137,15 @@ def source_of(
 # --- one class from one graph -----------------------------------------------------------------------------------------
 
 
-def _class(name: str, docstring: str, module: fx.GraphModule, factories: Factories, *, grouped: bool) -> str:
-    """`class NAME(nn.Module)`: an attribute for every layer in order of execution, and a forward that a person would write."""
+def class_text(name: str, docstring: str, module: fx.GraphModule, factories: Factories | None = None, *, grouped: bool = True) -> str:
+    """`class NAME(nn.Module)`: an attribute for every layer in order of execution, and a forward that a person would write.
+
+    The shapes in its comments are those of the last `ShapeProp` over the module.
+    """
+    factories = factories or {}
     layers, steps = ["super().__init__()"], list[str]()
     variables = _Variables(module.graph)
-    defined = set[str]()
+    defined = {"training"}  # every module has it
     for block, nodes in _blocks(module.graph):
         definitions = list[str]()
         for node in nodes:
@@ -149,7 +158,8 @@ def _class(name: str, docstring: str, module: fx.GraphModule, factories: Factori
         steps += ["", f"# {block}: {_passage(nodes)}"] if grouped else []
         for node in nodes:
             steps += variables.step(node)
-    (parameter,) = [node for node in module.graph.nodes if node.op == "placeholder"]
+    layers += _rest(module, defined)
+    parameters = ", ".join(f"{node.target}: Tensor" for node in module.graph.nodes if node.op == "placeholder")
     (output,) = [node for node in module.graph.nodes if node.op == "output"]
     steps.append(f"return {_argument(output.args[0], variables)}")
     indented = "\n        "
@@ -159,7 +169,7 @@ def _class(name: str, docstring: str, module: fx.GraphModule, factories: Factori
     def __init__(self) -> None:
         {indented.join(layers)}
 
-    def forward(self, {parameter.target}: Tensor) -> Tensor:
+    def forward(self, {parameters}) -> Tensor:
         {indented.join(steps[1:] if grouped else steps)}'''.replace(f"{indented}\n", "\n\n")
 
 
@@ -254,7 +264,13 @@ def _expression(node: fx.Node, variables: _Variables) -> str:
     if node.target in INFIX and len(args) == 2 and not kwargs:
         return f"{args[0]} {INFIX[node.target]} {args[1]}"
     if node.target is operator.getitem:
-        return f"{args[0]}[{args[1]}]"
+        index = node.args[1]
+        inside = ", ".join(_index(one, variables) for one in index) if isinstance(index, tuple) and index else _index(index, variables)
+        return f"{args[0]}[{inside}]"
+    if node.target is getattr:
+        return f"{args[0]}.{node.args[1]}"
+    if node.target is operator.neg:
+        return f"-{args[0]}"
     return f"{_function(node.target)}({', '.join(args + kwargs)})"
 
 
@@ -264,11 +280,23 @@ def _argument(value: Any, variables: _Variables) -> str:
     if isinstance(value, (tuple, list)):
         inside = ", ".join(_argument(item, variables) for item in value)
         return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' if len(value) == 1 else ''})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_argument(item, variables)}" for key, item in value.items()) + "}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
     if isinstance(value, slice):
         return f"slice({_argument(value.start, variables)}, {_argument(value.stop, variables)}, {_argument(value.step, variables)})"
     if value is None or value is ... or isinstance(value, (bool, int, float, str, torch.dtype, torch.memory_format, torch.layout)):
         return "..." if value is ... else repr(value)
     raise ExportError(f"model.py cannot show {value!r}, an argument in the network's graph; numbers, text and tensors can be")
+
+
+def _index(value: Any, variables: _Variables) -> str:
+    """One part of an index: a slice as `1:3`."""
+    if not isinstance(value, slice):
+        return _argument(value, variables)
+    start, stop, step = ("" if part is None else _argument(part, variables) for part in (value.start, value.stop, value.step))
+    return f"{start}:{stop}" + (f":{step}" if step else "")
 
 
 def _function(function: Callable[..., Any] | str) -> str:
@@ -291,7 +319,7 @@ def _attribute(name: str) -> str:
     return f"self.{first}{inside}" if first.isidentifier() else f'getattr(self, "{first}"){inside}'
 
 
-def _containers(module: fx.GraphModule, name: str, defined: set[str]) -> list[str]:
+def _containers(module: nn.Module, name: str, defined: set[str]) -> list[str]:
     """The lines that make the parts which `name` is a part of, where they are not there yet."""
     lines, parts = [], name.split(".")[:-1]
     for at in range(1, len(parts) + 1):
@@ -304,6 +332,28 @@ def _containers(module: fx.GraphModule, name: str, defined: set[str]) -> list[st
 
 def _assignment(name: str, made: str) -> str:
     return f"{_attribute(name)} = {made}" if name.isidentifier() or "." in name else f'self.add_module("{name}", {made})'
+
+
+def _rest(module: nn.Module, defined: set[str]) -> list[str]:
+    """The lines for what the state dict holds beside: tensors that nothing reads, and further names of those that several layers share."""
+    first = dict[int, str]()
+    lines = list[str]()
+    tensors = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    inside = {name: any(name == other or name.startswith(f"{other}.") for other in defined if _is_leaf(module, other)) for name in tensors}
+    for name in sorted(tensors, key=lambda name: not inside[name]):
+        shared = first.setdefault(id(tensors[name]), name)
+        if inside[name] and shared == name:
+            continue
+        lines += _containers(module, name, defined)
+        lines += [f"{_attribute(name)} = {_attribute(shared)}"] if shared != name else _tensor_definition(module, name, tensors[name])
+    return ["", "# held, not read, or shared", *lines] if lines else []
+
+
+def _is_leaf(module: nn.Module, name: str) -> bool:
+    """Whether `name` is a layer or a tensor, and no module that only holds others."""
+    parent, _, last = name.rpartition(".")
+    held = module.get_submodule(parent)
+    return last not in held._modules or type(held._modules[last]) not in (nn.Module, nn.ModuleDict)
 
 
 def _definition(module: fx.GraphModule, node: fx.Node, factories: Factories) -> list[str]:
@@ -320,13 +370,17 @@ def _definition(module: fx.GraphModule, node: fx.Node, factories: Factories) -> 
     return [_assignment(name, made)]
 
 
-def _tensor_definition(module: fx.GraphModule, name: str, value: Tensor) -> list[str]:
+def _tensor_definition(module: nn.Module, name: str, value: Tensor) -> list[str]:
     home, _, leaf = name.rpartition(".")
     persistent = leaf not in module.get_submodule(home)._non_persistent_buffers_set
     at = _attribute(home) if home else "self"
     if isinstance(value, nn.Parameter):
-        return [f'{at}.register_parameter("{leaf}", nn.Parameter(torch.empty({tuple(value.shape)})))']  # load() fills it
+        form = f"torch.empty({tuple(value.shape)}{'' if value.dtype == torch.float32 else f', dtype={value.dtype}'})"
+        frozen = "" if value.requires_grad else ", requires_grad=False"
+        return [f'{at}.register_parameter("{leaf}", nn.Parameter({form}{frozen}))']  # load() fills it
     end = ")" if persistent else ", persistent=False)"
+    if persistent and value.numel() > MOST_WRITTEN and not _formula(value):  # load() fills it
+        return [f'{at}.register_buffer("{leaf}", torch.zeros({tuple(value.shape)}, dtype={value.dtype}))']
     if formula := _formula(value):
         text = f'{at}.register_buffer("{leaf}", {formula}{end}'
         return textwrap.wrap(text, LINE - 8, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
@@ -341,6 +395,8 @@ def _formula(rows: Tensor) -> str | None:
     if rows.dim() == 2 and len(rows) > 1 and torch.equal(rows, torch.eye(rows.shape[1], dtype=rows.dtype)[rows.argmax(1)]):
         dtype = "" if rows.dtype == torch.float32 else f", dtype={rows.dtype}"
         return f"torch.eye({rows.shape[1]}{dtype})[{rows.argmax(1).tolist()}]"
+    if rows.dim() >= 2 and rows.shape[-1] > 1 and rows.numel() > 4 and torch.equal(rows, torch.ones_like(rows).tril()):  # a causal mask
+        return f"torch.ones({tuple(rows.shape)}, dtype={rows.dtype}).tril()"
     if rows.dtype != torch.int64 or rows.dim() != 1 or len(rows) < 2:
         return None
     size, steps = len(rows), torch.arange(len(rows))

@@ -409,8 +409,19 @@ def _(layer: Operation, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx
         x, weight, bias, mean, var, _, momentum, eps, *_ = args
         training = True if mean is None else wires.attribute("training")
         return wires.call(nn.functional.batch_norm, x, mean, var, weight, bias, training, momentum, eps)
+    if layer.target in METHODS:
+        return wires.graph.create_node("call_method", METHODS[layer.target], _spread(args), {}, name=wires.name)
     function, given, options = written(layer, args, {key: wires.filled(value, inputs) for key, value in layer.keywords})
     return wires.graph.create_node("call_function", function, given, options, name=wires.name)
+
+
+# targets that people write as methods
+METHODS: Mapping[str, str] = {"aten.sym_size.int": "size", "aten.expand.default": "expand", "aten.contiguous.default": "contiguous"}
+
+
+def _spread(args: list[Any]) -> tuple[Any, ...]:
+    """A list of sizes as several arguments."""
+    return (args[0], *(part for value in args[1:] for part in (value if isinstance(value, list) else [value])))
 
 
 @connect.register

@@ -91,6 +91,16 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "aten.pixel_unshuffle.default": F.pixel_unshuffle,
     "aten.channel_shuffle.default": F.channel_shuffle,
     "aten.pad.default": F.pad,
+    "aten.unflatten.int": torch.unflatten,
+    "aten.masked_fill.Scalar": torch.masked_fill,
+    "aten.bitwise_not.default": torch.bitwise_not,
+    "aten.logical_not.default": torch.logical_not,
+    "aten.rsqrt.default": torch.rsqrt,
+    "aten.sqrt.default": torch.sqrt,
+    "aten.pow.Tensor_Scalar": torch.pow,
+    "aten.square.default": torch.square,
+    "aten.clamp.default": torch.clamp,
+    "aten.instance_norm.default": torch.instance_norm,
 }
 SIGNS: Mapping[str, Callable[..., Any]] = {
     f"aten.{name}.{form}": function
