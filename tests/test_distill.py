@@ -260,6 +260,8 @@ def test_shrink_learns_from_another_teacher_than_the_owners_network_where_one_is
     assert torch.allclose(found.logits(_batch()), module(_batch()), atol=1e-5)
     with pytest.raises(ConfigError, match=r"train.teacher_weight has no effect: the teacher is the owner's network"):
         asked_for("mine.py:net", "macs<=50%", method="morphnet", settings={"train.teacher_weight": 2.0}, own_task=True)
+    with pytest.raises(ConfigError, match=r"train.stored has no effect"):
+        asked_for("mine.py:net", "macs<=50%", method="morphnet", settings={"train.stored": 0.5}, own_task=True)
 
 
 def test_settings_of_a_teacher_without_a_teacher_are_named():

@@ -2,18 +2,24 @@
 
 import json
 import math
+import runpy
 from dataclasses import replace
 from itertools import pairwise, product
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import fx, nn
 
+import niwaki
 from niwaki.cost.count import COSTS
 from niwaki.deploy.predict import ExportedModel
 from niwaki.net.block import classifier, conv_bn_act
 from niwaki.net.control import Chain, Network, Residual
+from niwaki.net.edit import decode
 from niwaki.net.layer import Activation
 from niwaki.net.place import place, space_of
 from niwaki.nn.build import build
@@ -64,6 +70,7 @@ from niwaki.train.neighbourhood import (
 )
 from niwaki.train.pieces import CutError, assembled, balanced_cuts, cut_points, pieces_of
 from niwaki.train.recipe import Recipe
+from niwaki.zoo.mobile import mobile
 
 TASK = ImageClassification(digits())
 
@@ -116,6 +123,19 @@ def library(teacher, tmp_path_factory):
 def test_the_pieces_of_a_description_compute_what_the_teacher_computes(teacher, pieces):
     inputs, _ = TASK.batch(TASK.part("test")[:32], torch.device("cpu"))
     assert torch.equal(assembled(pieces)(inputs), teacher(inputs))
+
+
+def test_a_teacher_is_taken_apart_into_stages_or_blocks_and_what_learns_nothing_stays_with_what_it_follows(teacher):
+    names = [one.name for one in described(NETWORK, teacher, blocks=True)]
+    assert names == ["b1_down", "b1_res", "b2_down", "b2_res", "b3_down", "b3_res", "head"]
+    network = decode(mobile(32, 1), space_of(mobile(32, 1)).sample(Random(1)))
+    module = build(network, seed=0).eval()
+    for blocks, count in ((False, 6), (True, 9)):
+        places = described(network, module, blocks=blocks)
+        x = torch.randn(2, 1, 32, 32)
+        assert len(places) == count
+        assert torch.equal(assembled([one.teacher for one in places])(x), module(x))
+        assert [len(one.candidates) for one in places][-1] == 1  # the head
 
 
 def test_a_graph_is_cut_only_where_one_tensor_is_enough(teacher):
@@ -536,7 +556,7 @@ def test_moments_draw_what_they_say():
 # --- the whole of it, for a user ---
 
 
-def test_a_student_for_each_budget_from_one_library_tuned_and_exported(teacher, library):
+def test_a_student_for_each_budget_from_one_library_tuned_and_exported(teacher, library, monkeypatch, capsys):
     given = {"network": NETWORK, "variants": two, "settings": QUICK, "out": library.folder.parent, "workers": 1}
     found = student_search(
         teacher, TASK, "macs<=75%; macs<=50%", tune=Recipe(epochs=1, batch_size=32, lr=0.01), drift=True, export=False, **given
@@ -553,14 +573,14 @@ def test_a_student_for_each_budget_from_one_library_tuned_and_exported(teacher, 
     logits = ExportedModel(folder / "model.onnx").logits(TASK.images.test_images[:8])
     inputs, _ = TASK.batch(TASK.part("test")[:8], torch.device("cpu"))
     assert np.allclose(logits, student.module(inputs).detach(), atol=1e-3)
-    (next_one,) = student_search(
-        folder,
-        TASK,
-        "macs<=90%",
-        export=False,
-        **{**given, "network": None, "out": library.folder.parent / "next", "variants": lambda layer, shape: two(layer, shape)[-1:]},
-    ).students
-    assert next_one.figures["costs"]["macs"] <= 0.9 * student.figures["costs"]["macs"]  # a student teaches, too
+    # the example, with this student as what its search found: a student teaches, too
+    short = {**given, "network": None, "out": folder / "next", "variants": lambda layer, shape: two(layer, shape)[-1:], "export": False}
+    monkeypatch.setattr(niwaki, "search", lambda **_: SimpleNamespace(folder=folder))
+    monkeypatch.setattr(niwaki, "student_search", lambda where, task, budget, tune: student_search(where, task, budget, **short))
+    runpy.run_path(str(Path(niwaki.__file__).parents[2] / "examples" / "students.py"))
+    told = capsys.readouterr().out
+    assert told.count("multiply-adds; test accuracy") == 2
+    assert "macs<=50%" in told
 
 
 def test_any_module_is_cut_in_pieces_of_about_equal_size_and_loses_channels_that_nothing_outside_sees(tmp_path):

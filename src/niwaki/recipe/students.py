@@ -20,7 +20,7 @@ from niwaki.adoption import Adopted, AdoptionError, read
 from niwaki.adoption.axes import groups_of, positions
 from niwaki.cost.count import count_macs
 from niwaki.net.block import conv_bn_act
-from niwaki.net.control import Chain, Network, Repeat, Residual
+from niwaki.net.control import Chain, Network, Repeat
 from niwaki.net.edit import edit
 from niwaki.net.layer import Activation, BatchNorm, Conv, Flatten, GlobalPool, Layer, Linear
 from niwaki.net.place import labels, place, space_of
@@ -325,8 +325,8 @@ def _parts(layer: Layer, *, blocks: bool) -> Iterator[tuple[str, Layer]]:
 
 
 def _is_unit(layer: Chain) -> bool:
-    """A convolution with what belongs to it: it is not taken apart."""
-    return not any(isinstance(child, (Chain, Repeat, Residual)) for child in layer.layers)
+    """A chain with a convolution of its own, such as an inverted bottleneck: it is not taken apart."""
+    return any(isinstance(child, Conv) for child in layer.layers)
 
 
 def _ends_space(layer: Layer) -> bool:

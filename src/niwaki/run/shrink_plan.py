@@ -184,9 +184,11 @@ def asked_for(
         texts = [f"data.kind={kind}", f"data.path={data}", *texts]
     config = load_config(None, [text for text in texts if text not in own], given)
     idle = [key for key in changed(config) if not key.startswith(("data.", "train.")) and key not in ("seed", "threads", "device")]
+    recipe_keys = {f"train.{one.name}" for one in fields(Recipe)}
+    idle += [key for key in changed(config) if key.startswith("train.") and not key.startswith("train.teacher") and key not in recipe_keys]
     taught = [key for key in changed(config) if key.startswith("train.teacher") and config.train.teacher == "none"]
     if idle or taught:
-        problems = [f"{key} has no effect: shrink takes data.*, train.* and shrink.*" for key in idle]
+        problems = [f"{key} has no effect: shrink takes data.*, shrink.*, and train.* as far as it is about the training" for key in idle]
         why = "the teacher is the owner's network, see shrink.distill, where train.teacher names no other"
         raise ConfigError("the settings", problems + [f"{key} has no effect: {why}" for key in taught])
     if not own_task and data is None and not any(text.strip().startswith("data.") for text in texts):
