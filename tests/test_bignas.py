@@ -40,6 +40,7 @@ from niwaki.factor.eliminate import even
 from niwaki.gradient.train_once import BANDS, Phase, TrainOnce, TrainOnceSearch, kinds_of, squared_error
 from niwaki.net.block import classifier, conv_bn_act, mbconv
 from niwaki.net.control import OneOf, Repeat
+from niwaki.nn.importance import important_first
 from niwaki.nn.residual import drop_connect, residual_ends, thinned, zero_last_gammas_
 from niwaki.nn.supernet import extract, supernet
 from niwaki.recipe import bignas as recipe
@@ -653,6 +654,52 @@ def test_any_strategy_may_select_and_what_it_cannot_evaluate_is_told():
         next(trained.net.parameters()).fill_(float("nan"))
     with pytest.raises(NothingBest, match="none of 3 members within macs<=50% could be evaluated: with shared weights its loss is nan"):
         trained.best("macs<=50%", evaluations=3)
+
+
+class Owned(nn.Module):
+    """A residual network as its owner wrote it, with BatchNorm statistics that are not the initial ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.conv1, self.bn1 = nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.conv2, self.bn2 = nn.Conv2d(16, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.drop, self.head = nn.Dropout(0.2), nn.Linear(8 * 8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+        return self.head(self.drop(x.mean(3).flatten(1)))
+
+
+def test_an_adopted_model_is_trained_once_from_its_owners_weights():
+    torch.manual_seed(0)
+    model, task = Owned(), images()
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if "running" in name:
+                value.copy_(torch.rand_like(value) + 0.5)
+    network, weights = niwaki.adopt(model.eval(), torch.zeros(1, 1, 8, 8))
+    x, _ = task.batch(task.part("test"), torch.device("cpu"))
+    trained = niwaki.train_once(network, task, weights=weights, epochs=1, lr=1e-12)
+    assert (trained.biggest, trained.smallest) == (trained.search.costs["macs"].maximum()[1], trained.search.costs["macs"].minimum()[1])
+    whole = extract(trained.net, trained.biggest).eval()
+    with torch.no_grad():  # statistics moved in training; the owner's own again, the whole is the owner's, its units in another order
+        ordered = important_first(network, weights)
+        for name, value in whole.state_dict().items():
+            if "running" in name:
+                value.copy_(ordered[name])
+        torch.testing.assert_close(whole(x), model(x), rtol=1e-4, atol=1e-4)
+    net = trained.net.train()
+    with torch.no_grad(), without_dropout(net):
+        assert torch.equal(net(x, trained.smallest), net(x, trained.smallest))
+    with torch.no_grad():
+        assert not torch.equal(net(x, trained.biggest), net(x, trained.biggest))
+    trained = niwaki.train_once(network, task, weights=weights, epochs=10, lr=0.1)
+    (small, module), (large, _) = trained.best("macs<=30%", evaluations=8), trained.best("macs<=100%", evaluations=8)
+    assert trained.metrics(small)["macs"] <= 0.3 * trained.search.costs["macs"].maximum()[0] < trained.metrics(large)["macs"]
+    assert min(trained.test(small)["accuracy"], trained.test(large)["accuracy"]) >= 0.9
+    assert {type(one).__module__.partition(".")[0] for one in module.modules() if one is not module} == {"torch"}
 
 
 # --- the published space and recipes ----------------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ class TrainOnceSearch:
         everywhere = within(self.space, ())
         self.spaces = tuple(spaces) if spaces and method.members == "within" else (everywhere,)
         self.biggest, self.smallest = self.macs.maximum()[1], self.macs.minimum()[1]
-        adopted = any(isinstance(item.layer, Operation) for item in place(network).items)
+        adopted = is_adopted(network)
         self.net = supernet(network, weights if adopted else None, seed=derive_seed(seed, "supernet"))
         if weights is not None and not adopted:
             self.net.load_state_dict(dict(weights))
@@ -452,6 +452,11 @@ class TrainOnceSearch:
             self.teacher.load_state_dict(teacher)
         self.step, self._sums = state["step"], list(state["sums"])
         self.history = [TrainOnceRecord(**record) for record in state["history"]]
+
+
+def is_adopted(network: Network) -> bool:
+    """Whether `network` is a model of an owner's, whose weights go by the owner's names."""
+    return any(isinstance(item.layer, Operation) for item in place(network).items)
 
 
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:

@@ -23,10 +23,11 @@ from niwaki.deploy.audit import Audit
 from niwaki.deploy.export import capture, export_onnx
 from niwaki.evaluate.shared import SharedWeights
 from niwaki.factor.within import Within, within
-from niwaki.gradient.train_once import TrainOnce, TrainOnceRecord, TrainOnceSearch
+from niwaki.gradient.train_once import TrainOnce, TrainOnceRecord, TrainOnceSearch, is_adopted
 from niwaki.net.control import Network
 from niwaki.net.place import space_of
 from niwaki.net.text import network_hash
+from niwaki.nn.importance import important_first
 from niwaki.nn.supernet import Supernet
 from niwaki.objective import Objective
 from niwaki.recipe import bignas
@@ -150,7 +151,7 @@ def train_once(
 
     method: "bignas", "attentivenas", "alphanet" or "ofa", at the size of the data (`recipe.bignas.small`), or all of it as a `TrainOnce`. epochs, lr:
     of a method by name; left out, as many epochs as one network is trained for. weights: of the owner's model, as `adopt` gives them with its
-    network, to begin with. budgets: where they are known, members are drawn within them in training. out: a folder that keeps the state, so that the
+    network, to begin with; the units of every group are put in order of importance first, for a smaller member has the first ones. budgets: where they are known, members are drawn within them in training. out: a folder that keeps the state, so that the
     same call goes on where it was stopped, and ends with the same bits.
     """
     _, batch_size, most = default_recipe(task)
@@ -163,7 +164,10 @@ def train_once(
         network, task, asked_budgets, costs, AskTell(RandomSearch(), 1, "shared", chosen), Recipe(), Recipe(), seed=seed, device=device
     )
     spaces = [within(space_of(network), budget.limits) for budget in asked_budgets]
-    learner = TrainOnceSearch(network, task, spaces, chosen, weights=weights, seed=seed, device=device)
+    start = weights
+    if weights is not None and is_adopted(network):
+        start = important_first(network, weights)
+    learner = TrainOnceSearch(network, task, spaces, chosen, weights=start, seed=seed, device=device)
     progress = progress or Silent()
     if out is None:
         progress.phase("training once", learner.total_steps)
