@@ -38,7 +38,7 @@ def kept():
     return {path: path.read_bytes() for path in [harness.README, *harness.RESULTS.glob("*"), *BENCHMARKS.glob("work/**/*.json")]}
 
 
-@pytest.mark.parametrize("script", ["masks", "algebra", "search_pays", "shows digits", "feasible"])
+@pytest.mark.parametrize("script", ["masks", "algebra", "search_pays", "shows digits", "feasible", "bignas --workers 1"])
 def test_a_quick_run_ends_with_its_table_and_keeps_nothing(script):
     before = kept()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
