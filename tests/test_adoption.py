@@ -527,3 +527,23 @@ def test_what_was_cut_can_be_read_again():
     cut = adopted.cut({"patch": range(8), "attention.qkv": [0, 2]})
     again = check(cut, torch.randn(1, 3, 8, 8))
     assert units(again) == {"patch": 8, "attention.qkv": 2, "mlp.0": 20}
+
+
+def test_a_deep_copy_keeps_unread_weights_and_leaves_constants_out_of_the_state_dict():
+    class Unread(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = nn.Module()
+            self.part.used, self.part.unused = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.register_buffer("shift", torch.ones(4), persistent=False)
+
+        def forward(self, x):
+            return self.part.used(x) * torch.tensor([1.0, 2.0, 3.0, 4.0]) + self.shift
+
+    model = Unread()
+    adopted = check(model, torch.randn(1, 3))
+    copied = copy.deepcopy(copy.deepcopy(adopted.module))
+    assert list(copied.state_dict()) == list(model.state_dict())
+    x = torch.randn(2, 3)
+    assert_close(copied(x), model(x))
+    assert copied.part.used.weight is not adopted.module.part.used.weight

@@ -56,7 +56,36 @@ def plain_module(
     for path, layer in layers.items():
         _attach(module, path, layer)
     module.graph = copied
+    _copy_whole_(module)
     return module.eval()
+
+
+def _copy_whole_(module: fx.GraphModule) -> None:
+    own_class: Any = type(module)  # fx gives every graph module one
+    own_class.__deepcopy__ = _copied_whole
+
+
+def _copied_whole(module: fx.GraphModule, memo: dict[int, Any]) -> fx.GraphModule:
+    """A deep copy that has what the graph does not read, too, and whose buffers outside the state dict stay there: fx forgets both."""
+    new = fx.GraphModule.__deepcopy__(module, memo)
+    _restore(module, new, memo)
+    _copy_whole_(new)
+    return new
+
+
+def _restore(old: nn.Module, new: nn.Module, memo: dict[int, Any]) -> None:
+    for name, tensor in [*old._parameters.items(), *old._buffers.items()]:
+        if tensor is not None and not hasattr(new, name):
+            _put(new, name, copy.deepcopy(tensor, memo))
+    new._non_persistent_buffers_set = set(old._non_persistent_buffers_set)
+    new._parameters = {name: new._parameters[name] for name in [*old._parameters, *new._parameters] if name in new._parameters}
+    new._buffers = {name: new._buffers[name] for name in [*old._buffers, *new._buffers] if name in new._buffers}
+    for name, child in old._modules.items():
+        if child is not None and new._modules.get(name) is None:
+            new.add_module(name, copy.deepcopy(child, memo))
+        elif child is not None:
+            _restore(child, new.get_submodule(name), memo)
+    new._modules = {name: new._modules[name] for name in [*old._modules, *new._modules] if name in new._modules}
 
 
 def resolved(value: Any, alive: Mapping[str, int]) -> Any:
