@@ -101,6 +101,7 @@ def test_all_combinations_share_what_begins_alike_and_are_what_they_are_by_thems
     truth = {"assembled": [], "recalibrated": []}
     found = _walk(PLAN, library, task, truth)
     names = [[each.name for each in library.options(one)] for one in places]
+    assert names == [["inner-0.5", "width-0.5"]] * 4 + [["keep"]]  # without the teacher's own, but for the head
     assert [tuple(choice.values()) for choice, _ in found] == list(product(*names))
     hold = task.part("validation")[: PLAN.judged]
     inputs, _ = task.batch(hold, torch.device("cpu"))

@@ -82,8 +82,9 @@ class Settings:
 
     half: activations are kept as float16. copies: augmented copies of each example that students learn on; 0: the examples as they are.
     noise: None, or how many inputs of each piece are drawn by the moments that the teacher's BatchNorm layers remember, instead of any data;
-    inherit: students start from the teacher's weights, as far as they have these (see `inherit_`); False: from random ones.
-    real: so many true examples are mixed into them. allowed: drop of the metric that a boundary may cause alone. kappa: see `local`.
+    real: so many true examples are mixed into them. allowed: drop of the metric that a boundary may cause alone, at relative variances
+    `levels` of noise. kappa: see `local`. inherit: students start from the teacher's weights, as far as they have these (see `inherit_`);
+    False: from random ones.
     """
 
     how: Distilling = field(default_factory=Distilling)
@@ -370,7 +371,7 @@ def build_library(
     curves = [measured[min(at + shift, len(measured) - 1)] for at in range(len(measured))]
     bears = tuple(threshold(settings.levels, curve, clean, settings.allowed) for curve in curves)
     return Library(
-        places, task, settings, results, bears, tuple(map(tuple, curves)), clean, (tuple(paths), tuple(targets)), folder, seed, device
+        places, task, settings, results, bears, tuple(map(tuple, curves)), clean, (tuple(paths), tuple(targets)), folder, seed, device, keep
     )
 
 
