@@ -147,7 +147,9 @@ def fashion(plan: Plan, where: str, seed: int) -> dict[str, Any]:
         train, task=task, recipe=end_to_end(plan.teacher_epochs), indices=part, seed=seed
     ))  # fmt: skip
     taught_s = time.process_time() - began
-    settings = Settings(Distilling(replace(ADAM, epochs=plan.student_epochs, batch_size=64, lr=1e-2)), half=True, allowed=FLAT, levels=LEVELS)
+    settings = Settings(
+        Distilling(replace(ADAM, epochs=plan.student_epochs, batch_size=64, lr=1e-2)), half=True, allowed=FLAT, levels=LEVELS
+    )
     places = described(network, teacher, variants=chosen_variants)
     library = build_library(places, task, folder / "library", settings, seed=seed, keep=False)
     half = {one.name: HALF if len(one.candidates) > 1 else KEEP for one in places}
