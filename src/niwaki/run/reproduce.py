@@ -21,8 +21,10 @@ from niwaki.run.experiments import (
     committees,
     crank,
     dmasking,
+    figs,
     irlas,
     mnasnet,
+    morphnet,
     multihardware,
     multihashing,
     multipath,
@@ -62,6 +64,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     committees.EXPERIMENT,
     neighbourhood.EXPERIMENT,
     bignas.EXPERIMENT,
+    morphnet.EXPERIMENT,
+    figs.EXPERIMENT,
 )
 METHODS = {name: experiment for experiment in EXPERIMENTS for name in experiment.names}
 
