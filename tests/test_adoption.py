@@ -31,7 +31,7 @@ def randomised(model):
 
 def assert_close(found, expected):
     for one, other in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * max(1.0, float(other.abs().max())))
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * max(1.0, float(other.detach().abs().max())))
 
 
 def some_units(adopted, seed):

@@ -23,9 +23,9 @@ from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from niwaki.adoption.axes import AdoptionError
+from niwaki.adoption.batch import Arguments, batch_axis, has_rows, run, side_by_side
 
 aten = torch.ops.aten
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Example = Any  # a tensor, a tuple of positional arguments, or a dict of keyword arguments
 ROWS = 5  # a batch of one is repeated to this many while the graph is captured: torch.export takes sizes 0 and 1 for constants
 MODULE_STATE = frozenset(vars(nn.Module()))  # the tables of parameters, buffers, children and hooks
@@ -59,7 +59,7 @@ def capture(model: nn.Module, example: Example) -> Captured:
     arguments = pytree.tree_map(_on_cpu, arguments_of(example))
     bound = _bind(owner, *arguments)
     outputs = _outputs(owner, arguments)
-    program, batch = _export(owner, arguments, bound, _batch_axis(owner, arguments, outputs))
+    program, batch = _export(owner, arguments, bound, batch_axis(owner, arguments, outputs))
     notes += [f"{name} asks whether it is trained: what it does only then is not read, dropout aside" for name in _asking_for_mode(owner)]
     if batch is None:
         notes.append("the batch size is the example's: the model works it into a number, or its first axis is no batch")
@@ -81,6 +81,15 @@ def overload(node: fx.Node) -> Any:
 def name_of(node: fx.Node) -> str:
     """`conv2d`: the name of the aten operator that a node calls, without its form; empty if it calls something else."""
     return overload(node).overloadpacket.__name__ if overload(node) is not None else ""
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """Arguments of an aten operator by name, defaults included."""
+    named = {}
+    for number, argument in enumerate(overload(node)._schema.arguments):
+        given = node.args[number] if number < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
+        named[argument.name] = given
+    return named
 
 
 def place_in_code(node: fx.Node) -> str:
@@ -162,16 +171,10 @@ def _shape(value: Any) -> str:
     )
 
 
-def _run(owner: nn.Module, arguments: Arguments) -> Any:
-    args, kwargs = copy.deepcopy(arguments)
-    with torch.no_grad():
-        return owner(*args, **kwargs)
-
-
 def _outputs(owner: nn.Module, arguments: Arguments) -> list[Any]:
     """What the model gives for the example, as it is, before anything is asked of torch.export."""
     try:
-        outputs = pytree.tree_leaves(_run(owner, arguments))
+        outputs = pytree.tree_leaves(run(owner, arguments))
     except Exception as error:
         given = ", ".join(_shape(value) for value in pytree.tree_leaves(arguments))
         raise AdoptionError(f"the model does not run on the example ({given}): {_where(error)}{type(error).__name__}: {error}") from error
@@ -180,83 +183,13 @@ def _outputs(owner: nn.Module, arguments: Arguments) -> list[Any]:
     return outputs
 
 
-def _batch_axis(owner: nn.Module, arguments: Arguments, outputs: Sequence[Any]) -> tuple[int | None, int]:
-    """The axis of the inputs along which rows do not know of each other: 0, or 1 where time comes first, or none; and how many outputs have it.
-
-    The example is given together with another one made of it, the two side by side along the axis; every output must then be what the
-    two give alone, side by side along one axis, or be the same as before.
-    """
-    if not _are_equal(pytree.tree_leaves(_run(owner, arguments)), outputs):
-        return 0, 0  # the model draws random numbers: nothing can be told
-    for axis in (0, 1):
-        try:
-            other = _changed(arguments, axis)
-            alone = pytree.tree_leaves(_run(owner, other))
-            together = pytree.tree_leaves(_run(owner, _side_by_side([arguments, other], axis)))
-        except Exception:
-            continue  # whatever stops it: along this axis there is no batch
-        if (found := _side_by_side_outputs(together, outputs, alone)) is not None:
-            return axis, found
-    return None, 0
-
-
-def _changed(arguments: Arguments, axis: int) -> Arguments:
-    """Inputs with other values of the same kind."""
-    return pytree.tree_map(lambda leaf: _other_values(leaf) if _has_rows(leaf, arguments, axis) else leaf, arguments)
-
-
-def _other_values(leaf: Tensor) -> Tensor:
-    other = leaf.flip(tuple(range(leaf.dim())))
-    if leaf.is_floating_point():
-        return 0.75 * other + 0.25 * leaf
-    return torch.zeros_like(leaf) if torch.equal(other, leaf) else other
-
-
-def _side_by_side_outputs(together: Sequence[Any], outputs: Sequence[Any], alone: Sequence[Any]) -> int | None:
-    """How many outputs are those of the two examples side by side; None if some output is neither that nor unchanged."""
-    found = 0
-    for both, one, other in zip(together, outputs, alone, strict=True):
-        if not isinstance(both, Tensor):
-            continue
-        grown = [dim for dim in range(one.dim()) if both.shape[dim] != one.shape[dim]]
-        parts = both.split(one.shape[grown[0]], grown[0]) if len(grown) == 1 else [both, both]
-        if len(parts) != 2 or not _are_equal(parts, [one, other]):
-            return None
-        found += len(grown)
-    return found or None
-
-
-def _are_equal(some: Sequence[Any], others: Sequence[Any]) -> bool:
-    pairs = [(one, other) for one, other in zip(some, others, strict=True) if isinstance(one, Tensor)]
-    return all(
-        one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=1e-3, atol=1e-4, equal_nan=True)
-        for one, other in pairs
-    )
-
-
-def _side_by_side(examples: Sequence[Arguments], axis: int) -> Arguments:
-    """Examples as one: inputs with a batch one after another, the others as in the first."""
-    leaves = [pytree.tree_flatten(example) for example in examples]
-    rows = [
-        torch.cat(each, axis) if _has_rows(each[0], examples[0], axis) else each[0]
-        for each in zip(*(flat for flat, _ in leaves), strict=True)
-    ]
-    return pytree.tree_unflatten(rows, leaves[0][1])
-
-
-def _has_rows(leaf: Any, arguments: Any, axis: int) -> bool:
-    """Whether an input has the batch: as many rows as the first input that has such an axis."""
-    sizes = [each.shape[axis] for each in pytree.tree_leaves(arguments) if isinstance(each, Tensor) and each.dim() > axis]
-    return isinstance(leaf, Tensor) and leaf.dim() > axis and leaf.shape[axis] == sizes[0]
-
-
 def _export(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch: tuple[int | None, int]) -> tuple[Any, int | None]:
     """The exported program, with the axis of the batch if its size is free."""
     axis, outputs = batch
     if axis is not None:
-        rows = next(leaf.shape[axis] for leaf in pytree.tree_leaves(arguments) if _has_rows(leaf, arguments, axis))
-        args, kwargs = _side_by_side([arguments] * ROWS, axis) if rows == 1 else arguments
-        free = pytree.tree_map(lambda leaf: {axis: torch.export.Dim.AUTO} if _has_rows(leaf, bound, axis) else None, bound)
+        rows = next(leaf.shape[axis] for leaf in pytree.tree_leaves(arguments) if has_rows(leaf, arguments, axis))
+        args, kwargs = side_by_side([arguments] * ROWS, axis) if rows == 1 else arguments
+        free = pytree.tree_map(lambda leaf: {axis: torch.export.Dim.AUTO} if has_rows(leaf, bound, axis) else None, bound)
         try:
             with _quietly():
                 program = torch.export.export(owner, args, kwargs, dynamic_shapes=free, strict=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -15,7 +16,12 @@ from torch.utils import _pytree as pytree
 from niwaki.adoption.capture import Captured, layer_of, overload, place_in_code
 from niwaki.adoption.groups import Array, Units, fixed
 
+Arguments = Mapping[str, Any]  # of an operator, by name
 Axes = list[Array]  # one array of units per axis of a tensor
+
+
+class NotUnderstoodError(Exception):
+    """A rule that meets a case it does not cover; the operator is opaque then."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,28 @@ class Reading:
     def join(self, a: Array, b: Array) -> None:
         self.units.join(a, b)
 
+    def tie_along(self, table: Array, keep: int) -> None:
+        """Units that differ only along the axes of `table` other than `keep` become one."""
+        lines = np.moveaxis(table, keep, 0).reshape(table.shape[keep], -1)
+        for other in lines.T[1:]:
+            self.join(lines[:, 0], other)
+
+    def join_broadcast(self, operands: Sequence[Axes]) -> Axes:
+        """Axes of a pointwise operator on several tensors: joined where they meet, right-aligned; an axis of one position meets nothing."""
+        rank = max(map(len, operands))
+        found: Axes = []
+        for axis in range(-rank, 0):
+            here = [axes[axis] for axes in operands if len(axes) >= -axis]
+            wide = [units for units in here if len(units) > 1] or here[:1]
+            for one, other in pairwise(wide):
+                self.join(one, other)
+            found.append(wide[0])
+        return found
+
+    def tensors_in(self, node: fx.Node) -> list[fx.Node]:
+        """What a node is given that has axes."""
+        return [value for value in node.all_input_nodes if self.axes.get(value) is not None]
+
     def meet(self, reader: fx.Node, value: Any, axis: int) -> None:
         """`reader` sums over this axis of `value`."""
         if isinstance(value, fx.Node) and not self.is_fixed(self.of(value)[axis]):
@@ -132,6 +160,9 @@ class Reading:
             yield from (value for value in pytree.tree_leaves(arguments) if isinstance(value, np.ndarray))
         for products in self.macs.values():
             yield from (extent.units for product in products for extent in product.extents)
+
+
+Rule = Callable[[Reading, fx.Node, Arguments], Any]  # joins and freezes units, gives the axes of what a node gives
 
 
 def rows_as_captured(size: Any) -> int:

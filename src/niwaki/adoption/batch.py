@@ -1,0 +1,90 @@
+"""Which axis of a model's inputs is the batch: found by trying, since a graph does not tell time from rows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional and by name
+
+
+def run(owner: nn.Module, arguments: Arguments) -> Any:
+    """Outputs of a model that may write to what it is given."""
+    args, kwargs = copy.deepcopy(arguments)
+    with torch.no_grad():
+        return owner(*args, **kwargs)
+
+
+def batch_axis(owner: nn.Module, arguments: Arguments, outputs: Sequence[Any]) -> tuple[int | None, int]:
+    """The axis of the inputs along which rows do not know of each other: 0, or 1 where time comes first, or none; and how many outputs have it.
+
+    The example is given together with another one made of it, the two side by side along the axis; every output must then be what the
+    two give alone, side by side along one axis, or be the same as before.
+    """
+    if not _are_equal(pytree.tree_leaves(run(owner, arguments)), outputs):
+        return 0, 0  # the model draws random numbers: nothing can be told
+    for axis in (0, 1):
+        try:
+            other = _changed(arguments, axis)
+            alone = pytree.tree_leaves(run(owner, other))
+            together = pytree.tree_leaves(run(owner, side_by_side([arguments, other], axis)))
+        except Exception:
+            continue  # whatever stops it: along this axis there is no batch
+        if (found := _outputs_of_both(together, outputs, alone)) is not None:
+            return axis, found
+    return None, 0
+
+
+def _changed(arguments: Arguments, axis: int) -> Arguments:
+    """Inputs with other values of the same kind."""
+    return pytree.tree_map(lambda leaf: _other_values(leaf) if has_rows(leaf, arguments, axis) else leaf, arguments)
+
+
+def _other_values(leaf: Tensor) -> Tensor:
+    other = leaf.flip(tuple(range(leaf.dim())))
+    if leaf.is_floating_point():
+        return 0.75 * other + 0.25 * leaf
+    return torch.zeros_like(leaf) if torch.equal(other, leaf) else other
+
+
+def _outputs_of_both(together: Sequence[Any], outputs: Sequence[Any], alone: Sequence[Any]) -> int | None:
+    """How many outputs are those of the two examples side by side; None if some output is neither that nor unchanged."""
+    found = 0
+    for both, one, other in zip(together, outputs, alone, strict=True):
+        if not isinstance(both, Tensor):
+            continue
+        grown = [dim for dim in range(one.dim()) if both.shape[dim] != one.shape[dim]]
+        parts = both.split(one.shape[grown[0]], grown[0]) if len(grown) == 1 else [both, both]
+        if len(parts) != 2 or not _are_equal(parts, [one, other]):
+            return None
+        found += len(grown)
+    return found or None
+
+
+def _are_equal(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    pairs = [(one, other) for one, other in zip(some, others, strict=True) if isinstance(one, Tensor)]
+    return all(
+        one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=1e-3, atol=1e-4, equal_nan=True)
+        for one, other in pairs
+    )
+
+
+def side_by_side(examples: Sequence[Arguments], axis: int) -> Arguments:
+    """Examples as one: inputs with a batch one after another, the others as in the first."""
+    leaves = [pytree.tree_flatten(example) for example in examples]
+    rows = [
+        torch.cat(each, axis) if has_rows(each[0], examples[0], axis) else each[0]
+        for each in zip(*(flat for flat, _ in leaves), strict=True)
+    ]
+    return pytree.tree_unflatten(rows, leaves[0][1])
+
+
+def has_rows(leaf: Any, arguments: Any, axis: int) -> bool:
+    """Whether an input has the batch: as many rows as the first input that has such an axis."""
+    sizes = [each.shape[axis] for each in pytree.tree_leaves(arguments) if isinstance(each, Tensor) and each.dim() > axis]
+    return isinstance(leaf, Tensor) and leaf.dim() > axis and leaf.shape[axis] == sizes[0]
