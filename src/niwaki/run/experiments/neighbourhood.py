@@ -153,6 +153,7 @@ def fashion(plan: Plan, where: str, seed: int) -> dict[str, Any]:
     places = described(network, teacher, variants=chosen_variants)
     library = build_library(places, task, folder / "library", settings, seed=seed, keep=False)
     half = {one.name: HALF if len(one.candidates) > 1 else KEEP for one in places}
+    trained = {key: one for key, one in library.trained.items() if key[1] != KEEP}
     result = {
         "teacher": _tested(teacher, task),
         "teacher_s": taught_s,
@@ -161,8 +162,8 @@ def fashion(plan: Plan, where: str, seed: int) -> dict[str, Any]:
         "half": _half(plan, library, half, teacher, task, seed),
         "bears": library.bears,
         "curves": library.curves,
-        "errors": {f"{name} {candidate}": one.error.relative_mse for (name, candidate), one in library.trained.items()},
-        "seconds": {f"{name} {candidate}": one.seconds for (name, candidate), one in library.trained.items()},
+        "errors": {f"{name} {candidate}": one.error.relative_mse for (name, candidate), one in trained.items()},
+        "seconds": {f"{name} {candidate}": one.seconds for (name, candidate), one in trained.items()},
         **_searched(plan, library, task, seed),
     }
     for boundaries in (folder / "library").glob("boundaries-*"):
@@ -578,7 +579,7 @@ def _about(results: dict[str, Any], found: list[dict[str, Any]], without: list[d
         f"Fashion-MNIST, {plan['images']:,} images of which a fifth is for validation, {TEST:,} test images; a teacher of four blocks of two "
         f"convolutions, {found[0]['macs']:,} multiply-adds, {plan['teacher_epochs']} epochs, test accuracy "
         f"{bootstrap([one['teacher'] for one in found]).text(1, scale=100, unit=' %')}. {plan['seeds']} seeds, 95 % intervals bootstrapped over them "
-        f"(over seeds and budgets for searches). Five candidates for each block, {plan['student_epochs']} epochs each: {trained - 1} trainings, "
+        f"(over seeds and budgets for searches). Five candidates for each block, {plan['student_epochs']} epochs each: {trained} trainings, "
         f"{bootstrap(each).text(0)} s of CPU in all, for {len(found[0]['combinations']['macs'])} combinations.",
         "A candidate has the same bits trained alone, beside others and in another process, a student that is the teacher's piece has no error, and "
         "the knapsack is what brute force finds: tests/test_neighbourhood.py.",
