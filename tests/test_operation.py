@@ -203,12 +203,27 @@ def test_a_built_member_starts_from_a_seed_and_follows_the_device_of_its_input()
 
 
 def test_where_no_soft_rule_exists_the_operation_is_named_and_hard_decisions_still_run():
-    network, weights = adopt(lively(SMALL["convnext"].make()), SMALL["convnext"].example())
-    net, space = supernet(network, weights).eval(), space_of(network)
+    width = Choice((2, 4), "/width")
+    first = Operation("aten.linear.default", (In(0), Weight("a.weight", (axis(width), axis(3)))), shape=(axis(width),))
+    soft = Operation("aten.softmax.int", (In(0), 1), shape=(axis(width),))
+    last = Operation("aten.linear.default", (In(0), Weight("b.weight", (axis(2), axis(width)))), shape=(axis(2),))
+    graph = Graph((("a", Node(first)), ("chances", Node(soft, ("a",))), ("b", Node(last, ("chances",)))))
+    net = supernet(Network(graph, (3,))).eval()
+    x = torch.randn(5, 3)
+    with torch.no_grad():
+        assert_equal(net(x, {"width": 2}), extract(net, space_of(net.network).architecture({"width": 2}))(x))
+    with pytest.raises(SpaceError, match=r"chances: aten\.softmax\.int has no rule for soft widths.*decide width by an option"):
+        net(x, {"width": torch.tensor([0.5, 0.5])})
+
+
+@pytest.mark.parametrize("name", ["convnext", "retina"])
+def test_norms_over_searched_channels_weigh_each_by_how_likely_it_is_alive(name):
+    torch.manual_seed(0)
+    network, weights = adopt(lively(SMALL[name].make()), SMALL[name].example())
+    net, space, inputs = supernet(network, weights).eval(), space_of(network), SMALL[name].example(2, seed=1)
     arch = members(network, 1)[0]
-    with torch.no_grad(), pytest.raises(SpaceError, match=r"aten\.mean\.dim has no rule for soft widths.*decide .* by an option"):
-        net(SMALL["convnext"].example(2)[0], one_hot(space, arch))
-    assert net(SMALL["convnext"].example(2)[0], arch).shape[0] == 2
+    with torch.no_grad():
+        assert_equal(net(inputs, one_hot(space, arch)), net(inputs, arch))
 
 
 def test_runs_say_which_positions_a_smaller_axis_keeps():

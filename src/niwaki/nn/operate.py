@@ -414,6 +414,12 @@ class Call:
         self._numbers = iter(range(len(self.weights)))
         self.arguments = [self._compiled(value) for value in layer.arguments]
         self.keywords = {key: self._compiled(value) for key, value in layer.keywords}
+        self.special = layer.target in (RETURN, UNUSED) or self.kind in ("batch_norm", "dropout", "feature_dropout")
+        if not self.special:  # what is the same in every call is worked out once
+            self.function, given, self.options = written(layer, self.arguments, self.keywords)
+            self.given = list(given)
+            self.slots = [at for at, value in enumerate(given) if _is_filled(value)]
+            self.option_slots = [key for key, value in self.options.items() if _is_filled(value)]
         self.open = [(at, axis) for at, axis in enumerate(item.shape.axes or ()) if scope(*(run.units for run in axis))]
         self.masks = [_Mask(at, len(item.shape.axes or ()), axis, ask, item.condition) for at, axis in self.open]
         self.inputs_open = [[at for at, axis in enumerate(shape.axes or ()) if _is_open(axis)] for shape in item.input_shapes]
@@ -425,27 +431,35 @@ class Call:
     # --- hard -----------------------------------------------------------------------------------------------------------
 
     def __call__(self, inputs: Sequence[Feature], known: Answers, layers: nn.ModuleDict) -> Feature:
-        if self.kind == RETURN:
-            return Feature(self._filled(self.arguments[0], [feature.whole() for feature in inputs], layers))
-        if self.kind == UNUSED:
-            return Feature(None)  # type: ignore[arg-type]
-        if not self.soft:
-            return Feature(self.run([feature.whole() for feature in inputs], layers))
-        return self._soft(inputs, known, layers)
+        if self.soft and self.kind not in (RETURN, UNUSED):
+            return self._soft(inputs, known, layers)
+        return Feature(self.run([feature.whole() for feature in inputs], layers))
 
     def run(self, tensors: Sequence[Any], layers: nn.ModuleDict, scale: Callable[[Tensor], Tensor] | None = None) -> Any:
         """The operation on plain tensors. scale: what its first weight is changed by."""
+        if self.special:
+            return self._run_special(tensors, layers)
+        given, options = self.given.copy(), self.options
+        for at in self.slots:
+            value = given[at]
+            given[at] = tensors[value.at] if type(value) is In else self._filled(value, tensors, layers)
+        if scale is not None:
+            at = next(at for at, value in enumerate(self.given) if isinstance(value, _Getter))
+            given[at] = scale(given[at])
+        if self.option_slots:
+            options = {key: self._filled(value, tensors, layers) for key, value in options.items()}
+        return self.function(*given, **options)
+
+    def _run_special(self, tensors: Sequence[Any], layers: nn.ModuleDict) -> Any:
+        """What follows the mode of the supernet, and what is no operator."""
+        if self.kind == UNUSED:
+            return None
+        if self.kind == RETURN:
+            return self._filled(self.arguments[0], tensors, layers)
         args = [self._filled(value, tensors, layers) for value in self.arguments]
         if self.kind == "batch_norm":
             return self._batch_norm(args, layers)
-        if self.kind in ("dropout", "feature_dropout"):
-            return (F.dropout if self.kind == "dropout" else F.dropout2d)(args[0], args[1], layers.training)
-        if scale is not None:
-            at = next(at for at, value in enumerate(self.layer.arguments) if isinstance(value, Weight))
-            args[at] = scale(args[at])
-        kwargs = {key: self._filled(value, tensors, layers) for key, value in self.keywords.items()}
-        function, given, options = written(self.layer, args, kwargs)
-        return function(*given, **options)
+        return (F.dropout if self.kind == "dropout" else F.dropout2d)(args[0], args[1], layers.training)
 
     def _batch_norm(self, args: list[Any], layers: nn.ModuleDict) -> Tensor:
         x, weight, bias, mean, var, _, momentum, eps, *_ = args
@@ -499,8 +513,10 @@ class Call:
             return tensors[value.at]
         if isinstance(value, _Getter):
             return value(tensors, layers)
-        if isinstance(value, list):
-            return [self._filled(part, tensors, layers) for part in value]
+        if isinstance(value, (list, tuple)):
+            return type(value)([self._filled(part, tensors, layers) for part in value])
+        if isinstance(value, slice):
+            return slice(*(self._filled(part, tensors, layers) for part in (value.start, value.stop, value.step)))
         if isinstance(value, dict):
             return {key: self._filled(part, tensors, layers) for key, part in value.items()}
         if isinstance(value, Named):
@@ -516,6 +532,8 @@ class Call:
         first = self.inputs_open[0] if self.inputs_open else []
         rank = len(self.item.input_shapes[0].axes or ()) if self.item.input_shapes else 0
         if kind == "sym_size" or (self.item.shape.axes is None and not any(self.inputs_open)):
+            return
+        if kind in ("mean", "group_norm") or (kind == "scaled_dot_product_attention" and dict(layer.keywords).get("scale") is not None):
             return
         if kind in OVER and len(layer.arguments) > 1 and not any(at in first for at in self._dims(layer.arguments[1], rank)):
             return
@@ -540,7 +558,12 @@ class Call:
             x, mask = raw(inputs[0])
             y = self._layer_norm(x, mask, layers)
             return self._given(y, mask, inputs, known)
-        if kind in SUMS and not self._alone():
+        if kind == "mean" and len(self.layer.arguments) > 1 and self._over(self.layer.arguments[1]):
+            return self._given(self._mean(*raw(inputs[0])), None, inputs, known)
+        if kind == "group_norm" and self.inputs_open[0]:
+            x, mask = raw(inputs[0])
+            return self._given(self._group_norm(x, mask, layers), mask, inputs, known)
+        if (kind in SUMS and not self._alone()) or (kind == "scaled_dot_product_attention" and self._sums_heads()):
             x, mask = raw(inputs[0]) if inputs else (None, None)
             if mask is not None and kind in ("conv2d", "linear") and self._folds(x, mask):
                 view = (1, -1, 1, 1) if kind == "conv2d" else (1, -1)
@@ -548,6 +571,35 @@ class Call:
             return self._given(self.run([feature.whole() for feature in inputs], layers), None, inputs, known)
         tensors, masks = zip(*map(raw, inputs), strict=True) if inputs else ((), ())
         return self._given(self.run(tensors, layers), masks[0] if masks else None, inputs, known)
+
+    def _over(self, dims: Any) -> bool:
+        """Whether `dims` are among the open axes of the first input."""
+        return any(at in self.inputs_open[0] for at in self._dims(dims, len(self.item.input_shapes[0].axes or ())))
+
+    def _sums_heads(self) -> bool:
+        """Whether an attention sums over an open axis: within heads, not over them."""
+        ranks = [len(shape.axes or ()) for shape in self.item.input_shapes]
+        return any(at >= rank - 2 for opened, rank in zip(self.inputs_open, ranks, strict=True) for at in opened)
+
+    def _mean(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Over the units that are alive, each weighed by its mask."""
+        dims = self.arguments[1] if isinstance(self.arguments[1], list) else [self.arguments[1]]
+        keep = torch.ones_like(x[:1]) if mask is None else along_channels(mask, x).expand(1, *x.shape[1:])
+        keepdim = bool(self.arguments[2]) if len(self.arguments) > 2 else False
+        return (x * keep).sum(dims, keepdim=keepdim) / keep.sum(dims, keepdim=keepdim).clamp_min(1e-6)
+
+    def _group_norm(self, x: Tensor, mask: Tensor | None, layers: nn.ModuleDict) -> Tensor:
+        """Of each group, mean and variance of the units that are alive, each weighed by its mask."""
+        _, groups, *rest = (self._filled(value, [x], layers) for value in self.arguments)
+        weight, bias, eps = (rest + [None, None, 1e-5][len(rest) :])[:3]
+        keep = torch.ones_like(x[:1]) if mask is None else along_channels(mask, x).expand(1, *x.shape[1:])
+        parts, keep = x.reshape(x.shape[0], groups, -1), keep.reshape(1, groups, -1)
+        total = keep.sum(-1, keepdim=True).clamp_min(1e-6)
+        centred = parts - (parts * keep).sum(-1, keepdim=True) / total
+        y = (centred * torch.rsqrt((centred.square() * keep).sum(-1, keepdim=True) / total + eps)).view(x.shape)
+        form = (-1, *(1,) * (x.dim() - 2))
+        y = y if weight is None else y * weight.view(form)
+        return y if bias is None else y + bias.view(form)
 
     def _alone(self) -> bool:
         """Whether an operator that sums has nothing open to sum over: a depthwise convolution, products of many heads each."""
@@ -639,6 +691,15 @@ def raw(feature: Feature) -> tuple[Any, Tensor | None]:
     if feature.norm is not None or feature.gate is not None:
         return feature.whole(), None
     return feature.tensor, feature.mask
+
+
+def _is_filled(value: Any) -> bool:
+    """Whether an argument is known only in a call."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_filled, value))
+    if isinstance(value, slice):
+        return any(map(_is_filled, (value.start, value.stop, value.step)))
+    return isinstance(value, (In, _Getter, Named)) or (isinstance(value, dict) and any(map(_is_filled, value.values())))
 
 
 def _is_open(axis: Any) -> bool:
