@@ -1,6 +1,7 @@
 """DMaskingNAS on a model that somebody has already: within the budget, from the owner's weights, repeatable."""
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
@@ -8,7 +9,11 @@ from torch import nn
 
 from niwaki.adoption import adopt
 from niwaki.adoption.counter import counted_macs
+from niwaki.factor.within import within
 from niwaki.net.place import space_of
+from niwaki.nn.supernet import member
+from niwaki.run.config import config_of
+from niwaki.run.plan import search_of
 from niwaki.run.widths import TRAINED, budget_of, drawn_within, lasting, owners, search_widths
 from niwaki.space.choice import BudgetError
 from niwaki.task.classify import ImageClassification
@@ -83,3 +88,27 @@ def test_a_preset_of_another_length_ends_at_the_same_temperature():
         method = lasting(epochs)
         assert method.epochs == epochs
         assert method.temperature_decay**epochs == pytest.approx(TRAINED.temperature_decay**TRAINED.epochs)
+
+
+def test_a_search_takes_a_torch_module_for_its_network_and_begins_with_its_weights(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    config, search = search_of(config_of({"network": f"{tmp_path}/own.py:net", "budget": ["macs<=50%"]}, "here"))
+    assert {decision.name for decision in space_of(search.network)} == {"0", "3"}
+    arch = within(space_of(search.network), search.budgets[0].limits).sample(Random(0))
+    module = member(search.network, arch, search.weights)
+    owner = dict(search.weights)
+    for name, tensor in module.state_dict().items():
+        kept = owner[name][tuple(slice(0, size) for size in tensor.shape)] if tensor.dim() else owner[name]
+        assert torch.equal(tensor, kept), name
+    again = search_of(config)[1]
+    assert again.network == search.network
+    assert all(torch.equal(again.weights[name], owner[name]) for name in owner)
+
+
+OWN = """
+from torch import nn
+net = lambda: nn.Sequential(
+    nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(),
+    nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+)
+"""

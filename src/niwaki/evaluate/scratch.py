@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from niwaki.net.control import Network
-from niwaki.nn.build import build
+from niwaki.nn.supernet import member
 from niwaki.task.task import Task, derive_seed
 from niwaki.train.loop import TrainingDiverged, evaluate, train
 from niwaki.train.recipe import Recipe
@@ -23,6 +23,7 @@ class Scratch:
 
     folds: where more than one, by cross-validation over train and validation part: trained on all folds but one and judged on that, for
     each in turn; the metrics are the means over the folds, weighed by their images: accuracy so becomes that of all images together.
+    weights: the owner's, where the network was adopted; training begins with what they have for `arch`.
     """
 
     network: Network
@@ -31,6 +32,7 @@ class Scratch:
     seed: int = 0
     device: str = "cpu"
     folds: int = 1
+    weights: Mapping[str, Tensor] | None = None
 
     def __call__(self, arch: Mapping[str, Any]) -> dict[str, float]:
         return self.mean([self.fold(arch, at) for at in range(self.folds)])
@@ -50,7 +52,7 @@ class Scratch:
     def fold(self, arch: Mapping[str, Any], at: int) -> dict[str, float]:
         """The metrics on one fold. Raises EvaluationFailed."""
         train_on, judge_on = self._parts()[at]
-        module = build(self.network, arch, seed=derive_seed(self.seed, "scratch weights"))
+        module = member(self.network, arch, self.weights, seed=derive_seed(self.seed, "scratch weights"))
         try:
             trained = train(module, self.task, self.recipe, train_on, seed=derive_seed(self.seed, "scratch"), device=self.device)
         except TrainingDiverged as error:

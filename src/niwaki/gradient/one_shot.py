@@ -5,7 +5,7 @@ It makes the shared weights by which ask/tell strategies judge architectures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import cos, isfinite, pi
 from typing import Any
@@ -40,13 +40,24 @@ class OneShotRecord:
 
 
 class OneShotSearch:
-    """A supernet's training under way; several budgets take turns. The same seed gives the same weights, also after `load`."""
+    """A supernet's training under way; several budgets take turns. weights: to begin with, the owner's of an adopted model.
+
+    The same seed gives the same weights, also after `load`.
+    """
 
     def __init__(
-        self, network: Network, task: Task, spaces: Sequence[Within], method: OneShot, *, seed: int = 0, device: torch.device | str = "cpu"
+        self,
+        network: Network,
+        task: Task,
+        spaces: Sequence[Within],
+        method: OneShot,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.task, self.spaces, self.method, self.seed, self.device = task, tuple(spaces), method, seed, torch.device(device)
-        self.net = supernet(network, seed=derive_seed(seed, "supernet")).to(self.device)
+        self.net = supernet(network, weights, seed=derive_seed(seed, "supernet")).to(self.device)
         self.optimizer = sgd(self.net, lr=method.lr, momentum=method.momentum, weight_decay=method.weight_decay)
         self.part = task.part("train")
         self.steps_per_epoch = batches_per_epoch(len(self.part), method.batch_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from math import isfinite
@@ -80,15 +80,23 @@ class TuNASRecord:
 class TuNASSearch:
     """A search under way. Several budgets share the weights; each has a controller of its own, and the steps take turns.
 
-    spaces: one for each controller, the network's space within its budget. The same seed gives the same search, also through `state_dict`
-    and `load` after any step, at the same number of threads.
+    spaces: one for each controller, the network's space within its budget. weights: to begin with, the owner's of an adopted model. The same
+    seed gives the same search, also through `state_dict` and `load` after any step, at the same number of threads.
     """
 
     def __init__(
-        self, network: Network, task: Task, spaces: Sequence[Within], method: TuNAS, *, seed: int = 0, device: torch.device | str = "cpu"
+        self,
+        network: Network,
+        task: Task,
+        spaces: Sequence[Within],
+        method: TuNAS,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.task, self.spaces, self.method, self.seed, self.device = task, tuple(spaces), method, seed, torch.device(device)
-        self.net = supernet(network, seed=derive_seed(seed, "supernet")).to(self.device)
+        self.net = supernet(network, weights, seed=derive_seed(seed, "supernet")).to(self.device)
         self.optimizer = sgd(self.net, lr=method.weight_lr, momentum=method.momentum, weight_decay=method.weight_decay)
         self.weight_part, self.architecture_part = task.search_split(method.architecture_share)
         self.steps_per_epoch = batches_per_epoch(len(self.weight_part), method.batch_size)

@@ -33,6 +33,14 @@ def supernet(network: Network, weights: Mapping[str, Tensor] | None = None, *, s
     return net
 
 
+def member(network: Network, arch: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None, *, seed: int = 0) -> fx.GraphModule:
+    """The plain module of `arch` before it is trained: freshly initialised from `seed`; of an adopted model, with the owner's `weights`, cut."""
+    module = build(network, arch, seed=seed)
+    if weights is not None:
+        inherit_(module, supernet(network, weights), arch)
+    return module
+
+
 class Supernet(nn.Module):
     """All members of a network over one set of the largest weights.
 

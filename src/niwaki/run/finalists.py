@@ -50,7 +50,9 @@ def choose(
     placement = place(search.network)
     validation = len(search.task.part("validation"))
     best_first = partial(preferred, metric=search.task.metric, simplest=placement if validation < FEW else None)
-    judge = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device, folds=search.folds)
+    judge = Scratch(
+        search.network, search.task, search.proxy, seed=search.seed, device=search.device, folds=search.folds, weights=search.weights
+    )
 
     def compute() -> dict[str, Any]:
         stored = folder.store.trials(run_name(at), space.space)

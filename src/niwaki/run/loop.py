@@ -19,7 +19,7 @@ from niwaki.gradient.one_shot import OneShotSearch
 from niwaki.gradient.train_once import TrainOnce, TrainOnceSearch
 from niwaki.gradient.tunas import TuNAS, TuNASSearch
 from niwaki.net.place import space_of
-from niwaki.nn.build import build
+from niwaki.nn.supernet import member
 from niwaki.run.ask_tell import AskTellSearch, ask_and_tell, ask_and_tell_side_by_side, attempt
 from niwaki.run.candidates import Aim, aims_of, candidates_of
 from niwaki.run.clock import Clock
@@ -83,15 +83,21 @@ def _warm(learner: DMaskingSearch | TuNASSearch | OneShotSearch | TrainOnceSearc
 def learner_of(search: Search, method: DMasking | TuNAS, aims: Sequence[Aim]) -> DMaskingSearch | TuNASSearch:
     spaces, taken = [aim.space for aim in aims], [aim.taken for aim in aims]
     if isinstance(method, TuNAS):
-        return TuNASSearch(search.network, search.task, spaces, method, seed=search.seed, device=search.device)
-    return DMaskingSearch(search.network, search.task, spaces, method, taken=taken, seed=search.seed, device=search.device)
+        return TuNASSearch(search.network, search.task, spaces, method, weights=search.weights, seed=search.seed, device=search.device)
+    return DMaskingSearch(
+        search.network, search.task, spaces, method, taken=taken, weights=search.weights, seed=search.seed, device=search.device
+    )
 
 
 def shared_learner(search: Search, method: AskTell, spaces: Sequence[Within]) -> OneShotSearch | TrainOnceSearch:
     """What makes the shared weights by which the strategy judges."""
     if isinstance(method.one_shot, TrainOnce):
-        return TrainOnceSearch(search.network, search.task, spaces, method.one_shot, seed=search.seed, device=search.device)
-    return OneShotSearch(search.network, search.task, spaces, method.one_shot, seed=search.seed, device=search.device)
+        return TrainOnceSearch(
+            search.network, search.task, spaces, method.one_shot, weights=search.weights, seed=search.seed, device=search.device
+        )
+    return OneShotSearch(
+        search.network, search.task, spaces, method.one_shot, weights=search.weights, seed=search.seed, device=search.device
+    )
 
 
 def _trained_once(search: Search, spaces: Sequence[Within], folder: Folder) -> SharedWeights:
@@ -149,7 +155,10 @@ def _by_asking(search: Search, method: AskTell, spaces: Sequence[Within], folder
         learn(learner, folder, progress, clock, phase="search", name="search", begin=partial(_warm, learner, search, folder))
         judge, phase = SharedWeights(learner.net, search.task, seed=search.seed), "judging"
     else:
-        judge, phase = Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device), "search"
+        judge, phase = (
+            Scratch(search.network, search.task, search.proxy, seed=search.seed, device=search.device, weights=search.weights),
+            "search",
+        )
     for at, space in enumerate(spaces):
         once(folder, f"candidates {at}", partial(_ask, search, method, at, space, judge, folder, progress, clock, phase))
         folder.book(phase)
@@ -210,7 +219,7 @@ def training_name(budgets: int, at: int) -> str:
 
 def to_train(search: Search, arch: Architecture) -> nn.Module:
     """The chosen network before its final training; of fewer variables, where less is to be stored."""
-    module = build(search.network, arch, seed=derive_seed(search.seed, "final weights"))
+    module = member(search.network, arch, search.weights, seed=derive_seed(search.seed, "final weights"))
     return compress(module, fraction=search.stored, seed=derive_seed(search.seed, "variables")) if search.stored else module
 
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from niwaki import zoo
+from niwaki.adoption import AdoptionError, adopt
 from niwaki.cost.count import COSTS
 from niwaki.deploy.multi_hash import HashingError
 from niwaki.evaluate.shared import SharedWeights
@@ -30,6 +32,7 @@ from niwaki.gradient.tunas import TuNAS, TuNASSearch
 from niwaki.net.control import Network
 from niwaki.net.edit import restrict
 from niwaki.net.place import place, space_of
+from niwaki.nn.importance import important_first
 from niwaki.objective import Objective, budget_text, parse_budgets
 from niwaki.recipe import bignas
 from niwaki.run import workers
@@ -157,10 +160,33 @@ def _task_of_data(config: Config) -> ImageClassification | Tabular:
     return ImageClassification(images, validation=data.validation, metric=metric, class_weights=weights, seed=config.seed)
 
 
-def network_of(config: Config, task: AnyTask) -> Network:
-    """The network or space that `config.network` names, at the size of the data."""
+def network_of(config: Config, task: AnyTask) -> tuple[Network, Mapping[str, Tensor] | None]:
+    """The network or space that `config.network` names, at the size of the data.
+
+    A torch module is adopted: its widths are what is searched, and its weights, the units of each width in order of importance, come with it.
+    """
     task = plain(task)
-    if isinstance(task, Tabular) and ":" not in config.network:
+    if ":" in config.network:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            found = load_model(config.network)
+        if isinstance(found, nn.Module):
+            try:
+                network, weights = adopt(found, torch.zeros(1, *task.input_shape))
+            except AdoptionError as error:
+                raise ModelError(f"{config.network}: {error}") from error
+            return network, important_first(network, weights)
+        if not isinstance(found, Network):
+            raise ModelError(
+                f"{config.network} is a {type(found).__name__}; a search needs a niwaki Network with choices, or a torch module"
+            )
+        return (Network(found.body, task.input_shape) if found.input_shape != task.input_shape else found), None
+    return _named(config, task), None
+
+
+def _named(config: Config, task: ImageClassification | Tabular) -> Network:
+    """The network of the zoo that `config.network` names."""
+    if isinstance(task, Tabular):
         name = "mlp" if config.network == "auto" else config.network
         return zoo.network(name, input_shape=task.input_shape, classes=task.outputs, columns=task.columns)
     if isinstance(task, ImageClassification) and config.network == "auto":
@@ -171,13 +197,6 @@ def network_of(config: Config, task: AnyTask) -> Network:
             )
         size = min(height, LARGEST)
         return Network(mobile(size, channels, task.outputs).body, task.input_shape)
-    if ":" in config.network:
-        found = load_model(config.network)
-        if not isinstance(found, Network):
-            raise ModelError(f"{config.network} is a {type(found).__name__}; a search needs a niwaki Network with choices")
-        if found.input_shape != task.input_shape:
-            found = Network(found.body, task.input_shape)
-        return found
     return zoo.network(config.network, input_shape=task.input_shape, classes=task.outputs)
 
 
@@ -415,7 +434,9 @@ def search_of(config: Config, task: AnyTask | None = None, network: Network | No
         )
     task = task if task is not None else task_of(config)
     _check_of_table(config, task)
-    given, network = network, network if network is not None else network_of(config, task)
+    given, weights = network, None
+    if network is None:
+        network, weights = network_of(config, task)
     _check_fits(network, task)
     if config.budget is None:
         config = config.decided({"budget": [default_budget(task)]})
@@ -452,6 +473,7 @@ def search_of(config: Config, task: AnyTask | None = None, network: Network | No
         left_out=tuple(left_out),
         teacher=teacher_asked(config, task),
         stored=config.train.stored,
+        weights=weights,
     )  # fmt: skip
     _check_stored(search)
     return config, search

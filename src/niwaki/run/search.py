@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from torch import fx
+from torch import Tensor, fx
 
 from niwaki.deploy.multi_hash import MultiHashed
 from niwaki.factor.factor import Cost, Limit
@@ -86,6 +86,7 @@ class Search:
     resolutions: str = "mixed"  # or "apart"
     left_out: tuple[str, ...] = ()  # options that were left out of the network, for people
     teacher: Teacher | None = None  # of the final training
+    weights: Mapping[str, Tensor] | None = None  # of an adopted network, the owner's: every training begins with them
     stored: float = 0.0  # of the chosen network's weights, the share that is stored, by structured multi-hashing; 0: they are as they are
 
     @property
