@@ -274,6 +274,15 @@ def test_wrapping_adds_no_parameter_and_gives_the_log_probabilities_of_the_tree(
     assert torch.allclose(exported(x[:1]), tree(x)[:1], atol=1e-6)
 
 
+@pytest.mark.parametrize("tree", [UNEVEN, *some_trees(7).values()], ids=["uneven", "induced", "random", "flat"])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_the_wrapped_network_gives_what_soft_inference_does(tree, scale):
+    """Two forms of one formula: binary decisions by softplus, others by log-softmax; with sure decisions, too."""
+    wrapped = NeuralTree(nn.Identity(), tree)
+    assert wrapped.is_binary == (tree not in (UNEVEN, some_trees(7)["flat"]))
+    assert torch.allclose(wrapped(scale * LOGITS), soft(tree, scale * LOGITS), rtol=1e-5, atol=1e-5 * scale)
+
+
 def test_a_tree_of_a_tree_is_refused():
     tree = NeuralTree(Odd(), HAND)
     with pytest.raises(NbdtError, match="a tree already"):

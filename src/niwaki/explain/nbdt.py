@@ -105,6 +105,24 @@ def visited(hierarchy: Hierarchy, logits: Tensor) -> Tensor:
     return torch.cat([passed, torch.ones_like(passed[:, :1])], 1)
 
 
+class _Binary(NamedTuple):
+    """Of a tree of binary decisions; e = logits @ apart.T is how much logits are for the second child, (B, inner nodes).
+
+    -log p(first child) = softplus(e) and -log p(second) = softplus(e) - e, so log p(class) = logits @ linear - softplus(e) @ turns: two products
+    in place of gathering. apart: (inner nodes, K); linear: (K, K); turns: (inner nodes, K), -1 where the decision is on the path.
+    """
+
+    apart: Tensor
+    linear: Tensor
+    turns: Tensor
+
+
+def _binary_of(hierarchy: Hierarchy, tables: _Tables) -> _Binary:
+    first, second = torch.tensor(hierarchy.inner).T
+    apart = tables.mean[second] - tables.mean[first]
+    return _Binary(apart, apart.T @ tables.paths.T[second], -(tables.paths.T[first] + tables.paths.T[second]))
+
+
 class NeuralTree(nn.Module):
     """A classifier read as a tree: log p(class), (B, K), in place of logits. It has the parameters of the classifier and no others."""
 
@@ -112,12 +130,18 @@ class NeuralTree(nn.Module):
         super().__init__()
         _check_no_tree(module)
         self.module, self.hierarchy = module, hierarchy
-        for name, table in tables_of(hierarchy)._asdict().items():
+        self.is_binary = all(len(children) == 2 for children in hierarchy.inner)
+        tables = tables_of(hierarchy)
+        for name, table in (_binary_of(hierarchy, tables) if self.is_binary else tables)._asdict().items():
             self.register_buffer(name, table, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        logits = self.module(x).float()
+        if self.is_binary:
+            tree = _Binary(*(self.get_buffer(name) for name in _Binary._fields))
+            return torch.addmm(logits @ tree.linear, F.softplus(logits @ tree.apart.T), tree.turns)
         tables = _Tables(*(self.get_buffer(name) for name in _Tables._fields))
-        return _edges(tables, self.module(x)) @ tables.paths.T
+        return _edges(tables, logits) @ tables.paths.T
 
 
 def neural_tree(module: nn.Module, example: Tensor, classes: Sequence[str] | None = None, *, normalise: bool = False) -> NeuralTree:
