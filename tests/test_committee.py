@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -25,6 +26,7 @@ from niwaki.deploy.thresholds import NEVER, CommitteeError, Exits, Rule, Sequenc
 from niwaki.device.measure import Protocol
 from niwaki.run.demand import parse_demand
 from niwaki.run.experiments import committees as experiment
+from niwaki.store.engine import open_store
 from niwaki.task.classify import ImageClassification, Preprocess
 from niwaki.task.embedded import digits
 
@@ -443,6 +445,22 @@ def test_export_makes_a_cascade_for_another_demand_and_keeps_it_in_the_report(se
     told = niwaki_command("export", folder, "--cascade", "accuracy>=largest-5% and worst(macs)<=100%")
     assert "one example at a time in onnxruntime" in told.out
     assert json.loads((folder / "cascade.json").read_text())["test"]["worst_cost"] <= costs[1]
+
+
+def test_a_run_whose_cascade_cannot_be_says_so_each_time_and_keeps_its_networks(searched, niwaki_command, tmp_path):
+    folder = shutil.copytree(searched[0], tmp_path / "run")
+    before = (folder / "model.onnx").read_bytes()
+    for file in (*folder.glob("cascade.*"), *folder.glob("cascade/*")):
+        file.unlink()
+    with closing(open_store(folder / "run.sqlite")) as store:
+        store.set_fact("result cascade", {"error": "no committee is right so often"})
+    for _ in range(2):
+        again = niwaki_command("resume", folder)
+        assert again.code == 2
+        assert "no committee is right so often. The networks themselves are finished: `niwaki export" in again.err
+    assert (folder / "model.onnx").read_bytes() == before
+    assert niwaki_command("export", folder, "--cascade", "accuracy>=largest-5%").code == 0
+    assert niwaki_command("resume", folder).code == 0
 
 
 def test_onnx_files_are_members_too_with_examples_of_their_own(searched, tmp_path):
