@@ -406,6 +406,16 @@ class Call(nn.Module):
         return self.function(x)
 
 
+def assigned(x):
+    """As temporal shift modules do: parts of a fresh tensor are assigned, and one is changed in place."""
+    out = torch.zeros_like(x)
+    out[:, :5] = x[:, :5]
+    out[:, 5:, 1:] = x[:, 5:, :-1]
+    out[:, :5] *= 2
+    out[:, :, 0, 0] = 1.0
+    return out
+
+
 OPERATORS = {  # what stands between, channels after it, and the units of the channels before it (none: they are frozen)
     "slice inside a run": (Call(lambda x: torch.cat([x[:, 5:], x[:, :5]], 1)), 12, {"before": 5, "before#2": 7}),
     "split by sizes": (Call(lambda x: torch.cat(x.split([4, 8], 1)[::-1], 1)), 12, {"before": 4, "before#2": 8}),
@@ -437,6 +447,8 @@ OPERATORS = {  # what stands between, channels after it, and the units of the ch
     "in place": (Call(lambda x: x.mul_(2).add_(1).clamp_(min=0)), 12, {"before": 12}),
     "zeros": (Call(lambda x: x + torch.zeros(12, device=x.device).view(1, 12, 1, 1)), 12, {"before": 12}),
     "written into": (Call(lambda x: x.index_fill_(1, torch.tensor([0, 1]), 0.0)), 12, {}),
+    "a part assigned": (Call(assigned), 12, {"before": 5, "before#2": 7}),
+    "a view written": (Call(lambda x: x + x.view(x.size(0), -1).mul_(2).view_as(x) * 0 + x), 12, {"before": 12}),
 }  # fmt: skip
 
 

@@ -24,8 +24,9 @@ from torch.utils import _pytree as pytree
 
 from niwaki.adoption.axes import AdoptionError
 from niwaki.adoption.batch import Arguments, batch_axis, has_rows, run, side_by_side
+from niwaki.adoption.operators import aten, name_of
+from niwaki.adoption.writing import without_writing_
 
-aten = torch.ops.aten
 Example = Any  # a tensor, a tuple of positional arguments, or a dict of keyword arguments
 ROWS = 5  # a batch of one is repeated to this many while the graph is captured: torch.export takes sizes 0 and 1 for constants
 MODULE_STATE = frozenset(vars(nn.Module()))  # the tables of parameters, buffers, children and hooks
@@ -71,25 +72,6 @@ def first_names(model: nn.Module) -> dict[str, str]:
     first: dict[int, str] = {}
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
-
-
-def overload(node: fx.Node) -> Any:
-    """The aten operator that a node calls, in one of its forms; None if it calls something else."""
-    return node.target if isinstance(node.target, torch._ops.OpOverload) else None
-
-
-def name_of(node: fx.Node) -> str:
-    """`conv2d`: the name of the aten operator that a node calls, without its form; empty if it calls something else."""
-    return overload(node).overloadpacket.__name__ if overload(node) is not None else ""
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """Arguments of an aten operator by name, defaults included."""
-    named = {}
-    for number, argument in enumerate(overload(node)._schema.arguments):
-        given = node.args[number] if number < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
-        named[argument.name] = given
-    return named
 
 
 def place_in_code(node: fx.Node) -> str:
@@ -292,7 +274,7 @@ def _flat_graph(program: Any, owner: nn.Module, bound: dict[str, Any]) -> fx.Gra
         raise AdoptionError(
             f"the model returns a {type(structure).__name__}; return tensors, or tuples, lists and dicts of tensors"
         ) from error
-    _without_writing(graph)
+    without_writing_(graph)
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op in ("call_function", "get_attr") and not node.is_impure():
             graph.erase_node(node)
@@ -385,54 +367,6 @@ def _keep_constant(owner: nn.Module, name: str, program: Any) -> str:
     if flat not in dict(owner.named_buffers(recurse=False)):
         owner.register_buffer(flat, tensor.detach().clone(), persistent=False)
     return flat
-
-
-def _without_writing(graph: fx.Graph) -> None:
-    """In-place operators become their plain forms wherever nobody else reads the memory that they write to afterwards."""
-    order = {node: number for number, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        plain = _plain_form(node)
-        if plain is None or not isinstance(written := node.args[0], fx.Node):
-            continue
-        shared = _in_the_same_memory(written, order, order[node])
-        read_later = any(order[user] > order[node] for other in shared - {written} for user in other.users)
-        if read_later or any(other.op == "get_attr" for other in shared):
-            continue
-        later = [user for user in written.users if order[user] > order[node]]
-        node.target = plain
-        for user in later:
-            user.replace_input_with(written, node)
-
-
-def _in_the_same_memory(node: fx.Node, order: Mapping[fx.Node, int], before: int) -> set[fx.Node]:
-    """A tensor, what it is a view of, and all views of those that are made before a point of the graph."""
-    found, queue = {node}, [node]
-    while queue:
-        here = queue.pop()
-        near = list(here.all_input_nodes) if _shares_memory(here) else []
-        near += [user for user in here.users if _shares_memory(user) and order[user] < before]
-        queue += [other for other in near if other not in found]
-        found.update(near)
-    return found
-
-
-def _plain_form(node: fx.Node) -> Any:
-    target = overload(node)
-    if target is None or not target._schema.is_mutable:
-        return None
-    name = target.overloadpacket.__name__
-    packet = getattr(aten, name[:-1], None) if name.endswith("_") and target.namespace == "aten" else None
-    return getattr(packet, target._overloadname, None) if packet is not None else None
-
-
-def _shares_memory(node: fx.Node) -> bool:
-    """Whether a node gives a view of what it is given, or one of several that another node gives."""
-    if node.op != "call_function":
-        return False
-    if node.target is operator.getitem:
-        return all(map(_shares_memory, node.all_input_nodes))
-    returns = overload(node)._schema.returns if overload(node) is not None else ()
-    return any(result.alias_info is not None and not result.alias_info.is_write for result in returns)
 
 
 def differs(found: Any, expected: Any) -> float:

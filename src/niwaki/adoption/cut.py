@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from niwaki.adoption.axes import Axis, Size, alive_length, length, positions
-from niwaki.adoption.capture import arguments, aten, first_names, layer_of, name_of, overload
+from niwaki.adoption.capture import first_names, layer_of
 from niwaki.adoption.layers import DROPOUTS, LAYERS, PLAIN
+from niwaki.adoption.operators import arguments, aten, name_of, overload
 
 Keep = Mapping[str, Sequence[int]]  # the units of each group that stay, smallest first
 WEIGHT_NAMES = ("weight", "bias", "running_mean", "running_var")

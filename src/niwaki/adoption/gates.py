@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from niwaki.adoption.adopted import Adopted
 from niwaki.adoption.axes import AdoptionError, Axis, groups_of
-from niwaki.adoption.capture import arguments, name_of
+from niwaki.adoption.operators import arguments, name_of
 
 REDUCTIONS = ("mean", "var", "std", "var_mean", "std_mean", "max", "min", "amax", "amin")
 GATE = "gate_{}"  # names of the gates among the buffers or parameters of a gated module, by the group's number

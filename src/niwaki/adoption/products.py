@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import fx
 
-from niwaki.adoption.capture import name_of
 from niwaki.adoption.groups import Array, fixed
+from niwaki.adoption.operators import name_of
 from niwaki.adoption.reading import Arguments, Axes, Extent, NotUnderstoodError, Reading, Rule, elements, rows_as_captured, rows_for_one
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from niwaki.adoption.capture import Captured, layer_of, overload, place_in_code
+from niwaki.adoption.capture import Captured, layer_of, place_in_code
 from niwaki.adoption.groups import Array, Units, fixed
+from niwaki.adoption.operators import overload
 
 Arguments = Mapping[str, Any]  # of an operator, by name
 Axes = list[Array]  # one array of units per axis of a tensor

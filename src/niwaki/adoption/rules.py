@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from niwaki.adoption.capture import arguments, name_of, overload
+from niwaki.adoption.operators import arguments, name_of, overload
 from niwaki.adoption.products import PRODUCTS
 from niwaki.adoption.reading import Arguments, Axes, NotUnderstoodError, Reading, Rule, rows_as_captured
 from niwaki.adoption.reductions import REDUCTIONS
@@ -133,7 +133,7 @@ PASS_AND_JOIN: Mapping[str, Rule] = {
             "subtract",
             "multiply",
         )
-        + ("rsub", "arctan2", "absolute", "special_expit", "masked_fill", "bernoulli", "fill"),
+        + ("rsub", "arctan2", "absolute", "special_expit", "masked_fill", "bernoulli", "fill", "zero", "copy"),
         _pointwise,
     ),
     **dict.fromkeys(

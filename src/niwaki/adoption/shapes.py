@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from niwaki.adoption.capture import arguments, name_of, overload
 from niwaki.adoption.groups import Array, fixed
+from niwaki.adoption.operators import arguments, name_of, overload
 from niwaki.adoption.reading import Arguments, Axes, NotUnderstoodError, Reading, Rule, elements, rows_as_captured
 
 LARGEST_JOINT = 1 << 22  # positions of several axes that a reshape may mix; beyond, they are frozen
@@ -64,6 +64,30 @@ def _slice(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     start, end, _ = slice(a["start"], a["end"]).indices(len(whole))
     reading.sizes[node] = {"start": whole[:start]} | ({"end": whole[:end]} if _inside(a["end"], whole) else {})
     axes[dim] = whole[start:end]
+    return axes
+
+
+def _slice_scatter(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
+    """A part of `self` is replaced by `src`, which is cut as that part is."""
+    axes, part, dim = reading.of(a["self"]), reading.of(a["src"]), a["dim"] % len(reading.of(a["self"]))
+    for axis, (units, new) in enumerate(zip(axes, part, strict=True)):
+        if axis != dim:
+            reading.join(units, new)
+    whole = axes[dim]
+    if isinstance(a["start"], fx.Node) or isinstance(a["end"], fx.Node) or a["step"] != 1:
+        reading.freeze(whole, part[dim])
+        return axes
+    start, end, _ = slice(a["start"], a["end"]).indices(len(whole))
+    reading.join(whole[start:end], part[dim])
+    reading.sizes[node] = {"start": whole[:start]} | ({"end": whole[:end]} if _inside(a["end"], whole) else {})
+    return axes
+
+
+def _select_scatter(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
+    axes, dim = reading.of(a["self"]), a["dim"] % len(reading.of(a["self"]))
+    reading.freeze(axes[dim])
+    for units, new in zip(axes[:dim] + axes[dim + 1 :], reading.of(a["src"]), strict=True):
+        reading.join(units, new)
     return axes
 
 
@@ -429,6 +453,8 @@ SHAPES: Mapping[str, Rule] = {
     "vstack": _stacked_along(0),
     "stack": _stack,
     "slice": _slice,
+    "slice_scatter": _slice_scatter,
+    "select_scatter": _select_scatter,
     "narrow": _narrow,
     "select": _select,
     "unbind": _unbind,
