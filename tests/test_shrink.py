@@ -234,6 +234,7 @@ def test_a_module_from_python_stays_as_it_is_and_what_is_frozen_in_it_too(task, 
     assert all(after[name] <= limits[name] for name in limits)
     assert max(after[name] / limits[name] for name in limits) >= 0.98
     assert result.summary["epochs"]["before"] == 0, "it was trained already"
+    assert "1 frozen parameters, head.weight the first of them" in (tmp_path / "run" / "report.html").read_text()
     with pytest.raises(RunError, match="started from Python with a model and a task"):
         niwaki.run.shrink.resume(tmp_path / "run")
 

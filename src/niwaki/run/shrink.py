@@ -20,6 +20,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from niwaki.adoption.adopted import Adopted, read
 from niwaki.adoption.describe import adopt
@@ -232,7 +233,7 @@ def _run(
         progress.advance(1)
         return {
             "plan": made.to_json(), "data": data.describe(), "weights": weights_hash(owner), "units": units, "layers": layers_of(adopted), "costs": costs,
-            "opaque": list(adopted.opaque), "expected_s": expected,
+            "opaque": list(adopted.opaque), "notes": remarks(adopted, owner), "expected_s": expected,
             "limits": [{"text": bound.text, "resource": bound.resource.name, "upper": bound.upper} for bound in bounds],
         }  # fmt: skip
 
@@ -283,6 +284,22 @@ def _stored(folder: Folder) -> Shrunken:
     return Shrunken(summary["metrics"], {one["group"]: one["after"] for one in summary["widths"]}, folder.path, summary, load)
 
 
+def remarks(adopted: Adopted, owner: nn.Module) -> list[str]:
+    """What an owner should know of a model before it is shrunk."""
+    untouched = [
+        name for name, layer in owner.named_modules() if isinstance(layer, _BatchNorm) and layer.num_batches_tracked is not None and layer.num_batches_tracked == 0
+    ]  # fmt: skip
+    frozen = [name for name, parameter in owner.named_parameters() if not parameter.requires_grad]
+    found = list(adopted.notes)
+    if untouched:
+        found.append(
+            f"{len(untouched)} batch norms, {untouched[0]} the first of them, have never seen data: their statistics are those of their making."
+        )
+    if frozen:
+        found.append(f"{len(frozen)} frozen parameters, {frozen[0]} the first of them, are cut with the others and stay frozen.")
+    return found
+
+
 def layers_of(adopted: Adopted) -> dict[str, str]:
     """For each group, the layers that carry its channels on their outputs, as text."""
     return {
@@ -318,6 +335,8 @@ def _introduce(work: _Work, command: str) -> None:
             f"The network is no better than the most frequent class: it was not trained on {work.task.source}, or for other preprocessing. "
             f"It is trained for {work.plan.before.epochs} epochs first (shrink.before=0 goes without)."
         )
+    for note in plan["notes"]:
+        work.folder.note(note)
     store.set_fact("command", command)
     store.set_fact("versions", versions())
     store.set_fact("machine", {"processor": platform.processor() or platform.machine(), "system": platform.system(), "python": platform.python_version(),
