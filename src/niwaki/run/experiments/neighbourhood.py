@@ -76,12 +76,12 @@ class Plan:
     seeds: int = 3
     images: int = 10_000
     widths: tuple[int, ...] = (16, 32, 48, 64)
-    teacher_epochs: int = 14
+    teacher_epochs: int = 12
     student_epochs: int = 6
     noise: int = 4_096
     noise_epochs: int = 6
     judged: int = JUDGED
-    minutes: str = "about 10 minutes on two idle cores"
+    minutes: str = "about 6 minutes on two idle cores"
 
     def to_json(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items() if key != "minutes"}
