@@ -302,7 +302,7 @@ def test_with_a_tail_half_of_the_loss_and_the_error_are_measured_behind_the_next
 def test_a_candidate_trained_alone_beside_others_or_in_another_process_has_the_same_bits(teacher, library, tmp_path):
     places = described(NETWORK, teacher, variants=two)
     alone = build_library([_only(one, "separable" if at == 1 else None) for at, one in enumerate(places)], TASK, tmp_path / "alone", QUICK)
-    with Pool(2, train_candidate) as pool:
+    with Pool(1, train_candidate) as pool:
 
         def run(jobs):
             for done in [pool.submit(*job) for job in jobs]:
