@@ -3,8 +3,8 @@
     python benchmarks/bignas.py [--data FOLDER] [--workers N] [--device cpu|cuda] [--method bignas|alphanet|attentivenas|ofa] [--quick]
 
 The space is `bignas-small` (5,832 members), the data 3,000 images of Fashion-MNIST without augmentation, 30 epochs (1,410 steps) of batches of
-64 for the supernet and for each network alone: the same optimizer, rates, decay and label smoothing, alone with a cosine to zero in place of the
-constant ending. A member is evaluated with BatchNorm statistics of its own; nothing is trained after the supernet. Every training, one
+64 for the supernet and for each network alone: the same optimizer, decay and label smoothing, alone with a cosine from 0.1 to zero in place of 0.3 and
+the constant ending. A member is evaluated with BatchNorm statistics of its own; nothing is trained after the supernet. Every training, one
 for each seed and size, is kept in benchmarks/work/; started again, the benchmark goes on.
 
 The slice: a training step of the supernet under hard decisions (forward, loss, backward) against the same step of the plain sub-network with the
@@ -65,7 +65,8 @@ class Plan:
     images: int = 3_000
     validation: int = 1_000
     epochs: int = 30
-    lr: float = 0.05
+    lr: float = recipe.LR
+    alone_lr: float = 0.1
     weight_decay: float = 1e-4
     sizes: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     rounds: int = 24
@@ -134,7 +135,7 @@ def train_alone(site: Site, size: int, seed: int) -> dict[str, Any]:
     plan, task = site.plan, task_of(site.data, site.plan)
     network = network_of(task)
     module = build(network, members_of(network, plan.sizes)[size], seed=derive_seed(seed, "alone weights"))
-    how = Recipe(epochs=plan.epochs, batch_size=64, lr=plan.lr, weight_decay=plan.weight_decay)
+    how = Recipe(epochs=plan.epochs, batch_size=64, lr=plan.alone_lr, weight_decay=plan.weight_decay)
     trained: list[Any] = []
     seconds = spent(
         lambda: trained.append(train(module, task, how, task.part("train"), seed=derive_seed(seed, "alone"), device=site.device))

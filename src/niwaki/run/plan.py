@@ -333,7 +333,7 @@ def decide(config: Config, task: AnyTask, network: Network) -> Config:
         "search.batch_size": batch,
         "search.temperature": published.temperature,
         "search.temperature_decay": RATIO ** (1 / search_epochs),
-        "search.weight_lr": 0.05,
+        "search.weight_lr": bignas.LR if once else 0.05,
         "search.momentum": published.momentum,
         "search.weight_decay": published.weight_decay,
         "search.logit_lr": 0.05,

@@ -139,7 +139,7 @@ def train_once(
     *,
     method: str | TrainOnce = "bignas",
     epochs: int | None = None,
-    lr: float = 0.05,
+    lr: float | None = None,
     weights: Mapping[str, Tensor] | None = None,
     budgets: Sequence[str] = (),
     seed: int = 0,
@@ -150,12 +150,13 @@ def train_once(
     """A supernet of `network`, trained once on `task`, to be asked for members within any budget.
 
     method: "bignas", "attentivenas", "alphanet" or "ofa", at the size of the data (`recipe.bignas.small`), or all of it as a `TrainOnce`. epochs, lr:
-    of a method by name; left out, as many epochs as one network is trained for. weights: of the owner's model, as `adopt` gives them with its
+    of a method by name; left out, as many epochs as one network is trained for, and a smaller rate where there are weights. weights: of the owner's model, as `adopt` gives them with its
     network, to begin with; the units of every group are put in order of importance first, for a smaller member has the first ones. budgets: where they are known, members are drawn within them in training. out: a folder that keeps the state, so that the
     same call goes on where it was stopped, and ends with the same bits.
     """
     _, batch_size, most = default_recipe(task)
-    chosen = method if isinstance(method, TrainOnce) else bignas.small(method, epochs=epochs or most, batch_size=batch_size, lr=lr)
+    rate = lr or (bignas.LR if weights is None else bignas.OWNER_LR)
+    chosen = method if isinstance(method, TrainOnce) else bignas.small(method, epochs=epochs or most, batch_size=batch_size, lr=rate)
     if budgets and not isinstance(method, TrainOnce) and chosen.rule == "sandwich":
         chosen = replace(chosen, members="within")
     costs = {name: count(network) for name, count in COSTS.items()}

@@ -62,7 +62,8 @@ class Plan:
     validation: int = 1_000
     test: int = 10_000
     epochs: int = 30
-    lr: float = 0.05
+    lr: float = recipe.LR
+    alone_lr: float = 0.1
     weight_decay: float = 1e-4
     members: int = 20
     evaluations: int = 100
@@ -113,9 +114,9 @@ def members_of(count: int) -> list[Architecture]:
 
 
 def alone(plan: Plan, number: int, seed: int) -> dict[str, Any]:
-    """Member `number` trained by itself for as many epochs, by the same recipe but for a cosine to zero. Accuracy in points."""
+    """Member `number` trained by itself for as many epochs, by the same recipe, but with a cosine to zero and the rate for that. Accuracy in points."""
     arch, task = members_of(plan.members)[number], task_of(plan)
-    how = Recipe(epochs=plan.epochs, batch_size=64, lr=plan.lr, weight_decay=plan.weight_decay)
+    how = Recipe(epochs=plan.epochs, batch_size=64, lr=plan.alone_lr, weight_decay=plan.weight_decay)
     module, began = build(network(), arch, seed=derive_seed(seed, "alone weights")), time.process_time()
     trained = train(module, task, how, task.part("train"), seed=derive_seed(seed, "alone"))
     seconds = time.process_time() - began
@@ -192,7 +193,7 @@ def single_path(plan: Plan, seed: int) -> dict[str, Any]:
     task, cost, space = task_of(plan), count_macs(network()), space_of(network())
     mean = float(cost.batch(space.sample_many(4096, np.random.default_rng(0))).mean())
     a_step = (cost.maximum()[0] + cost.minimum()[0] + 2 * mean) / mean  # in steps of one member
-    method = OneShot(round(plan.epochs * a_step), 64, plan.lr, 0.9, plan.weight_decay)
+    method = OneShot(round(plan.epochs * a_step), 64, plan.alone_lr, 0.9, plan.weight_decay)
     learner, began = OneShotSearch(network(), task, [within(space, ())], method, seed=seed), time.process_time()
     while not learner.finished:
         learner.run()
@@ -338,7 +339,7 @@ def _about(
         f"Fashion-MNIST, {plan['images']:,} training images without augmentation, {plan['epochs']} epochs ({sandwich[0]['steps']:,} steps of 64), "
         f"accuracy on {plan['test']:,} test images, {plan['seeds']} seeds, 95 % intervals bootstrapped over them. The supernet has 5,832 members of "
         f"{min(results['macs']):,} to {max(results['macs']):,} multiply-adds; SGD from {plan['lr']:g}, with the constant ending. Alone: the same "
-        "recipe with a cosine to zero. Selections look at "
+        f"recipe with a cosine from {plan['alone_lr']:g} to zero; so are single paths. Selections look at "
         f"{plan['evaluations']} members on {plan['validation']:,} other images; nothing is trained after the supernet.",
         f"CPU seconds of one thread: the supernet {seconds:.0f}, its smallest, a middle and its biggest member alone {each[0]:.0f}, {each[1]:.0f} and "
         f"{each[2]:.0f}; single paths took {single[0]['steps']:,} steps and {np.mean([one['seconds'] for one in single]):.0f} seconds.",
