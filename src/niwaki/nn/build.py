@@ -393,7 +393,7 @@ def _(layer: Sum, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx.Node:
 def _(layer: Operation, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx.Node:
     """The layer of torch.nn where it has one with the owner's names, else a function."""
     if layer.target == RETURN:
-        return wires.filled(layer.arguments[0], inputs)
+        return _tuples(wires.filled(layer.arguments[0], inputs))
     if layer.target == UNUSED:
         for weight in layer.weights:
             wires.own.tensor(weight)
@@ -422,6 +422,13 @@ METHODS: Mapping[str, str] = {"aten.sym_size.int": "size", "aten.expand.default"
 def _spread(args: list[Any]) -> tuple[Any, ...]:
     """A list of sizes as several arguments."""
     return (args[0], *(part for value in args[1:] for part in (value if isinstance(value, list) else [value])))
+
+
+def _tuples(outputs: Any) -> Any:
+    """A network gives several outputs as tuples, and named ones as a dictionary."""
+    if isinstance(outputs, dict):
+        return {name: _tuples(part) for name, part in outputs.items()}
+    return tuple(map(_tuples, outputs)) if isinstance(outputs, list) else outputs
 
 
 @connect.register

@@ -77,9 +77,11 @@ def page(word: str, found: Examination) -> str:
         lines.append(
             "note: in training mode the owner's model does something else; this is its evaluation, with dropout and BatchNorm that follow"
         )
-    least = adopted.cost("macs", {group.name: 1 for group in adopted.groups})
+    if found.network is None:
+        lines.append("note: no description can be made of it; it can be read, cut and shrunk, but not searched")
+    least = found.least
     if least > found.budget:
-        lines.append(f"note: no cut reaches {found.budget:,} multiply-adds; with one unit of every group {least:,} are left")
+        lines.append(f"note: no cut reaches {found.budget:,} multiply-adds; the smallest member has {least:,}")
     lines.append(
         f"a random cut to {max(found.budget, least):,} multiply-adds: {cut.predicted_macs:,} predicted, {cut.counted_macs:,} counted; "
         + (cut.why or "it runs, trains, and is equal in ONNX Runtime")

@@ -18,19 +18,23 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from niwaki.adoption.adopted import Adopted, read
-from niwaki.adoption.axes import groups_of, positions
+from niwaki.adoption.axes import AdoptionError, groups_of, positions
 from niwaki.adoption.counter import counted_macs
+from niwaki.adoption.describe import choices_of, describe
 from niwaki.adoption.gates import gated, gates_of
+from niwaki.cost.count import count_macs
 from niwaki.deploy.card import ExportError
 from niwaki.deploy.export import ONNX_TOLERANCE
 from niwaki.deploy.plain import Example, arguments_of, onnx_of, run_onnx, tensors_of
+from niwaki.net.control import Network
+from niwaki.net.place import space_of
+from niwaki.nn.build import build
 
 TOLERANCE = 1e-5  # of the largest output: the same kernels on the same numbers
 TRAINED = 1e-4  # the same in training mode, where statistics of a small batch are divided by
 MASKED = 1e-4  # the cut network sums fewer numbers, in another order
 SHARE = 0.6  # of the multiply-adds: the most that the random cut may cost
 SEARCHABLE = 0.8  # of a convolutional network's convolution and linear parameters
-STEPS = 8  # eighths of the owner's width: what a random cut keeps of a group
 _PRODUCTS = ("conv", "linear", "addmm", "matmul", "mm", "bmm")
 
 
@@ -57,13 +61,16 @@ class Examination:
     """What was found out about a model. Differences are shares of the largest output.
 
     differences: by batch size, of the model read from the owner's; permuted: the same with the units of every group in another order, which
-    must change nothing where they are rightly coupled; trained: the same in training mode, or None where that is random. same_weights: the state dict came back equal. searchable_share: of the parameters of
+    must change nothing where they are rightly coupled; described: of the model built from its description, `network` (None where it has none),
+    with the owner's weights; trained: the same in training mode, or None where that is random. same_weights: the state dict came back equal. searchable_share: of the parameters of
     convolutions and linear layers, those on an axis that may be cut. budget: multiply-adds that the cut had to keep within.
     """
 
     adopted: Adopted
+    network: Network | None
     differences: Mapping[int, float]
     permuted: float
+    described: float | None
     trained: float | None
     same_weights: bool
     searchable_share: float
@@ -74,13 +81,23 @@ class Examination:
 
     @property
     def equal_outputs(self) -> bool:
-        return self.same_weights and max(*self.differences.values(), self.permuted) <= TOLERANCE
+        return self.same_weights and max(*self.differences.values(), self.permuted, self.described or 0.0) <= TOLERANCE
+
+    @property
+    def least(self) -> int:
+        """Multiply-adds of the smallest member."""
+        options = choices_of(self.adopted).items()
+        return self.adopted.cost("macs", {group: min(o for o in choice.options if isinstance(o, int)) for group, choice in options})
+
+    @property
+    def choices(self) -> int:
+        return 0 if self.network is None else len(space_of(self.network).decisions)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "equal_outputs": self.equal_outputs,
             "groups": len(self.adopted.groups),
-            "choices": len(self.adopted.groups),
+            "choices": self.choices,
             "searchable_share": self.searchable_share,
             "opaque": list(self.adopted.opaque),
             "macs": self.macs,
@@ -102,11 +119,13 @@ def check_adoption(
     cut is exported, which takes seconds.
     """
     found = examine(model, example, seed=seed, onnx=onnx)
-    cut, least = found.cut, found.adopted.cost("macs", {group.name: 1 for group in found.adopted.groups})
+    cut, least = found.cut, found.least
     assert found.same_weights, "the state dict comes back with the same names and values"
     for batch, difference in found.differences.items():
         assert difference <= TOLERANCE, f"a batch of {batch} gets the same outputs; they differ by {difference:.2g}"
     assert found.permuted <= TOLERANCE, f"units of a group can be listed in any order; the outputs change by {found.permuted:.2g}"
+    assert found.network is not None, "the model is described as a network"
+    assert (found.described or 0.0) <= TOLERANCE, f"built from its description, it gives the same; outputs differ by {found.described:.2g}"
     assert found.macs == found.counted_macs, f"the model costs {found.counted_macs:,} multiply-adds; {found.macs:,} were predicted"
     assert opaque or not found.adopted.opaque, f"every layer is understood; {', '.join(found.adopted.opaque)} are not"
     assert found.searchable_share >= searchable, f"{searchable:.0%} of the parameters are searchable; {found.searchable_share:.1%} are"
@@ -137,19 +156,22 @@ def examine(model: nn.Module, example: Example, *, seed: int = 0, onnx: bool = T
     order = {group.name: torch.randperm(group.units, generator=generator).tolist() for group in adopted.groups}
     inputs = examples[max(examples)]
     reordered = _difference(_run(_reordered(adopted, order), inputs), _run(owner, inputs))
-    macs = adopted.cost("macs", {group.name: group.units for group in adopted.groups})
+    network, described = _described(adopted, owner, inputs)
+    macs = adopted.cost("macs")
     budget = int(SHARE * macs)
     return Examination(
         adopted=adopted,
+        network=network,
         differences=differences,
         permuted=reordered,
+        described=described,
         trained=_training_difference(read_back, owner, inputs),
         same_weights=_same_weights(read_back, owner),
         searchable_share=searchable_share(adopted),
         macs=macs,
         counted_macs=_macs(read_back, adopted, example),
         budget=budget,
-        cut=_examined_cut(adopted, random_cut(adopted, budget, seed), example, generator, onnx=onnx),
+        cut=_examined_cut(adopted, network, random_cut(adopted, budget, seed), example, generator, onnx=onnx),
     )
 
 
@@ -186,24 +208,26 @@ def resampled(example: Example, batch: int, generator: torch.Generator) -> Examp
 
 
 def random_cut(adopted: Adopted, budget: int, seed: int) -> dict[str, Tensor]:
-    """Units kept of every group, ascending: random ones, as many as random shares say that are all made smaller until `budget` holds.
+    """Units kept of every group, ascending: random ones, as many as one of the options of its choice.
 
-    Where not even one unit of each group is within the budget, there is one unit of each.
+    Every group gets a random share of its units, and all shares are made smaller together until the budget holds; where it holds from the
+    beginning, they are as they were drawn, and where no member keeps it, there is the smallest.
     """
     rng = Random(seed)
-    shares = {group.name: rng.randint(2, STEPS) / STEPS for group in adopted.groups}
+    options = {group: sorted(o for o in choice.options if isinstance(o, int)) for group, choice in choices_of(adopted).items()}
+    shares = {group: rng.uniform(0.25, 1.0) for group in options}
 
     def widths(scale: float) -> dict[str, int]:
-        return {group.name: max(1, round(group.units * min(1.0, scale * shares[group.name]))) for group in adopted.groups}
+        largest = {group: scale * shares[group] * sizes[-1] for group, sizes in options.items()}
+        return {group: max((size for size in sizes if size <= largest[group]), default=sizes[0]) for group, sizes in options.items()}
 
     low, high = 0.0, 1.0
-    if adopted.cost("macs", widths(high)) > budget:
-        for _ in range(20):
-            middle = (low + high) / 2
-            low, high = (middle, high) if adopted.cost("macs", widths(middle)) <= budget else (low, middle)
-        alive = widths(low)
-    else:
-        alive = widths(high)
+    if adopted.cost("macs", widths(high)) <= budget:
+        low = high
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if adopted.cost("macs", widths(middle)) <= budget else (low, middle)
+    alive = widths(low)
     return {group.name: torch.tensor(sorted(rng.sample(range(group.units), alive[group.name]))) for group in adopted.groups}
 
 
@@ -229,7 +253,37 @@ def couplings(adopted: Adopted) -> dict[str, list[str]]:
     return found
 
 
-def _examined_cut(adopted: Adopted, keep: Mapping[str, Tensor], example: Example, generator: torch.Generator, *, onnx: bool) -> Cut:
+def _described(adopted: Adopted, owner: nn.Module, inputs: Example) -> tuple[Network | None, float | None]:
+    """The model's description, and how far the network built from it, at the owner's widths and with the owner's weights, is from the owner."""
+    try:
+        network, weights = describe(adopted)
+    except AdoptionError:  # what the description cannot say; reading and cutting do without it
+        return None, None
+    built = build(network, space_of(network).architecture(_decided(adopted, adopted.whole)))
+    built.load_state_dict({name: weights[name] for name in built.state_dict()})
+    return network, _difference(tensors_of(_run(built.eval(), inputs)), tensors_of(_run(owner, inputs)))
+
+
+def _decided(adopted: Adopted, alive: Mapping[str, int]) -> dict[str, int]:
+    """Decisions of the description for `alive` units of each group."""
+    return {str(choice.name).lstrip("/"): alive[group] for group, choice in choices_of(adopted).items()}
+
+
+def _member(adopted: Adopted, network: Network, keep: Mapping[str, Tensor], module: nn.Module, inputs: Example) -> str:
+    """What is wrong with the member of the described family that has the widths of `keep` and the weights of `module`, the cut; or nothing."""
+    alive = {name: len(units) for name, units in keep.items()}
+    arch = space_of(network).architecture(_decided(adopted, alive))
+    if (predicted := count_macs(network)(arch)) != adopted.cost("macs", alive):
+        return f"the description predicts {predicted:,} multiply-adds, the model that was read {adopted.cost('macs', alive):,}"
+    built = build(network, arch)
+    built.load_state_dict(module.state_dict())
+    difference = _difference(tensors_of(_run(built.eval(), inputs)), tensors_of(_run(module, inputs)))
+    return "" if difference <= TOLERANCE else f"built from the description with the same weights, its outputs differ by {difference:.2g}"
+
+
+def _examined_cut(
+    adopted: Adopted, network: Network | None, keep: Mapping[str, Tensor], example: Example, generator: torch.Generator, *, onnx: bool
+) -> Cut:
     alive = {name: len(units) for name, units in keep.items()}
     module = adopted.cut(keep).eval()
     counted, why, masked, trains, onnx_equal = 0, "", float("inf"), False, None
@@ -238,9 +292,10 @@ def _examined_cut(adopted: Adopted, keep: Mapping[str, Tensor], example: Example
     try:
         counted = _macs(module, adopted, example)
         masked = max(_difference(_run(module, given), _run(_masked(adopted, keep), given)) for given in inputs)
+        why = _member(adopted, network, keep, module, inputs[0]) if network is not None else ""
         trains = _trains(module, inputs[0])
         if not trains:
-            why = "a weight gets no finite gradient"
+            why = why or "a weight gets no finite gradient"
         if onnx:
             onnx_equal = _onnx_is_equal(module, inputs, free=adopted.symbolic)
             if not onnx_equal:
