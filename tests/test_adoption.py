@@ -559,3 +559,27 @@ def test_a_deep_copy_keeps_unread_weights_and_leaves_constants_out_of_the_state_
     x = torch.randn(2, 3)
     assert_close(copied(x), model(x))
     assert copied.part.used.weight is not adopted.module.part.used.weight
+
+
+def test_arguments_without_names_and_wrappers_are_read_through():
+    class Summed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.out = nn.Linear(3, 5), nn.Linear(5, 2)
+
+        def forward(self, *parts, scale=1.0):
+            return self.out(self.hidden(sum(parts)) * scale)
+
+    adopted = read(nn.DataParallel(Summed()), (torch.randn(1, 3), torch.randn(1, 3)))
+    assert units(adopted) == {"hidden": 5}
+    x, y = torch.randn(2, 3), torch.randn(2, 3)
+    assert_close(adopted.module(x, y), adopted.module(y, x))
+
+
+def test_what_holds_no_python_or_no_numbers_is_refused():
+    with pytest.raises(AdoptionError, match="TorchScript"):
+        read(torch.jit.script(nn.Linear(3, 2)), torch.randn(1, 3))
+    with pytest.raises(AdoptionError, match="meta device"):
+        read(nn.Linear(3, 2, device="meta"), torch.randn(1, 3))
+    with pytest.raises(AdoptionError, match="given function"):
+        read(lambda x: x, torch.randn(1, 3))

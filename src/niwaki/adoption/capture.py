@@ -28,6 +28,8 @@ from niwaki.adoption.operators import aten, name_of
 from niwaki.adoption.writing import without_writing_
 
 Example = Any  # a tensor, a tuple of positional arguments, or a dict of keyword arguments
+HALVES = (torch.float16, torch.bfloat16)
+RESERVED = frozenset({"graph", "code", "meta", "forward"})  # of torch.fx.GraphModule
 ROWS = 5  # a batch of one is repeated to this many while the graph is captured: torch.export takes sizes 0 and 1 for constants
 MODULE_STATE = frozenset(vars(nn.Module()))  # the tables of parameters, buffers, children and hooks
 NO_EFFECT = {"_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size"}
@@ -41,6 +43,7 @@ class Captured:
     graph: fx.Graph
     owner: nn.Module
     arguments: Arguments  # the example, on the CPU and in float32
+    bound: dict[str, Any]  # the same by the names of `forward`
     batch: int | None  # the axis of the inputs whose size is free
     notes: tuple[str, ...]
 
@@ -56,7 +59,11 @@ def capture(model: nn.Module, example: Example) -> Captured:
     """Export a copy of `model` in evaluation mode, with a free batch size where the model allows it."""
     if not isinstance(model, nn.Module):
         raise AdoptionError(f"a model is a torch.nn.Module; given {type(model).__name__}")
-    owner, notes = _copy(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise AdoptionError("the model is TorchScript, which keeps no Python to follow; adopt the torch.nn.Module that it was made from")
+    owner, notes = _copy(_unwrapped(model))
+    if taken := sorted(set(owner._modules) & RESERVED):
+        raise AdoptionError(f"a module that is read has attributes {', '.join(sorted(RESERVED))} of its own; rename {', '.join(taken)}")
     arguments = pytree.tree_map(_on_cpu, arguments_of(example))
     bound = _bind(owner, *arguments)
     outputs = _outputs(owner, arguments)
@@ -64,7 +71,7 @@ def capture(model: nn.Module, example: Example) -> Captured:
     notes += [f"{name} asks whether it is trained: what it does only then is not read, dropout aside" for name in _asking_for_mode(owner)]
     if batch is None:
         notes.append("the batch size is the example's: the model works it into a number, or its first axis is no batch")
-    return Captured(_flat_graph(program, owner, bound), owner, arguments, batch, tuple(notes))
+    return Captured(_flat_graph(program, owner, bound), owner, arguments, bound, batch, tuple(notes))
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
@@ -101,9 +108,17 @@ def _copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
     notes = []
     if devices := {str(tensor.device) for tensor in tensors if tensor.device.type != "cpu"}:
         notes.append(f"read on the CPU; the owner's model stays on {', '.join(sorted(devices))}")
-    if kinds := {str(tensor.dtype) for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32}:
+    if kinds := {str(tensor.dtype) for tensor in tensors if tensor.dtype in HALVES}:
         notes.append(f"read and cut in float32; the owner's model stays in {', '.join(sorted(kinds))}")
-    return owner.to("cpu").float().eval(), notes
+    return owner._apply(_on_cpu).eval(), notes
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile or nn.DataParallel."""
+    inside: Any = model
+    while isinstance(inside, nn.DataParallel | nn.parallel.DistributedDataParallel) or type(inside).__name__ == "OptimizedModule":
+        inside = inside._orig_mod if type(inside).__name__ == "OptimizedModule" else inside.module
+    return inside
 
 
 def _if_not_copied_as_usual(value: Any) -> list[Any]:
@@ -132,7 +147,7 @@ def _asking_for_mode(owner: nn.Module) -> list[str]:
 def _on_cpu(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    return value.detach().to("cpu", torch.float32) if value.is_floating_point() else value.detach().to("cpu")
+    return value.detach().to("cpu", torch.float32 if value.dtype in HALVES else value.dtype)
 
 
 def _bind(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -250,7 +265,7 @@ def _flat_graph(program: Any, owner: nn.Module, bound: dict[str, Any]) -> fx.Gra
     graph = fx.Graph()
     replaced: dict[fx.Node, Any] = {}
     first = first_names(owner)
-    leaves = _placeholders(graph, bound)
+    leaves = _placeholders(graph, bound, inspect.signature(owner.forward).parameters)
     for spec, node in zip(program.graph_signature.input_specs, _of(program.graph, "placeholder"), strict=True):
         if spec.kind == InputKind.USER_INPUT:
             replaced[node] = next(leaves)
@@ -345,9 +360,10 @@ def _is_assertion(node: fx.Node) -> bool:
     return not node.users and name_of(node) in NO_EFFECT
 
 
-def _placeholders(graph: fx.Graph, bound: dict[str, Any]) -> Iterator[Any]:
+def _placeholders(graph: fx.Graph, bound: dict[str, Any], parameters: Mapping[str, inspect.Parameter]) -> Iterator[Any]:
     """One placeholder per argument of the owner's `forward`; then, leaf by leaf of their structure, the node that holds it."""
-    nodes = {name: graph.placeholder(name) for name in bound}
+    stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    nodes = {name: graph.placeholder(stars.get(parameters[name].kind, "") + name) for name in bound}
     steps: Any
     for steps, _ in pytree.tree_flatten_with_path(bound)[0]:
         node = nodes[steps[0].key]

@@ -8,11 +8,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from niwaki.adoption.batch import has_rows
 from niwaki.adoption.capture import Captured
 
 
@@ -41,8 +42,8 @@ def counted_macs(module: nn.Module, *args: Any, **kwargs: Any) -> int:
 
 
 def one_row(arguments: Any, axis: int) -> Any:
-    """The first row of every tensor, along the axis of the batch."""
-    return pytree.tree_map(lambda value: value.narrow(axis, 0, 1) if isinstance(value, Tensor) and value.dim() > axis else value, arguments)
+    """The first row of every tensor that has the batch."""
+    return pytree.tree_map(lambda value: value.narrow(axis, 0, 1) if has_rows(value, arguments, axis) else value, arguments)
 
 
 def macs_of_nodes(captured: Captured, nodes: Iterable[fx.Node]) -> Mapping[fx.Node, int]:
@@ -53,6 +54,9 @@ def macs_of_nodes(captured: Captured, nodes: Iterable[fx.Node]) -> Mapping[fx.No
     found: dict[fx.Node, int] = {}
 
     class Counter(fx.Interpreter):
+        def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+            return values[target.lstrip("*")]
+
         def run_node(self, n: fx.Node) -> Any:
             if n not in wanted:
                 return super().run_node(n)
@@ -61,11 +65,7 @@ def macs_of_nodes(captured: Captured, nodes: Iterable[fx.Node]) -> Mapping[fx.No
             found[n] = counter.get_total_flops() // 2
             return result
 
-    args, kwargs = captured.arguments
-    if captured.batch is not None:
-        args, kwargs = one_row((args, kwargs), captured.batch)
-    places = [node for node in captured.graph.nodes if node.op == "placeholder"]
-    values = [kwargs.get(place.target, None) if number >= len(args) else args[number] for number, place in enumerate(places)]
+    values = captured.bound if captured.batch is None else one_row(captured.bound, captured.batch)
     with torch.no_grad():
-        Counter(captured.owner, graph=captured.graph).run(*values)
+        Counter(captured.owner, graph=captured.graph).run()
     return found

@@ -181,7 +181,7 @@ class _Copier:
                 _put(self.layers[path], key, tensor)
             return path, data
         path = layer_of(node)
-        if len(inputs) == 1 and name in PLAIN.get(type(self.modules.get(path)), "").split():
+        if path and len(inputs) == 1 and name in PLAIN.get(type(self.modules.get(path)), "").split():
             self.layers.setdefault(path, _not_in_place(self.modules[path]))
             return path, inputs
         return None
