@@ -35,19 +35,15 @@ from torch import Tensor, nn
 from niwaki.adoption import adopt
 from niwaki.adoption.adopted import Adopted, read
 from niwaki.cost.count import count_macs
-from niwaki.factor.factor import Limit
-from niwaki.factor.within import within
 from niwaki.gradient.adopted import resource_of, scales_of
-from niwaki.gradient.dmasking import DMasking, DMaskingSearch
 from niwaki.gradient.expand import Bound, best_first
 from niwaki.gradient.figs import SMALL
 from niwaki.gradient.landing import Landing, cut, landings, pressed, take_weights_, uniform
 from niwaki.gradient.morphnet import SHORT, Scales
-from niwaki.net.place import space_of
 from niwaki.nn.importance import important_first
-from niwaki.nn.supernet import extract
 from niwaki.run.statistics import bootstrap
 from niwaki.run.train_once import train_once
+from niwaki.run.widths import lasting, search_widths
 from niwaki.task.classify import ImageClassification
 from niwaki.task.cut import stratified_cut
 from niwaki.task.embedded import digits
@@ -63,7 +59,6 @@ SETS = {"fashion": "fashion_mnist", "cifar": "cifar10"}
 OURS = ("morphnet", "figs")
 METHODS = ("uniform", "torch-pruning", "morphnet", "figs", "dmasking", "bignas")
 LANDINGS = 4  # at most, of one epoch of a smaller network each
-RATIO = 0.956**90  # by which the temperature falls over a search, as published
 TORCH_PRUNING = HERE / "work" / "torch-pruning"
 
 
@@ -76,7 +71,7 @@ class Plan:
     owner: int = 10
     tune: int = 5
     search: int = 3
-    searching: int = 8
+    searching: int = 5
     supernet: int = 8
     evaluations: int = 60
     seeds: int = 3
@@ -334,26 +329,15 @@ def best_landing(
 
 
 def by_dmasking(site: Site, job: Contestant, task: ImageClassification, module: nn.Module) -> dict[str, Any]:
-    """DMaskingNAS on the widths of the adopted model, in eighths, a distribution for each budget; the likeliest network within it is fine-tuned
-    from the shared weights, which began as the owner's, units in order of importance."""
+    """DMaskingNAS on the widths of the adopted model, in eighths, one search for each budget, fine-tuned from the weights that it ended with."""
     network, weights = adopt(module, example_of(task))
-    macs, space, weights = count_macs(network), space_of(network), important_first(network, weights)
-    whole, points, epochs = macs.maximum()[0], {}, site.plan.searching
+    points, method = {}, lasting(site.plan.searching)
     for share in SHARES:
-        inside = within(space, [Limit(macs, int(share * whole))])
-        method = DMasking(
-            epochs=epochs, warmup_epochs=max(0, epochs // 4), batch_size=64, temperature_decay=RATIO ** (1 / epochs), weight_lr=0.03, logit_lr=0.05,
-            objective="absolute", cost_weight=0.2,
-        )  # fmt: skip
-        search = DMaskingSearch(
-            network, task, [inside], method, weights=weights, seed=derive_seed(job.seed, "dmasking"), device=site.device
-        )
-        while not search.finished:
-            search.run()
-        arch = inside.mode(search.probabilities()[0])
-        small = tuned(site, job, task, extract(search.net, arch).cpu())
-        points[str(share)] = {**point(site, small, task, macs(arch), whole), "counts": dict(arch)}
-    return {"points": points, "epochs": epochs + site.plan.tune}
+        seed = derive_seed(job.seed, "dmasking")
+        found = search_widths(network, weights, task, f"macs<={100 * share:g}%", method=method, seed=seed, device=site.device)
+        small = tuned(site, job, task, found.module)
+        points[str(share)] = {**point(site, small, task, found.costs["macs"], found.whole["macs"]), "counts": dict(found.architecture)}
+    return {"points": points, "epochs": method.epochs + site.plan.tune}
 
 
 def by_bignas(site: Site, job: Contestant, task: ImageClassification, module: nn.Module) -> dict[str, Any]:
