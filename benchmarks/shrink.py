@@ -482,9 +482,11 @@ def summary(plan: Plan, results: Sequence[dict[str, Any]], methods: Sequence[str
 
 
 def jobs_of(site: Site, sets: Sequence[str], methods: Sequence[str], owners: bool) -> Iterator[Job]:
-    for seed in range(site.plan.seeds):
-        for name in sets:
-            for method in ["owner"] if owners else methods:
+    """The owners' trainings; or those of the methods, what the claims are about first, and of that the longest first."""
+    order = ["owner"] if owners else sorted(methods, key=("morphnet", "figs", "torch-pruning", "uniform", *METHODS).index)
+    for method in order:
+        for seed in range(site.plan.seeds):
+            for name in sets:
                 one = Contestant(name, seed, method)
                 yield Job(one.key, run_job, (site, one))
 
