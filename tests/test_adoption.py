@@ -317,6 +317,32 @@ def test_torch_s_own_multi_head_attention_is_read_with_time_first_or_batch_first
         assert adopted.batch == (0 if batch_first else 1)
 
 
+class GroupedQueries(nn.Module):
+    """Llama's attention: four heads of queries read two of keys and values, which are turned by their positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.q, self.k, self.v = nn.Linear(3, 16), nn.Linear(16, 16), nn.Linear(16, 8), nn.Linear(16, 8)
+        self.o, self.out = nn.Linear(16, 16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        x = self.embed(x)
+        b, t, _ = x.shape
+        q, k, v = (layer(x).view(b, t, -1, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        angles = torch.arange(t, device=x.device)[:, None] * torch.tensor([1.0, 0.5]).repeat(2)
+        q, k = (y * angles.cos() + torch.cat((-y[..., 2:], y[..., :2]), -1) * angles.sin() for y in (q, k))
+        k = k[:, :, None].expand(b, 2, 2, t, 4).reshape(b, 4, t, 4)
+        y = (q @ k.transpose(2, 3) / 2).softmax(-1) @ v.repeat_interleave(2, dim=1)
+        return self.out(x + self.o(y.transpose(1, 2).reshape(b, t, 16)))
+
+
+def test_heads_of_queries_go_with_the_head_of_keys_they_read():
+    adopted = check(GroupedQueries(), torch.randn(1, 5, 3))
+    assert units(adopted) == {"embed": 16, "q": 2}
+    assert adopted.weights["q.weight"][0] == (Run("q", 2, inner=8),)
+    assert adopted.weights["k.weight"][0] == (Run("q", 2, inner=4),)
+
+
 class GPT(nn.Module):
     """nanoGPT's, with its embedding tied to its head."""
 

@@ -389,6 +389,12 @@ def _follow(reader: fx.Node, value: fx.Node, axis: int) -> int | str | None:
         return {one % rank: other % rank, other % rank: one % rank}.get(axis, axis)
     if name == "unsqueeze":
         return axis + (a["dim"] % (rank + 1) <= axis)
+    if name in ("view", "reshape", "flatten"):
+        sizes = [[rows_as_captured(size) for size in each.meta["val"].shape] for each in (value, reader)]
+        after = next(after for before, after in _segments(*sizes) if axis in before)
+        return after[0] if len(after) == 1 else None
+    if name in ("slice", "cat", "expand", "repeat", "repeat_interleave"):
+        return axis + reader.meta["val"].dim() - rank
     if name == "squeeze" and isinstance(a.get("dim"), int):
         return axis - (a["dim"] % rank < axis)
     if torch.Tag.pointwise in overload(reader).tags or name in (
