@@ -191,7 +191,22 @@ def started(weight: Weight, full: Weight) -> Tensor:
     return nn.Parameter(tensor, requires_grad=weight.kind == "parameter") if weight.kind in ("parameter", "frozen") else tensor
 
 
-Cut = tuple[int, slice | Tensor]
+class Index:
+    """Scattered positions along a dimension, on every device on which they were asked for."""
+
+    __slots__ = ("_on", "positions")
+
+    def __init__(self, positions: Sequence[int]) -> None:
+        self.positions = torch.tensor(positions)
+        self._on: dict[torch.device, Tensor] = {}
+
+    def on(self, device: torch.device) -> Tensor:
+        if device not in self._on:
+            self._on[device] = self.positions.to(device)
+        return self._on[device]
+
+
+Cut = tuple[int, slice | Index]
 
 
 def cuts(full: Sequence[Axis], now: Sequence[Axis]) -> tuple[Cut, ...]:
@@ -200,14 +215,14 @@ def cuts(full: Sequence[Axis], now: Sequence[Axis]) -> tuple[Cut, ...]:
     for dim, (whole, part) in enumerate(zip(full, now, strict=True)):
         if length(part) < length(whole):
             kept = positions(whole, part)
-            found.append((dim, kept if isinstance(kept, slice) else torch.tensor(kept)))
+            found.append((dim, kept if isinstance(kept, slice) else Index(kept)))
     return tuple(found)
 
 
 def cut(tensor: Tensor, where: Sequence[Cut]) -> Tensor:
     """`tensor` cut: itself, a view, or for scattered positions a copy."""
     for dim, kept in where:
-        tensor = tensor.narrow(dim, 0, kept.stop) if isinstance(kept, slice) else tensor.index_select(dim, kept.to(tensor.device))
+        tensor = tensor.narrow(dim, 0, kept.stop) if isinstance(kept, slice) else tensor.index_select(dim, kept.on(tensor.device))
     return tensor
 
 
@@ -472,10 +487,10 @@ class Call:
                 stored = self._stored(self.arguments[at], layers)
                 if stored is not None:
                     tensor, kept = stored
-                    tensor.index_copy_(0, kept.to(tensor.device), value)
+                    tensor.index_copy_(0, kept.on(tensor.device), value)
         return y
 
-    def _stored(self, getter: Any, layers: nn.ModuleDict) -> tuple[Tensor, Tensor] | None:
+    def _stored(self, getter: Any, layers: nn.ModuleDict) -> tuple[Tensor, Index] | None:
         number = getter.number
         where = self.weights[number][1]
         if not where or isinstance(where[0][1], slice):
@@ -520,7 +535,9 @@ class Call:
         if isinstance(value, dict):
             return {key: self._filled(part, tensors, layers) for key, part in value.items()}
         if isinstance(value, Named):
-            return layers.training if value.name == "training" else next(layers.parameters()).device
+            if value.name == "training":
+                return layers.training
+            return next(tensor.device for tensor in (*tensors, *layers.parameters()) if isinstance(tensor, Tensor))
         return value
 
     # --- soft -----------------------------------------------------------------------------------------------------------
@@ -667,14 +684,14 @@ class _Mask:
         self.at, self.rank, self.length = at, rank, length(axis)
         self.question = ask.mask(tuple(run.units for run in axis), condition)
         numbers = np.array(unit_numbers(axis))
-        self.units = None if np.array_equal(numbers, np.arange(len(numbers))) else torch.from_numpy(numbers)
+        self.units = None if np.array_equal(numbers, np.arange(len(numbers))) else Index(numbers.tolist())
 
     def __call__(self, known: Answers, y: Tensor, *, alone: bool, path: str) -> Tensor:
         """In the form that `Feature` has it: a vector for the second dimension, or as many dimensions as it is from the last one."""
         assert self.question is not None
         mask = known[self.question]
         if self.units is not None:
-            mask = mask.index_select(0, self.units.to(mask.device))
+            mask = mask.index_select(0, self.units.on(mask.device))
         if y.dim() == self.rank + 1 and self.at == 0 and alone and y.shape[1] == self.length:
             return mask
         back = self.rank - self.at  # the axis, counted from the last
