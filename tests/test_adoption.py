@@ -407,8 +407,8 @@ def test_several_inputs_and_outputs_keep_their_structure_and_a_layer_used_twice_
     adopted = check(TwoInputs(), (torch.randn(1, 3, 6, 6), {"columns": [torch.randn(1, 4)]}))
     assert units(adopted) == {"image": 6, "table": 5, "join": 8}
     assert adopted.weights["shared.weight"] == ((Run("join", 8),), (Run("join", 8),))
-    by_name = read(TwoInputs(), {"record": {"columns": [torch.randn(2, 4)]}, "image": torch.randn(2, 3, 6, 6)})
-    assert by_name.symbolic
+    by_name, model = {"record": {"columns": [torch.randn(2, 4)]}, "image": torch.randn(2, 3, 6, 6)}, TwoInputs().eval()
+    assert_close(read(model, by_name).module(**by_name), model(**by_name))
 
 
 class Around(nn.Module):
@@ -609,3 +609,23 @@ def test_what_holds_no_python_or_no_numbers_is_refused():
         read(nn.Linear(3, 2, device="meta"), torch.randn(1, 3))
     with pytest.raises(AdoptionError, match="given function"):
         read(lambda x: x, torch.randn(1, 3))
+
+
+def test_a_model_that_counts_its_calls_is_left_at_its_count():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.out = nn.Linear(3, 5), nn.Linear(5, 2)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.out(self.hidden(x)) + self.calls
+
+    model = Counting()
+    adopted = read(model, torch.randn(1, 3))
+    assert float(model.calls) == float(adopted.module.calls) == 0
+    x = torch.randn(2, 3)
+    for _ in range(2):
+        assert_close(adopted.module(x), model(x))
+    assert units(adopted) == {"hidden": 5}

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from niwaki.adoption.axes import AdoptionError, Axis, Group, Linear, Run, Size, Term, groups_of, length, linear, total
+from niwaki.adoption.batch import are_equal, run
 from niwaki.adoption.capture import Arguments, Example, capture, first_names
 from niwaki.adoption.counter import macs_of_nodes
 from niwaki.adoption.cut import plain_module
@@ -132,8 +134,11 @@ def read(model: nn.Module, example: Example) -> Adopted:
     axes = {node.name: tuple(map(runs.of, axes)) for node, axes in reading.axes.items() if _is_tensor(node) and axes is not None}
     weights = {name: tuple(map(runs.of, axes)) for name, axes in reading.weights.items()}
     sizes = {node.name: runs.sizes(raw) for node, raw in reading.sizes.items()}
+    module = plain_module(captured.graph, captured.owner, weights, sizes, {group.name: range(group.units) for group in groups})
+    if captured.outputs is not None and not are_equal(pytree.tree_leaves(run(module, captured.arguments)), captured.outputs):
+        raise AdoptionError("what was read gives other outputs than the model: does it keep what it computed from one call to the next?")
     return Adopted(
-        module=plain_module(captured.graph, captured.owner, weights, sizes, {group.name: range(group.units) for group in groups}),
+        module=module,
         graph=captured.graph,
         owner=captured.owner,
         arguments=captured.arguments,

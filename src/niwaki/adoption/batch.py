@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,10 +15,20 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional and by name
 
 
 def run(owner: nn.Module, arguments: Arguments) -> Any:
-    """Outputs of a model that may write to what it is given."""
+    """Outputs of a model, which may write to what it is given and to its buffers: neither is left changed."""
     args, kwargs = copy.deepcopy(arguments)
-    with torch.no_grad():
+    with buffers_kept(owner):
         return owner(*args, **kwargs)
+
+
+@contextmanager
+def buffers_kept(owner: nn.Module) -> Iterator[None]:
+    """Without gradients, and with the buffers afterwards as they were."""
+    before = [(buffer, buffer.clone()) for buffer in owner.buffers()]
+    with torch.no_grad():
+        yield
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 def batch_axis(owner: nn.Module, arguments: Arguments, outputs: Sequence[Any]) -> tuple[int | None, int]:
@@ -26,7 +37,7 @@ def batch_axis(owner: nn.Module, arguments: Arguments, outputs: Sequence[Any]) -
     The example is given together with another one made of it, the two side by side along the axis; every output must then be what the
     two give alone, side by side along one axis, or be the same as before.
     """
-    if not _are_equal(pytree.tree_leaves(run(owner, arguments)), outputs):
+    if not are_equal(pytree.tree_leaves(run(owner, arguments)), outputs):
         return 0, 0  # the model draws random numbers: nothing can be told
     for axis in (0, 1):
         try:
@@ -60,13 +71,14 @@ def _outputs_of_both(together: Sequence[Any], outputs: Sequence[Any], alone: Seq
             continue
         grown = [dim for dim in range(one.dim()) if both.shape[dim] != one.shape[dim]]
         parts = both.split(one.shape[grown[0]], grown[0]) if len(grown) == 1 else [both, both]
-        if len(parts) != 2 or not _are_equal(parts, [one, other]):
+        if len(parts) != 2 or not are_equal(parts, [one, other]):
             return None
         found += len(grown)
     return found or None
 
 
-def _are_equal(some: Sequence[Any], others: Sequence[Any]) -> bool:
+def are_equal(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether tensors are the same to the rounding of another order of sums."""
     pairs = [(one, other) for one, other in zip(some, others, strict=True) if isinstance(one, Tensor)]
     return all(
         one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=1e-3, atol=1e-4, equal_nan=True)

@@ -44,6 +44,7 @@ class Captured:
     owner: nn.Module
     arguments: Arguments  # the example, on the CPU and in float32
     bound: dict[str, Any]  # the same by the names of `forward`
+    outputs: list[Any] | None  # the tensors that the model gives for the example; None if it draws them
     batch: int | None  # the axis of the inputs whose size is free
     notes: tuple[str, ...]
 
@@ -66,12 +67,14 @@ def capture(model: nn.Module, example: Example) -> Captured:
         raise AdoptionError(f"a module that is read has attributes {', '.join(sorted(RESERVED))} of its own; rename {', '.join(taken)}")
     arguments = pytree.tree_map(_on_cpu, arguments_of(example))
     bound = _bind(owner, *arguments)
+    arguments = arguments[0], {name: arguments[1][name] for name in [*bound, *arguments[1]] if name in arguments[1]}  # as forward has them
     outputs = _outputs(owner, arguments)
-    program, batch = _export(owner, arguments, bound, batch_axis(owner, arguments, outputs))
+    rows = batch_axis(owner, arguments, outputs)
+    program, batch = _export(owner, arguments, bound, rows)
     notes += [f"{name} asks whether it is trained: what it does only then is not read, dropout aside" for name in _asking_for_mode(owner)]
     if batch is None:
         notes.append("the batch size is the example's: the model works it into a number, or its first axis is no batch")
-    return Captured(_flat_graph(program, owner, bound), owner, arguments, bound, batch, tuple(notes))
+    return Captured(_flat_graph(program, owner, bound), owner, arguments, bound, None if rows == (0, 0) else outputs, batch, tuple(notes))
 
 
 def first_names(model: nn.Module) -> dict[str, str]:

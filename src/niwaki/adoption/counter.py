@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from niwaki.adoption.batch import has_rows
+from niwaki.adoption.batch import buffers_kept, has_rows
 from niwaki.adoption.capture import Captured
 
 
@@ -66,6 +66,6 @@ def macs_of_nodes(captured: Captured, nodes: Iterable[fx.Node]) -> Mapping[fx.No
             return result
 
     values = captured.bound if captured.batch is None else one_row(captured.bound, captured.batch)
-    with torch.no_grad():
+    with buffers_kept(captured.owner):
         Counter(captured.owner, graph=captured.graph).run()
     return found
