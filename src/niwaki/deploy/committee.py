@@ -5,8 +5,9 @@ answers = committee.predict(images)        answers.labels, answers.exits
 print(committee.report(images, labels))    on a third part of the data: what was chosen looks better than it is where it was chosen
 
 As published: the answer is the mean of all members that ran; whoever is sure enough stops; members run from cheap to dear, at most four of them.
-Ours: a temperature for each member, fitted with a prior; "last", where the last member that ran answers alone; pruning that makes the grid of
-thresholds exact; a beam where there are more than twelve members. Not here: confidence of parts of an image, for segmentation, and of video.
+Ours: a temperature for each member, fitted with a prior; "last", where the last member that ran answers alone; pruning that tries the whole grid
+of thresholds of four members in moderate time; a beam where there are more than twelve. Not here: confidence of parts of an image, for
+segmentation, and of video.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, combinations_with_replacement, pairwise, permutations, product
+from itertools import combinations, pairwise, permutations, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,15 +53,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Which sequences of members are tried. longest: members in one (the paper: 4). quantiles: thresholds tried at each exit of three and
-    more members; of two members, all that there are. repetition: a member may run twice, and counts twice. any_order: not only from cheap to
-    dear. worst: the cost of a whole sequence is at most this. width: of the beam, where there are more than 12 members.
+    """Which sequences of members are tried: from cheap to dear, of equals in any order, each member once. (The paper repeats an architecture with
+    another seed: that is another member.) longest: members in one (the paper: 4). quantiles: thresholds tried at each exit of three and more
+    members; of two members, all that there are. worst: the cost of a whole sequence is at most this. width: of the beam, where there are more
+    than 12 members.
     """
 
     longest: int = 4
     quantiles: int = 24
-    repetition: bool = False
-    any_order: bool = False
     worst: float = float("inf")
     width: int = 24
 
@@ -75,25 +74,20 @@ class Sequences:
         """Every sequence of the members, those with the fewest first."""
         by_cost = sorted(range(len(costs)), key=lambda member: costs[member])
         for length in range(1, self.longest + 1):
-            picks = (combinations_with_replacement if self.repetition else combinations)(by_cost, length)
-            for pick in picks:
-                if sum(costs[member] for member in pick) > self.worst * (1 + EPSILON):
-                    continue
-                orders = dict.fromkeys(permutations(pick)) if self.any_order else _orders_of_equals(pick, costs)
-                yield from orders
+            for pick in combinations(by_cost, length):
+                if sum(costs[member] for member in pick) <= self.worst * (1 + EPSILON):
+                    yield from _orders_of_equals(pick, costs)
 
     def longer(self, sequence: tuple[int, ...], costs: Sequence[float]) -> Iterator[tuple[int, ...]]:
         """`sequence` with one more member."""
         if len(sequence) == self.longest:
             return
         for member in range(len(costs)):
-            if member in sequence and not self.repetition:
-                continue
-            if sum(costs[one] for one in (*sequence, member)) > self.worst * (1 + EPSILON):
+            if member in sequence or sum(costs[one] for one in (*sequence, member)) > self.worst * (1 + EPSILON):
                 continue
             for at in range(len(sequence) + 1):
                 made = (*sequence[:at], member, *sequence[at:])
-                if self.any_order or all(costs[a] <= costs[b] for a, b in pairwise(made)):
+                if all(costs[a] <= costs[b] for a, b in pairwise(made)):
                     yield made
 
 
@@ -102,7 +96,7 @@ def _orders_of_equals(pick: tuple[int, ...], costs: Sequence[float]) -> Iterator
     groups: dict[float, list[int]] = {}
     for member in pick:
         groups.setdefault(costs[member], []).append(member)
-    for parts in product(*(dict.fromkeys(permutations(group)) for group in groups.values())):
+    for parts in product(*map(permutations, groups.values())):
         yield tuple(member for part in parts for member in part)
 
 
@@ -123,8 +117,9 @@ def points_of(sequence: tuple[int, ...], exits: Exits, quantiles: int, known: Se
     """The Pareto front of accuracy and average cost over the thresholds of one sequence; of three and more members, without what `known` beats.
 
     Two members: exact, every observed confidence is tried: O(N log N). More: `quantiles` of the confidences at each exit, and "never". What is
-    pruned on the way could not have become part of the front: it would be no better if all who are left were answered as well as any later exit
-    can, at the price of the next member alone.
+    pruned on that grid could not have become part of the front of all sequences: it would be no better if all who are left were answered as well
+    as any later exit can, at the price of the next member alone; only where more than `STATES` combinations are still hopeful, the least
+    promising go, too.
     """
     total = float(exits.costs.sum())
     count = exits.right.shape[1]
