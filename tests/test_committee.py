@@ -16,7 +16,7 @@ from torch import nn
 
 import niwaki
 from niwaki.deploy.card import ExportError, ModelCard, Preprocessing
-from niwaki.deploy.cascade import cascade_model, export_cascade, measured, session_of, with_onnx_members
+from niwaki.deploy.cascade import cascade_model, export_cascade, measured, with_onnx_members
 from niwaki.deploy.cascade_source import loaded, write_cascade_source
 from niwaki.deploy.committee import Committee, OnnxMember, at_resolutions, macs_of
 from niwaki.deploy.confidence import CONFIDENCES, entropy, gap, logit_gap, max_probability, softmax, temperature
@@ -24,6 +24,7 @@ from niwaki.deploy.export import capture, export_pt2
 from niwaki.deploy.predict import predict
 from niwaki.deploy.thresholds import NEVER, CommitteeError, Exits, Rule, Sequences, by_budget, by_target, front, points_of
 from niwaki.device.measure import Protocol
+from niwaki.device.onnx_session import session_of
 from niwaki.run.demand import parse_demand
 from niwaki.run.experiments import committees as experiment
 from niwaki.store.engine import open_store
@@ -294,7 +295,7 @@ def halfway(whole, images):
 def test_the_onnx_file_answers_what_the_python_class_answers(exported, images, tmp_path, average, confidence):
     whole = halfway(replace(exported, average=average, confidence=confidence), images)
     audit = export_cascade(whole, tmp_path / "cascade.onnx", CARD, images)
-    session = session_of((tmp_path / "cascade.onnx").read_bytes())
+    session = session_of((tmp_path / "cascade.onnx").read_bytes(), threads=1)
     expected = whole.predict(images)
     assert set(expected.exits) == {1, 2, 3}
     for batch in (1, 2, 7, 90):
@@ -329,7 +330,7 @@ def test_an_early_exit_really_skips_the_members_behind_it(exported, images, tmp_
 def test_an_exit_where_nobody_stops_is_no_branch(exported, images):
     model = cascade_model(exported.with_rule((0, 1, 2), (NEVER, 0.5)), CARD)
     assert [node.op_type for node in model.graph.node].count("If") == 1
-    assert session_of(model.SerializeToString()).run(["exits"], {"images": images})[0].min() >= 2
+    assert session_of(model.SerializeToString(), threads=1).run(["exits"], {"images": images})[0].min() >= 2
     single = cascade_model(exported.with_rule((1,), ()), CARD)
     assert "If" not in [node.op_type for node in single.graph.node]
 

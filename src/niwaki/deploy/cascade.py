@@ -21,7 +21,6 @@ import onnx
 import onnx.compose
 import onnx.inliner
 import onnx.version_converter
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -34,6 +33,7 @@ from niwaki.deploy.confidence import TINY, Confidence, entropy, gap, logit_gap, 
 from niwaki.deploy.export import ONNX_TOLERANCE, OPSET, capture, translated
 from niwaki.deploy.predict import EXITS
 from niwaki.device.measure import ONE_THREAD, Protocol, Samples, in_turns
+from niwaki.device.onnx_session import session_of
 from niwaki.device.runtime_onnx import NAME, onnx_step
 from niwaki.store.files import atomic_write
 
@@ -61,7 +61,7 @@ def export_cascade(committee: Committee, path: str | Path, card: ModelCard, imag
     """
     began = time.perf_counter()
     content = cascade_model(committee, card).SerializeToString()
-    session = session_of(content)
+    session = session_of(content, threads=torch.get_num_threads())
     clear, outputs = clear_of_thresholds(committee, images)
 
     def run(batch: NDArray) -> NDArray:
@@ -75,13 +75,6 @@ def export_cascade(committee: Committee, path: str | Path, card: ModelCard, imag
     difference = compare(Path(path).name, run, clear, outputs, tolerance=ONNX_TOLERANCE)
     atomic_write(path, content)
     return _audit(path, clear, outputs, difference, began)
-
-
-def session_of(content: bytes) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def clear_of_thresholds(committee: Committee, images: NDArray) -> tuple[NDArray, NDArray]:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import onnxruntime
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -40,6 +39,7 @@ from niwaki.deploy.thresholds import (
     front,
 )
 from niwaki.device.measure import ONE_THREAD, Protocol, Samples, in_turns
+from niwaki.device.onnx_session import session_of
 
 Average = Literal["logits", "probabilities", "last"]
 Model = Callable[[Any], Any]  # a torch module among them
@@ -381,12 +381,9 @@ class OnnxMember:
         name = "the model given" if isinstance(model, bytes) else str(model)
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise CommitteeError(f"there is no file {name}; an ONNX model is needed")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
         self.content = model if isinstance(model, bytes) else Path(model).read_bytes()
         try:
-            self._session = onnxruntime.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
+            self._session = session_of(self.content, threads=torch.get_num_threads())
         except Exception as error:  # onnxruntime's own kinds have no common base below Exception
             raise CommitteeError(f"{name} cannot be loaded by ONNX Runtime: {str(error).strip().splitlines()[0]}") from error
         inputs = self._session.get_inputs()

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from niwaki.deploy.audit import BATCH_SIZES, Audit, compare, scale_of
 from niwaki.deploy.card import ExportError, ModelCard
+from niwaki.device.onnx_session import session_of
 from niwaki.store.files import atomic_write
 
 OPSET = 21  # the newest that onnxruntime 1.20, the oldest that niwaki allows, runs; nothing newer is of use to these layers
@@ -90,10 +90,7 @@ def export_onnx(shipment: Shipment, path: str | Path, card: ModelCard) -> Audit:
     """
     began = time.perf_counter()
     content = translated(shipment, card).SerializeToString()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = session_of(content, threads=torch.get_num_threads())
     difference = compare(
         Path(path).name, lambda x: session.run(None, {card.input_name: x})[0], shipment.images, shipment.logits, tolerance=ONNX_TOLERANCE
     )

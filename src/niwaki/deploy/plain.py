@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from niwaki.deploy.card import ExportError
 from niwaki.deploy.export import OPSET, _first_lines, _quiet
+from niwaki.device.onnx_session import session_of
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -58,10 +58,7 @@ def onnx_of(module: nn.Module, example: Example, *, free: bool = True) -> bytes:
 
 def run_onnx(content: bytes, example: Example) -> list[NDArray]:
     """The outputs of an ONNX model in ONNX Runtime."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = session_of(content, threads=torch.get_num_threads())
     arrays = [tensor.detach().numpy() for tensor in tensors_of(arguments_of(example))]
     names = [value.name for value in session.get_inputs()]
     if len(names) != len(arrays):

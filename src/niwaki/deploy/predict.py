@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from niwaki.deploy.card import FORMAT, Preprocessing, TableForm
+from niwaki.device.onnx_session import session_of
 from niwaki.task.cut import DataError
 from niwaki.task.folder import SUFFIXES, read_image
 from niwaki.task.images import DAMAGED
@@ -85,11 +85,8 @@ class ExportedModel:
         path = Path(path)
         if not path.is_file():
             raise PredictError(f"{path} is {'a folder' if path.is_dir() else 'missing'}; a model.onnx written by niwaki is needed")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0
         try:
-            self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+            self._session = session_of(path.read_bytes(), threads=threads or 0)
         except Exception as error:  # onnxruntime's own kinds have no common base below Exception
             raise PredictError(f"{path} cannot be loaded by ONNX Runtime: {str(error).strip().splitlines()[0]}") from error
         properties = self._session.get_modelmeta().custom_metadata_map

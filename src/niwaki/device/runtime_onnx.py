@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from niwaki.device.measure import MeasureError, Step
+from niwaki.device.onnx_session import session_of
 
 NAME = f"onnxruntime {onnxruntime.__version__}"
 
@@ -36,11 +37,7 @@ def to_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
 
 def onnx_step(content: bytes, *, threads: int = 1, batch: np.ndarray | None = None) -> Step:
     """One run of the model on its one input. batch: what it is given; by default an example of random numbers, always the same."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = session_of(content, threads=threads)
     inputs = session.get_inputs()
     if len(inputs) != 1:
         raise MeasureError(f"a model of one input is timed; this one has {len(inputs)}: {', '.join(one.name for one in inputs)}")

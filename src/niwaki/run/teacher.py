@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from niwaki.device.onnx_session import session_of
 from niwaki.net.control import Network
 from niwaki.net.place import space_of
 from niwaki.net.text import from_json
@@ -142,11 +142,8 @@ def _of_onnx(path: Path, task: AnyTask) -> Teacher:
         raise ModelError(f"there is no file {path}")
     data = path.with_name(f"{path.name}.data")  # where torch.onnx puts the weights of a model
     content = path.read_bytes() + (data.read_bytes() if data.is_file() else b"")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = session_of(str(path), threads=1)
     except Exception as error:  # onnxruntime's own kinds have no common base below Exception
         raise ModelError(f"{path} cannot be loaded by ONNX Runtime: {str(error).strip().splitlines()[0]}") from error
     if len(given := session.get_inputs()) != 1:
