@@ -116,10 +116,8 @@ def choose_and_measure(site: Site, seed: int, macs: Sequence[int]) -> dict[str, 
             file = Path(site.work) / f"cascade-{seed}-{cost}-{way}-{below}.onnx"
             export_cascade(fitted, file, card, test[:CHECKED])
             exits = fitted.predict(test).exits
-            samples = measured(
-                cascade_model(fitted, card).SerializeToString(), files[-1].read_bytes(), test, exits, protocol=protocol
-            )  # fmt: skip
-            taken = {at: samples[f"exit {at}"] for at in range(1, len(told.shares) + 1) if f"exit {at}" in samples}
+            content = cascade_model(fitted, card).SerializeToString()
+            latency = measured(content, files[-1].read_bytes(), test, exits, protocol=protocol)
             found["cascades"][f"{cost}, {TOLD[way]}, {name}"] = {
                 "members": list(fitted.rule.members),
                 "thresholds": list(fitted.rule.thresholds),
@@ -127,9 +125,9 @@ def choose_and_measure(site: Site, seed: int, macs: Sequence[int]) -> dict[str, 
                 "accuracy": told.accuracy,
                 "held_out": fitted.report().accuracy,
                 "macs": float(np.dot(told.shares, spent)),
-                "ms": sum(told.shares[at - 1] * one.latency_ms for at, one in taken.items()),
-                "ratio": sum(told.shares[at - 1] * one.ratio for at, one in taken.items()),
-                "variation": max(one.variation for one in samples.values()),
+                "ms": latency.average_ms,
+                "ratio": latency.ratio,
+                "variation": latency.variation,
             }
     return found
 

@@ -369,10 +369,13 @@ def test_the_python_class_needs_torch_alone_and_answers_the_same(images, tmp_pat
 def test_latency_is_measured_exit_by_exit_beside_the_largest_member(exported, images):
     quick = Protocol(warmup=1, rounds=2, least_ms=0)
     content = cascade_model(exported, CARD).SerializeToString()
-    found = measured(content, exported.models[2].content, images, exported.predict(images).exits, protocol=quick)
-    assert set(found) == {"largest", "exit 1", "exit 2", "exit 3"}
+    exits = exported.predict(images).exits
+    found = measured(content, exported.models[2].content, images, exits, protocol=quick)
+    assert set(found.exits_ms) == {1, 2, 3}
+    assert found.average_ms == pytest.approx(np.mean([found.exits_ms[at] for at in exits]))
+    assert 0 < found.ratio < 100
     report = exported.report(images, np.zeros(len(images), int), latency=quick)
-    assert report.average_latency_ms == pytest.approx(np.dot(report.shares, report.latency_ms))
+    assert report.average_latency_ms == pytest.approx(np.mean([report.latency_ms[at - 1] for at in exits]))
 
 
 # --- one network at two resolutions ---------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from niwaki.deploy.committee import Committee, OnnxMember
 from niwaki.deploy.confidence import TINY, Confidence, entropy, gap, logit_gap, max_probability
 from niwaki.deploy.export import ONNX_TOLERANCE, OPSET, capture, translated
 from niwaki.deploy.predict import EXITS
-from niwaki.device.measure import ONE_THREAD, Protocol, Samples, in_turns
+from niwaki.device.measure import ONE_THREAD, Protocol, in_turns
 from niwaki.device.onnx_session import session_of
 from niwaki.device.runtime_onnx import NAME, onnx_step
 from niwaki.store.files import atomic_write
@@ -368,11 +368,33 @@ _CONFIDENCE_NODES: dict[Confidence, Callable[[_Maker, str, str], tuple[Nodes, st
 # --- latency -------------------------------------------------------------------------------------------------------------------------
 
 
-def measured(cascade: bytes, largest: bytes, images: NDArray, exits: NDArray, *, protocol: Protocol = ONE_THREAD) -> dict[str, Samples]:
-    """One image at a time in ONNX Runtime: samples of an image at each exit that some image takes ("exit 1", ...) and of the largest member
-    ("largest"), in turns with it: its ratio is the reference."""
+@dataclass(frozen=True)
+class Latency:
+    """One image at a time, in milliseconds: at each exit that some image takes, on average over the images, and of the largest member.
+
+    ratio: of the average to the largest member's, each exit timed in turns with it. variation: the largest of any of them, see `Samples`.
+    """
+
+    exits_ms: Mapping[int, float]
+    average_ms: float
+    largest_ms: float
+    ratio: float
+    variation: float
+
+
+def measured(cascade: bytes, largest: bytes, images: NDArray, exits: NDArray, *, protocol: Protocol = ONE_THREAD) -> Latency:
+    """What the ONNX file takes in ONNX Runtime for images that leave at `exits`, (N,), beside its largest member."""
     steps = {"largest": onnx_step(largest, threads=protocol.threads, batch=images[:1])}
-    for at in np.unique(exits):
+    numbers, counts = np.unique(exits, return_counts=True)
+    for at in numbers:
         place = int(np.flatnonzero(exits == at)[0])
-        steps[f"exit {at}"] = onnx_step(cascade, threads=protocol.threads, batch=images[place : place + 1])
-    return in_turns(steps, "largest", runtime=NAME, protocol=protocol)
+        steps[str(at)] = onnx_step(cascade, threads=protocol.threads, batch=images[place : place + 1])
+    samples = in_turns(steps, "largest", runtime=NAME, protocol=protocol)
+    taken, shares = [samples[str(at)] for at in numbers], counts / counts.sum()
+    return Latency(
+        exits_ms={int(at): one.latency_ms for at, one in zip(numbers, taken, strict=True)},
+        average_ms=float(shares @ [one.latency_ms for one in taken]),
+        largest_ms=samples["largest"].latency_ms,
+        ratio=float(shares @ [one.ratio for one in taken]),
+        variation=max(one.variation for one in samples.values()),
+    )

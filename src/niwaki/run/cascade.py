@@ -192,6 +192,8 @@ def make_cascade(
     programs = [found[member].program for member in chosen.rule.members]
     if all(program is not None for program in programs):
         audits.append(write_cascade_source(chosen, folder / FOLDER, card, test.x[:CHECKED], [one for one in programs if one is not None]))
+    content = cascade_model(chosen, card).SerializeToString()
+    latency = measured(content, found[largest].model.content, test.x, chosen.predict(test.x).exits)
     alone = (whole.models[largest](test.x).argmax(1) == test.y).mean()
     summary = {
         "demand": demand,
@@ -207,7 +209,10 @@ def make_cascade(
         "held_out": {"about": held_out.about, **chosen.report().to_json()},
         "test": {"about": test.about, **report.to_json()},
         "largest": {"name": whole.names[largest], "cost": costs[largest], "held_out_accuracy": reached, "accuracy": float(alone)},
-        "latency": _latency(chosen, found[largest], card, test.x, report),
+        "latency": {
+            "runtime": NAME, "exits_ms": {str(at): ms for at, ms in latency.exits_ms.items()}, "average_ms": latency.average_ms,
+            "largest_ms": latency.largest_ms, "ratio": latency.ratio,
+        },
         "files": [{"file": FILE if at == 0 else f"{FOLDER}/{audit.file}", "bytes": audit.size_bytes,
                    "difference": audit.max_difference} for at, audit in enumerate(audits)],
     }  # fmt: skip
@@ -226,20 +231,6 @@ def _best_way(ways: Sequence[Committee], fit: Callable[[Committee], Committee], 
     if not fitted:
         raise max(failed, key=lambda error: error.reached)
     return min(fitted, key=lambda one: prefers(next(point for point in one.front if point.rule == one.rule)))
-
-
-def _latency(committee: Committee, largest: Member, card: ModelCard, x: NDArray, report: Report) -> dict[str, Any]:
-    """Milliseconds of one example in ONNX Runtime on one thread, at each exit, and of the largest member; and the ratio of the two means."""
-    exits = committee.predict(x).exits
-    samples = measured(cascade_model(committee, card).SerializeToString(), largest.model.content, x, exits)
-    taken = {at: samples[f"exit {at}"] for at in range(1, len(report.shares) + 1) if f"exit {at}" in samples}
-    return {
-        "runtime": NAME,
-        "exits_ms": {str(at): one.latency_ms for at, one in taken.items()},
-        "average_ms": sum(report.shares[at - 1] * one.latency_ms for at, one in taken.items()),
-        "largest_ms": samples["largest"].latency_ms,
-        "ratio": sum(report.shares[at - 1] * one.ratio for at, one in taken.items()),
-    }
 
 
 def _latencies(members: Sequence[Member], x: NDArray) -> list[float]:
