@@ -1,6 +1,7 @@
 """Committees: thresholds against brute force and closed forms, compaction, one ONNX file that stops early, and what is refused."""
 
 import json
+import re
 import shutil
 from contextlib import closing
 from dataclasses import replace
@@ -444,7 +445,10 @@ def test_export_makes_a_cascade_for_another_demand_and_keeps_it_in_the_report(se
     assert made["held_out"]["average_cost"] <= budget
     assert (made["confidence"], made["average"]) == ("entropy", "probabilities")
     assert f"macs&lt;={budget}" in (folder / "report.html").read_text()
-    told = niwaki_command("export", folder, "--cascade", "accuracy>=largest-5% and worst(macs)<=100%")
+    told = niwaki_command("export", folder, "--cascade", "accuracy>=largest-5% and worst(macs)<=100%", "--out", folder)
+    page = (folder / "report.html").read_text()
+    assert "worst(macs)&lt;=100%" in page, "the report tells of what lies in its folder, however it came there"
+    assert f"The answer is {json.loads((folder / 'cascade.json').read_text())['answer']}." in page
     assert "one example at a time in onnxruntime" in told.out
     assert json.loads((folder / "cascade.json").read_text())["test"]["worst_cost"] <= costs[1]
 
@@ -461,6 +465,7 @@ def test_a_run_whose_cascade_cannot_be_says_so_each_time_and_keeps_its_networks(
         assert again.code == 2
         assert "no committee is right so often. The networks themselves are finished: `niwaki export" in again.err
     assert (folder / "model.onnx").read_bytes() == before
+    assert niwaki_command("explain", folder, "--epochs", 0, "--quiet").code == 0, "the networks are there to be explained"
     assert niwaki_command("export", folder, "--cascade", "accuracy>=largest-5%").code == 0
     assert niwaki_command("resume", folder).code == 0
 
@@ -473,6 +478,7 @@ def test_onnx_files_are_members_too_with_examples_of_their_own(searched, tmp_pat
     assert made.held_out.examples + made.test.examples == 400
     assert made.held_out.average_cost <= 1.5 * made.summary["largest"]["cost"]
     assert made.front[0][0] <= made.front[-1][0]
+    assert "accuracy" in str(made)
     with pytest.raises(CommitteeError, match="ONNX files come without examples"):
         niwaki.cascade(files, "macs<=150%")
 
@@ -505,7 +511,9 @@ def test_a_run_that_was_not_searched_for_a_cascade_has_only_its_test_part(search
         (("--cascade", "macs<=50%", "--cost", "params"), "not in 'params'"),
         (("--cascade", "macs<=50%", "--confidence", "margin"), "no confidence function 'margin'"),
         (("--cascade", "macs<=50%", "--data", "nowhere.npz"), "nowhere.npz cannot be read"),
-        (("--cost", "latency(onnxruntime)"), "--cascade says what it shall come to"),
+        (("--cascade", "macs<=50%", "--cost", "latency(onnxruntime)"), "'macs<=50%' limits macs, so that is the cost"),
+        (("--cascade", "macs<=50%", "--average", "votes"), "cannot be averaged by 'votes'"),
+        (("--cost", "latency(onnxruntime)", "--average", "last"), "--cost, --average: these are of a cascade, and --cascade says"),
     ],
 )
 def test_the_command_says_what_it_cannot_do(searched, niwaki_command, tmp_path, words, message):
@@ -535,6 +543,24 @@ def test_a_demand_is_read(text, told):
     found = parse_demand(text)
     assert (found.accuracy, found.below_largest) == pytest.approx(told[:2])
     assert tuple(one and str(one) for one in (found.limit, found.worst)) == told[2:]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("accuracy>=largest-1", "one point below the largest is largest-1%"),
+        ("accuracy>=97", "a share, from 0 to 1, or from 0 to 100 %"),
+        ("accuracy>=97% and macs<=1M", "one of the two"),
+        ("accuracy>=97% and accuracy>=largest", "says twice what the accuracy shall be"),
+        ("macs<=1M and macs<=2M", "says twice what the average cost shall be"),
+        ("macs<=1M and worst(latency(onnxruntime))<=2ms", "in the same cost as the average"),
+        ("latency(onnxruntime)+2std<=1ms", "without a deviation"),
+        ("fast", "a demand is one such as"),
+    ],
+)
+def test_a_demand_that_cannot_be_is_refused(text, message):
+    with pytest.raises(CommitteeError, match=re.escape(message)):
+        parse_demand(text)
 
 
 # --- the experiment --------------------------------------------------------------------------------------------------------------

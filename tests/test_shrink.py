@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import onnxruntime
@@ -175,6 +176,17 @@ def test_one_call_lands_within_two_percent_below_the_budget_and_says_what_it_cos
     page = (folder / "report.html").read_text()
     assert "Widths before and after" in page
     assert f"{found['macs']:,}" in page
+
+
+def test_shrunken_networks_are_members_of_a_cascade(shrunken, tmp_path):
+    folder = shutil.copytree(shrunken[0], tmp_path / "half")
+    made = niwaki.cascade([folder, folder], "macs<=100%")
+    assert [member["cost"] for member in made.summary["members"]] == [shrunken[2].json["macs"]] * 2
+    assert made.test.accuracy == pytest.approx(shrunken[2].json["metrics"]["after"]["test"]["accuracy"])
+    assert "of the validation part" in made.summary["held_out"]["about"], "the run trained the network itself, and not on that"
+    page = (folder / "report.html").read_text()
+    assert '<h2 id="cascade">' in page
+    assert "Widths before and after" in page
 
 
 def test_what_is_shipped_is_what_was_counted(shrunken, task):

@@ -203,9 +203,9 @@ def explain(
 def export(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="A finished run; for a cascade several, or ONNX files.")],
     cascade: Cascade = None,
-    cost: Annotated[str, typer.Option(help="Of a cascade, what is least for an accuracy: macs, or latency(onnxruntime).")] = "macs",
+    cost: Annotated[str | None, typer.Option(help="Of a cascade, what is least for an accuracy: macs, or latency(onnxruntime).")] = None,
     data: Annotated[Path | None, typer.Option(help="Of a cascade: .npz with images and labels that no network was trained on.")] = None,
-    confidence: Annotated[str, typer.Option(help="Of a cascade: max_probability, gap, logit_gap or entropy.")] = "max_probability",
+    confidence: Annotated[str | None, typer.Option(help="Of a cascade: max_probability (the default), gap, logit_gap or entropy.")] = None,
     average: Annotated[
         str | None,
         typer.Option(help="Of a cascade, how members answer: mean logits, mean probabilities, or the last alone (default: the best)."),
@@ -227,7 +227,7 @@ def export(
             from niwaki.run.cascade import cascade as make
 
             told: Any = {"cost": cost, "data": data, "average": average, "resolutions": resolution or (), "out": out}
-            made = make(folders, cascade, confidence=confidence_named(confidence), **told)
+            made = make(folders, cascade, confidence=confidence_named(confidence or "max_probability"), **told)
             if as_json:
                 print(json.dumps({**made.summary, "folder": str(made.folder)}))
             else:
@@ -235,8 +235,15 @@ def export(
                 if not quiet:
                     print(f"model:  {made.model}")
             return
-        set_idly = {"--cost": cost != "macs", "--data": data, "--resolution": resolution, "--out": out, "several folders": folders[1:]}
-        if idle := [word for word, value in set_idly.items() if value]:
+        of_cascade = {
+            "--cost": cost,
+            "--data": data,
+            "--confidence": confidence,
+            "--average": average,
+            "--resolution": resolution,
+            "--out": out,
+        }
+        if idle := [word for word, value in {**of_cascade, "several folders": folders[1:]}.items() if value]:
             raise CommitteeError(f"{', '.join(idle)}: these are of a cascade, and --cascade says what it shall come to")
         rows = export_run(folders[0])
         if as_json:

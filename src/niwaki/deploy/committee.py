@@ -42,6 +42,9 @@ from niwaki.device.measure import ONE_THREAD, Protocol, Samples, in_turns
 from niwaki.device.onnx_session import session_of
 
 Average = Literal["logits", "probabilities", "last"]
+ANSWERS: Mapping[Average, str] = {
+    "logits": "the mean logits of all that ran", "probabilities": "the mean probabilities of all that ran", "last": "that of the last that ran",
+}  # fmt: skip
 Model = Callable[[Any], Any]  # a torch module among them
 BATCH = 256
 

@@ -425,7 +425,7 @@ def _cascade(record: Record) -> Section | None:
     ))  # fmt: skip
     table = listing(("network", "who stops", ">share", ">accuracy", f">{unit}", ">ms"), rows, strong={len(rows) - 2})
     about = (
-        f"Thresholds were chosen on {held_out['about']} (accuracy {percent(held_out['accuracy'])} there); all figures are of "
+        f"The answer is {made['answer']}. Thresholds were chosen on {held_out['about']} (accuracy {percent(held_out['accuracy'])} there); all figures are of "
         f"{test['about']}. Costs are those of all networks that ran; milliseconds were measured in {latency['runtime']}, one example at a time."
     )
     return "cascade", "Cascade", f'<p class="sub">{escape(about)}</p>{table}'

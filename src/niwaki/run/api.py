@@ -29,7 +29,7 @@ from niwaki.report.figure import figure_name
 from niwaki.run.cascade import make_cascade
 from niwaki.run.checklist import Item, checklist_of_run
 from niwaki.run.config import Config, ConfigError, changed, config_of, load_config, uses, without_effect
-from niwaki.run.explained import Trained, explain
+from niwaki.run.explained import Trained, explain, told
 from niwaki.run.finalists import judged_by
 from niwaki.run.folder import Folder, RunError, check_is_search, once, read_config
 from niwaki.run.loop import HARDLY, run, trained_share, training_name
@@ -204,12 +204,7 @@ def explain_search(
         found.update(explain(trained, folder, progress or Silent(), epochs))
 
     _run(config, path, path.name, progress=progress, command=f"niwaki explain {path}", task=task, network=network, then=then)
-    return {
-        "accuracy": dict(found["accuracy"]),
-        "epochs": found["epochs"],
-        "hierarchy": found["hierarchy"],
-        "report": str(path / "report.html"),
-    }
+    return told(found, path)
 
 
 def _run(
@@ -350,7 +345,7 @@ def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: 
     known = not export_anew and _has_files(folder)  # somebody may have deleted one
     if not known:
         store.set_fact("result files", None)
-        if search.cascade is not None:
+        if search.cascade is not None or not _has_cascade(folder):
             store.set_fact("result cascade", None)
         progress.phase("exporting", len(chosen))
         progress.advance(0)
@@ -400,7 +395,7 @@ def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: 
     if not store.fact("finished") or then or not known or not (folder.path / "report.html").is_file():
         store.set_fact("finished", True)
         write_page(folder)
-    if why := (store.fact("result cascade") or {}).get("error"):
+    if then is None and (why := (store.fact("result cascade") or {}).get("error")):
         raise CommitteeError(
             f"{why}. The networks themselves are finished: `niwaki export {folder.path} --cascade ...` makes a cascade of them for another demand"
         )
@@ -411,7 +406,7 @@ def _cascade(search: Search, folder: Folder) -> dict[str, Any]:
     """The summary of the cascade that was asked for, or the reason why there is none."""
     assert search.cascade is not None
     try:
-        return make_cascade([folder.path], search.cascade, task=search.task).summary
+        return make_cascade([folder.path], search.cascade, folder.path, task=search.task).summary
     except CommitteeError as error:
         return {"error": str(error)}
 
@@ -426,10 +421,17 @@ def _has_files(folder: Folder) -> bool:
     """Whether all that was exported is there."""
     known = folder.store.fact("result files") or []
     places = _places(folder.path, len(known))
-    of_cascade = (folder.store.fact("result cascade") or {}).get("files", ())
-    if not all((folder.path / row["file"]).is_file() for row in of_cascade):
-        return False
-    return bool(known) and all((place / row["file"]).is_file() for place, rows in zip(places, known, strict=True) for row in rows)
+    return (
+        _has_cascade(folder)
+        and bool(known)
+        and all((place / row["file"]).is_file() for place, rows in zip(places, known, strict=True) for row in rows)
+    )
+
+
+def _has_cascade(folder: Folder) -> bool:
+    """Whether all files of a cascade are there; of none, if there is none."""
+    files = (folder.store.fact("result cascade") or {}).get("files", ())
+    return all((folder.path / row["file"]).is_file() for row in files)
 
 
 def _is_complete(folder: Folder) -> bool:

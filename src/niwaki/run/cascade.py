@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from niwaki.deploy.card import ModelCard, Preprocessing, TableForm
 from niwaki.deploy.cascade import cascade_model, export_cascade, measured
 from niwaki.deploy.cascade_source import write_cascade_source
-from niwaki.deploy.committee import Average, Committee, OnnxMember, Report, Resized, macs_of
+from niwaki.deploy.committee import ANSWERS, Average, Committee, OnnxMember, Report, Resized, macs_of
 from niwaki.deploy.confidence import Confidence, max_probability
 from niwaki.deploy.export import capture, export_pt2, translated
 from niwaki.deploy.thresholds import CommitteeError, Point, Sequences, by_budget, by_target
@@ -31,12 +31,14 @@ from niwaki.device.runtime_onnx import NAME, onnx_step
 from niwaki.net.place import space_of
 from niwaki.net.text import from_json
 from niwaki.nn.build import build
+from niwaki.report.page import render
 from niwaki.run.config import TRAIN_ONCE, config_of
-from niwaki.run.demand import COSTS, parse_demand
+from niwaki.run.demand import parse_demand
 from niwaki.run.folder import Folder, RunError, check_is_search, read_config
 from niwaki.run.model import profile
 from niwaki.run.plan import task_of
 from niwaki.run.search import AnyTask, plain
+from niwaki.run.shrink_story import record_of as record_of_shrinking
 from niwaki.run.story import write_page
 from niwaki.store.files import atomic_write
 from niwaki.task.classify import Preprocess
@@ -90,7 +92,8 @@ class Cascade:
         largest, latency = summary["largest"], summary["latency"]
         unit = "multiply-adds" if summary["cost"] == "macs" else "ms"
         lines = [
-            f"chosen on {summary['held_out']['about']} (accuracy {self.held_out.accuracy:.4f}); on {summary['test']['about']}:",
+            f"chosen on {summary['held_out']['about']} (accuracy {self.held_out.accuracy:.4f}); the answer is {summary['answer']}; on "
+            f"{summary['test']['about']}:",
             str(test),
             f"the largest member, {largest['name']}: accuracy {largest['accuracy']:.4f}, {largest['cost']:,.6g} {unit}: the cascade takes "
             f"{test.average_cost / largest['cost']:.1%} of that",
@@ -109,7 +112,7 @@ def cascade(
     members: str | Path | Sequence[str | Path],
     demand: str,
     *,
-    cost: str = "macs",
+    cost: str | None = None,
     data: str | Path | None = None,
     task: AnyTask | None = None,
     part: Part | None = None,
@@ -122,32 +125,46 @@ def cascade(
     """The cascade of members that meets `demand` at the least cost, or within its cost is right most often; written and checked.
 
     members: folders of finished runs (all their budgets) and ONNX files. demand: see `parse_demand`. cost: what is minimized for an accuracy, and
-    counted: "macs", or "latency(onnxruntime)", measured here. average: how members answer together, see `Committee`; left out, what is best on the
+    counted: "macs", or "latency(onnxruntime)", measured here; left out, what the demand limits, else multiply-adds. average: how members answer together, see `Committee`; left out, what is best on the
     examples that the rule is chosen on. resolutions: each network of the runs is a member at each of these image sizes.
 
-    The rule is chosen on examples that no member was trained on. Of a run that was searched for a cascade (`cascade` in its configuration),
-    or whose networks are members of a supernet trained once, these are its validation part. Any other run trains what it delivers on that, too: then half of the test part is taken to choose, and the
-    figures are those of the other half. data: an .npz file with `images` (or rows) and `labels` to choose on instead. task: of a run that was
+    The rule is chosen on examples that no member was trained on. Of a run that was searched for a cascade (`cascade` in its configuration), whose
+    networks are members of a supernet trained once, or that shrank a network which it had trained itself, these are its validation part. Any
+    other run trains what it delivers on that, too, or does not know what its owner trained it on: then half of the test part is taken to choose,
+    and the figures are those of the other half. data: an .npz file with `images` (or rows) and `labels` to choose on instead. task: of a run that was
     started from Python with a task of its own, or of ONNX files. part: of its data, to choose on, where the caller knows that no member was trained
-    on it, such as "validation". out: where cascade.onnx, cascade.json and cascade/ go; the first run's folder, if left out.
+    on it, such as "validation". out: where cascade.onnx, cascade.json and cascade/ go; the first run's folder, if left out. The report of a run
+    into whose folder they go tells of them.
     """
     places = [Path(members)] if isinstance(members, (str, Path)) else [Path(one) for one in members]
-    made = make_cascade(
-        places, demand, cost=cost, data=data, task=task, part=part, confidence=confidence, average=average, resolutions=resolutions,
-        sequences=sequences, out=out,
-    )  # fmt: skip
-    if out is None and len(places) == 1 and places[0].is_dir():
-        with closing(Folder(places[0])) as folder:
+    home = _home(places, out)
+    of_run = home.is_dir() and any(place.is_dir() and place.samefile(home) for place in places)
+    with closing(Folder(home)) if of_run else nullcontext() as folder:  # nobody else is at work there meanwhile
+        made = make_cascade(
+            places, demand, home, cost=cost, data=data, task=task, part=part, confidence=confidence, average=average,
+            resolutions=resolutions, sequences=sequences,
+        )  # fmt: skip
+        if folder is not None:
             folder.store.set_fact("result cascade", made.summary)
-            write_page(folder)
+            if "shrink" in folder.asked:
+                atomic_write(home / "report.html", render(record_of_shrinking(folder)))
+            else:
+                write_page(folder)
     return made
+
+
+def _home(places: Sequence[Path], out: str | Path | None) -> Path:
+    if not places:
+        raise CommitteeError("no members were given: a run's folder, or ONNX files")
+    return Path(out) if out is not None else next((place for place in places if place.is_dir()), places[0].parent)
 
 
 def make_cascade(
     places: Sequence[Path],
     demand: str,
+    home: Path,
     *,
-    cost: str = "macs",
+    cost: str | None = None,
     data: str | Path | None = None,
     task: AnyTask | None = None,
     part: Part | None = None,
@@ -155,15 +172,10 @@ def make_cascade(
     average: Average | None = None,
     resolutions: Sequence[int] = (),
     sequences: Sequences | None = None,
-    out: str | Path | None = None,
 ) -> Cascade:
-    """`cascade`, without a word of it in the run's store and report."""
-    if not places:
-        raise CommitteeError("no members were given: a run's folder, or ONNX files")
+    """`cascade`, written to the folder `home`, without a word of it in a run's store and report."""
     wanted = parse_demand(demand)
-    if cost not in COSTS:
-        raise CommitteeError(f"the cost of a cascade is counted in {' or '.join(COSTS)}, not in {cost!r}")
-    counted = cost if wanted.limit is None and wanted.worst is None else wanted.resource.name
+    counted = wanted.counted(cost)
     runs = [place for place in places if place.is_dir()]
     found = [member for place in places for member in _members_of(place, resolutions)]
     card = _card(found)
@@ -183,15 +195,14 @@ def make_cascade(
         by_target(target) if target is not None else by_budget(budget or 0.0),
     )
 
-    folder = Path(out) if out is not None else runs[0] if runs else places[0].parent
-    folder.mkdir(parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True)
     assert chosen.rule is not None
     report = chosen.report(test.x, test.y)
     card = _card_of_cascade(card, chosen, report)
-    audits = [export_cascade(chosen, folder / FILE, card, test.x[:CHECKED])]
+    audits = [export_cascade(chosen, home / FILE, card, test.x[:CHECKED])]
     programs = [found[member].program for member in chosen.rule.members]
     if all(program is not None for program in programs):
-        audits.append(write_cascade_source(chosen, folder / FOLDER, card, test.x[:CHECKED], [one for one in programs if one is not None]))
+        audits.append(write_cascade_source(chosen, home / FOLDER, card, test.x[:CHECKED], [one for one in programs if one is not None]))
     content = cascade_model(chosen, card).SerializeToString()
     latency = measured(content, found[largest].model.content, test.x, chosen.predict(test.x).exits)
     alone = (whole.models[largest](test.x).argmax(1) == test.y).mean()
@@ -206,6 +217,7 @@ def make_cascade(
         "temperatures": [chosen.temperatures[member] for member in chosen.rule.members],
         "confidence": confidence.__name__,
         "average": chosen.average,
+        "answer": ANSWERS[chosen.average],
         "held_out": {"about": held_out.about, **chosen.report().to_json()},
         "test": {"about": test.about, **report.to_json()},
         "largest": {"name": whole.names[largest], "cost": costs[largest], "held_out_accuracy": reached, "accuracy": float(alone)},
@@ -216,8 +228,8 @@ def make_cascade(
         "files": [{"file": FILE if at == 0 else f"{FOLDER}/{audit.file}", "bytes": audit.size_bytes,
                    "difference": audit.max_difference} for at, audit in enumerate(audits)],
     }  # fmt: skip
-    atomic_write(folder / ABOUT, json.dumps(summary, indent=2) + "\n")
-    return Cascade(chosen, chosen.report(), report, summary, folder)
+    atomic_write(home / ABOUT, json.dumps(summary, indent=2) + "\n")
+    return Cascade(chosen, chosen.report(), report, summary, home)
 
 
 def _best_way(ways: Sequence[Committee], fit: Callable[[Committee], Committee], prefers: Callable[[Point], tuple]) -> Committee:
@@ -350,20 +362,29 @@ def _task_of_runs(runs: Sequence[Path], task: AnyTask | None) -> tuple[AnyTask, 
     described = [content["plan"]["data"] for content in contents]
     if len({one["sha256"] for one in described}) > 1:
         raise CommitteeError(f"the runs {', '.join(map(str, runs))} are of different data")
-    configs = [content["plan"]["config"] for content in contents]
-    # a supernet that is trained once never learns from it
-    kept = bool(configs) and all(config.get("cascade") or config["method"] in TRAIN_ONCE for config in configs)
-    held = kept and all(one == described[0] for one in described)  # the same seed of the split, too
+    held = (
+        bool(contents) and all(map(_keeps_validation, contents)) and all(one == described[0] for one in described)
+    )  # the same seed of the split, too
     if task is not None:
         if described and task.sha256 != described[0]["sha256"]:
             raise CommitteeError(f"the task that is given has other data than the run in {runs[0]}")
         return task, held
     if any("task" in content["asked"].get("given", ()) for content in contents):
         raise RunError(f"the run in {runs[0]} was started from Python with a task of its own; niwaki.cascade(..., task=) takes it")
-    made = task_of(config_of(contents[0]["plan"]["config"], str(runs[0] / "config.json")))
+    of_search = "shrink" not in contents[0]["asked"]
+    config = contents[0]["plan"]["config"] if of_search else contents[0]["asked"]["config"]
+    made = task_of(config_of(config, str(runs[0] / "config.json")))
     if made.sha256 != described[0]["sha256"]:
         raise RunError(f"the data have changed since the run in {runs[0]} began ({made.source})")
     return made, held
+
+
+def _keeps_validation(content: Mapping[str, Any]) -> bool:
+    """Whether a run trained none of its networks on the validation part."""
+    if "shrink" in content["asked"]:
+        return content["plan"]["plan"]["before"] is not None  # else its owner did, on nobody knows what
+    config = content["plan"]["config"]
+    return bool(config.get("cascade")) or config["method"] in TRAIN_ONCE  # a supernet that is trained once never learns from it
 
 
 def _part(task: AnyTask, name: Part) -> Examples:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from niwaki.deploy.thresholds import CommitteeError
-from niwaki.objective.limit import Constraint, Resource, macs, parse_limit
+from niwaki.objective.limit import Constraint, macs, parse_limit
 from niwaki.space.choice import BudgetError
 
 COSTS = ("macs", "latency(onnxruntime)")
@@ -16,7 +16,7 @@ COSTS = ("macs", "latency(onnxruntime)")
 @dataclass(frozen=True)
 class Demand:
     """accuracy: a share, at least, or with `below_largest` so much less than the largest member's on the same examples. limit: of the average cost.
-    worst: of the cost of an example for which all members run."""
+    worst: of the cost of an example for which all members run. Limits in per cent are shares of the largest member's cost."""
 
     text: str
     accuracy: float | None = None
@@ -24,10 +24,16 @@ class Demand:
     limit: Constraint | None = None
     worst: Constraint | None = None
 
-    @property
-    def resource(self) -> Resource:
+    def counted(self, cost: str | None) -> str:
+        """The cost that is counted: the one that is limited, else `cost`, by default multiply-adds."""
+        if cost is not None and cost not in COSTS:
+            raise CommitteeError(f"the cost of a cascade is counted in {' or '.join(COSTS)}, not in {cost!r}")
         limit = self.limit or self.worst
-        return macs if limit is None else limit.resource
+        if limit is None:
+            return cost or macs.name
+        if cost not in (None, limit.resource.name):
+            raise CommitteeError(f"{self.text!r} limits {limit.resource.name}, so that is the cost that is counted, not {cost}")
+        return limit.resource.name
 
     def target(self, largest: float) -> float | None:
         """The least accuracy, where the largest member's is this."""
@@ -44,13 +50,18 @@ def parse_demand(text: str) -> Demand:
     macs<=50% macs<=2000000
     """
     found: dict[str, Any] = {}
+    named, told = set[str](), dict[str, Any]()
     for clause in re.split(r"\s+and\s+", text.strip()):
         if worst := re.fullmatch(r"worst\((.*)\)(\s*(?:<=|≤).*)", clause):
-            found["worst"] = _limit(worst[1] + worst[2], text)
+            name, told = "worst", {"worst": _limit(worst[1] + worst[2], text)}
         elif share := re.fullmatch(r"accuracy\s*(?:>=|≥)\s*(.*)", clause):
-            found |= _accuracy(share[1], text)
+            name, told = "accuracy", _accuracy(share[1], text)
         else:
-            found["limit"] = _limit(clause, text)
+            name, told = "average cost", {"limit": _limit(clause, text)}
+        if name in named:
+            raise CommitteeError(f"{text!r} says twice what the {name} shall be; a demand is one {_EXAMPLES}")
+        named.add(name)
+        found |= told
     demand = Demand(text, **found)
     if (demand.limit is None) == (demand.accuracy is None and demand.below_largest is None):
         raise CommitteeError(f"{text!r}: a cascade is chosen for an accuracy or for an average cost, one of the two; {_EXAMPLES}")
@@ -67,8 +78,10 @@ def _accuracy(bound: str, text: str) -> dict[str, float]:
     if not bound or not match or bool(match[1]) != (match[2] == "-" or match[3] is None):
         raise CommitteeError(f"{text!r}: an accuracy of {bound!r} is not understood; it is one {_EXAMPLES}")
     share = float(match[3] or 0) / (100 if match[4] else 1)
-    if share > 1:
-        raise CommitteeError(f"{text!r}: an accuracy is a share, from 0 to 1, or from 0 to 100 %")
+    if share > 1 or (match[1] and share == 1):  # "largest-1" means a point, and not that nothing need be right
+        raise CommitteeError(
+            f"{text!r}: an accuracy is a share, from 0 to 1, or from 0 to 100 %; one point below the largest is largest-1%"
+        )
     return {"below_largest": share} if match[1] else {"accuracy": share}
 
 
@@ -79,4 +92,6 @@ def _limit(clause: str, text: str) -> Constraint:
         raise CommitteeError(f"{text!r}: {error}; a demand is one {_EXAMPLES}") from error
     if limit.resource.name not in COSTS:
         raise CommitteeError(f"{text!r}: the cost of a cascade is counted in {' or '.join(COSTS)}, not in {limit.resource.name}")
+    if limit.margin:
+        raise CommitteeError(f"{text!r}: the cost of a cascade is one number, without a deviation to keep a margin of")
     return limit

@@ -57,6 +57,7 @@ def record_of(folder: Folder) -> Record:
         seconds=store.fact("seconds", {}),
         notes=tuple(store.fact("notes", [])),
         tree=tree_of(store.fact("result tree")),
+        cascade=store.fact("result cascade"),
         shrunk=_shrunk(summary, metric) if summary else None,
     )  # fmt: skip
 
