@@ -11,7 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from niwaki.explain.hierarchy import Hierarchy, HierarchyError, flat_tree, induced, labelled, nested_tree, random_tree
+from niwaki.explain.hierarchy import (
+    Hierarchy,
+    HierarchyError,
+    ancestor_tree,
+    flat_tree,
+    induced_tree,
+    labelled_tree,
+    nested_tree,
+    random_tree,
+)
 from niwaki.explain.nbdt import (
     PAPER,
     RELEASED,
@@ -23,7 +32,6 @@ from niwaki.explain.nbdt import (
     decision_paths,
     edge_log_probabilities,
     final_linear,
-    fine_tune,
     hard,
     hard_loss,
     hard_paths,
@@ -34,6 +42,7 @@ from niwaki.explain.nbdt import (
     told,
     train_rebuilding,
     tree_accuracy,
+    tune_tree,
     visited,
 )
 from niwaki.run.experiments import nbdt as experiment
@@ -50,7 +59,7 @@ LOGITS = torch.randn(40, 7, generator=torch.Generator().manual_seed(0)) * 3
 def some_trees(count):
     names = tuple(map(str, range(count)))
     weight = torch.randn(count, 5, generator=torch.Generator().manual_seed(count))
-    return {"induced": induced(weight, names), "random": random_tree(names, Random(3)), "flat": flat_tree(names)}
+    return {"induced": induced_tree(weight, names), "random": random_tree(names, Random(3)), "flat": flat_tree(names)}
 
 
 def node_logits(tree, logits, node):
@@ -103,18 +112,18 @@ def test_the_induced_tree_merges_what_raises_the_sum_of_squares_least():
         pair = min(combinations(sorted(clusters), 2), key=lambda two: spread(two[0] + two[1]) - spread(two[0]) - spread(two[1]))
         clusters = clusters - set(pair) | {tuple(sorted(pair[0] + pair[1]))}
         merges.append(tuple(sorted(pair[0] + pair[1])))
-    tree = induced(weight)
+    tree = induced_tree(weight)
     assert [tree.leaves(node) for node in range(8, 15)] == merges
 
 
 def test_raw_rows_and_normalised_ones_may_make_other_trees():
     rows = [[1.0, 0.0], [10.0, 0.2], [1.0, 1.0]]
-    assert induced(rows).leaves(3) == (0, 2)  # near each other
-    assert induced(rows, normalise=True).leaves(3) == (0, 1)  # of one direction
+    assert induced_tree(rows).leaves(3) == (0, 2)  # near each other
+    assert induced_tree(rows, normalise=True).leaves(3) == (0, 1)  # of one direction
     with pytest.raises(HierarchyError, match="no direction"):
-        induced([[0.0, 0.0], [1.0, 0.0]], normalise=True)
+        induced_tree([[0.0, 0.0], [1.0, 0.0]], normalise=True)
     with pytest.raises(HierarchyError, match="finite"):
-        induced([[math.nan], [1.0]])
+        induced_tree([[math.nan], [1.0]])
 
 
 @pytest.mark.parametrize("tree", [HAND, UNEVEN, *some_trees(10).values()], ids=["hand", "uneven", "induced", "random", "flat"])
@@ -143,14 +152,28 @@ def test_a_node_is_named_after_the_nearest_idea_that_is_shared_and_not_taken():
     ideas = {
         "cat": ["feline", "carnivore", "animal"], "dog": ["canine", "carnivore", "animal"], "horse": ["animal"], "ship": ["craft"],
     }  # fmt: skip
-    tree = labelled(nested_tree([[["cat", "dog"], "horse"], "ship"], tuple(ideas)), ideas)
+    tree = labelled_tree(nested_tree([[["cat", "dog"], "horse"], "ship"], tuple(ideas)), ideas)
     assert [tree.label(node) for node in range(7)] == ["cat", "dog", "horse", "ship", "carnivore", "animal", "cat, dog, horse, ship"]
     chained = nested_tree([["cat", "dog"], "horse"], ("cat", "dog", "horse"))
-    both = labelled(chained, {name: ["animal"] for name in chained.classes})
+    both = labelled_tree(chained, {name: ["animal"] for name in chained.classes})
     assert [both.label(3), both.label(4)] == ["animal", "cat, dog, horse"]  # used once
     assert HAND.label(4) == "animal"
     assert HAND.join([1, 2]) == 4
     assert HAND.join([0, 1]) == HAND.root
+
+
+def test_a_tree_of_ideas_parts_where_ideas_part_and_has_no_node_with_one_child():
+    ideas = {
+        "ship": ["craft"], "cat": ["feline", "carnivore", "animal"], "dog": ["canine", "carnivore", "animal"], "horse": ["animal"],
+        "barge": ["craft"], "stone": [],
+    }  # fmt: skip
+    tree = ancestor_tree(tuple(ideas), ideas)
+    told = {tree.label(node): {tree.label(child) for child in tree.children(node)} for node in range(6, tree.root)}
+    assert told == {"craft": {"ship", "barge"}, "carnivore": {"cat", "dog"}, "animal": {"carnivore", "horse"}}
+    assert {tree.label(child) for child in tree.children(tree.root)} == {"craft", "animal", "stone"}
+    assert ancestor_tree(("cat", "dog"), ideas).label(2) == "carnivore", "the nearest idea of those that all share"
+    with pytest.raises(HierarchyError, match="no ancestors are given of the class 'car'"):
+        ancestor_tree(NAMES, ideas)
 
 
 # --- inference ---
@@ -268,7 +291,7 @@ def test_wrapping_adds_no_parameter_and_gives_the_log_probabilities_of_the_tree(
     tree = neural_tree(module, x, NAMES)
     assert [id(parameter) for parameter in tree.parameters()] == [id(parameter) for parameter in module.parameters()]
     assert set(tree.state_dict()) == {f"module.{name}" for name in module.state_dict()}
-    assert tree.hierarchy == induced(module.rows.detach(), NAMES)
+    assert tree.hierarchy == induced_tree(module.rows.detach(), NAMES)
     assert torch.allclose(tree(x), soft(tree.hierarchy, module(x)), atol=1e-6)
     exported = torch.export.export(tree, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False).module()
     assert torch.allclose(exported(x[:1]), tree(x)[:1], atol=1e-6)
@@ -288,7 +311,7 @@ def test_a_tree_of_a_tree_is_refused():
     with pytest.raises(NbdtError, match="a tree already"):
         NeuralTree(tree, HAND)
     with pytest.raises(NbdtError, match="a tree already"):
-        fine_tune(tree, TASK, some_trees(10)["flat"], Recipe(epochs=1), TASK.part("train")[:20])
+        tune_tree(tree, TASK, some_trees(10)["flat"], Recipe(epochs=1), TASK.part("train")[:20])
 
 
 # --- tree supervision ---
@@ -341,7 +364,7 @@ def test_fine_tuning_brings_hard_inference_towards_the_network_and_a_tree_may_gr
     shuffled = random_tree(hierarchy.classes, Random(0))
     before = tree_accuracy(shuffled, grown(x), y)
     seen = []
-    tuned = fine_tune(
+    tuned = tune_tree(
         copy.deepcopy(grown),
         TASK,
         shuffled,

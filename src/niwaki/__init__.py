@@ -60,8 +60,8 @@ _HOMES = {
     "niwaki.zoo.mobile": ("mobile",),
     "niwaki.deploy.predict": ("predict",),
     "niwaki.deploy.multi_hash": ("compress", "load_compressed", "materialise", "save_compressed"),
-    "niwaki.explain.hierarchy": ("Hierarchy", "flat_tree", "induced", "labelled", "nested_tree", "random_tree"),
-    "niwaki.explain.nbdt": ("NeuralTree", "decision_paths", "fine_tune", "neural_tree"),
+    "niwaki.explain.hierarchy": ("Hierarchy", "ancestor_tree", "flat_tree", "induced_tree", "labelled_tree", "nested_tree", "random_tree"),
+    "niwaki.explain.nbdt": ("NeuralTree", "decision_paths", "neural_tree", "tune_tree"),
     "niwaki.deploy.committee": ("Committee", "at_resolutions"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,4 +1,4 @@
-"""A tree over the classes of a classifier: induced from the rows of its last layer, random, flat, or somebody's own; as data.
+"""A tree over the classes of a classifier: induced from the rows of its last layer, of ideas, random, flat, or somebody's own; as data.
 
 The induced one is NBDT's (Wan et al., ICLR 2021, arXiv 2004.00221): Ward clustering of the raw rows, as the released code does; the paper
 [from memory] normalises the rows first, which `normalise` does. A tree induced before the network is trained is a random one.
@@ -123,10 +123,10 @@ class Hierarchy:
 # ---------------------------------------------------------------- trees
 
 
-def induced(weight: ArrayLike, classes: Sequence[str] | None = None, *, normalise: bool = False) -> Hierarchy:
+def induced_tree(weight: ArrayLike, classes: Sequence[str] | None = None, *, normalise: bool = False) -> Hierarchy:
     """The binary tree in which the closest rows are merged first, by Ward's criterion. weight: (K, F), of the last layer, its bias left out.
 
-    >>> induced([[0.0, 0.0], [9.0, 9.0], [0.0, 1.0]], ["cat", "ship", "dog"]).inner
+    >>> induced_tree([[0.0, 0.0], [9.0, 9.0], [0.0, 1.0]], ["cat", "ship", "dog"]).inner
     ((0, 2), (1, 3))
     """
     rows = np.asarray(weight, dtype=np.float64)
@@ -184,17 +184,47 @@ def nested_tree(tree: Nested, classes: Sequence[str]) -> Hierarchy:
     return Hierarchy(tuple(classes), tuple(inner), tuple(labels) if any(labels) else ())
 
 
-def labelled(hierarchy: Hierarchy, ancestors: Mapping[str, Sequence[str]]) -> Hierarchy:
+def ancestor_tree(classes: Sequence[str], ancestors: Mapping[str, Sequence[str]]) -> Hierarchy:
+    """The tree of the ideas themselves (the paper's hierarchy of WordNet's hypernyms), nodes with one child left out. classes: in the order of the
+    network's outputs. ancestors: of each class the ideas it is of, the nearest first.
+
+    >>> ideas = {"cat": ["feline", "animal"], "dog": ["canine", "animal"], "ship": ["vessel", "vehicle"], "car": ["vehicle"]}
+    >>> tree = ancestor_tree(["car", "cat", "dog", "ship"], ideas)
+    >>> tree.inner, tree.labels
+    (((0, 3), (1, 2), (4, 5)), ('vehicle', 'animal', ''))
+    """
+    _check_ancestors(classes, ancestors)
+    downwards = [tuple(reversed(ancestors[name])) for name in classes]
+    inner: list[tuple[int, ...]] = []
+    labels: list[str] = []
+
+    def add(leaves: Sequence[int], depth: int, label: str) -> int:
+        if len(leaves) == 1:
+            return leaves[0]
+        parts: dict[str | int, list[int]] = {}  # by the next idea, or, where there is none, each class by itself
+        for leaf in leaves:
+            parts.setdefault(downwards[leaf][depth] if depth < len(downwards[leaf]) else leaf, []).append(leaf)
+        below = [(part, depth + 1, idea if isinstance(idea, str) else "") for idea, part in parts.items()]
+        if len(below) == 1:
+            return add(*below[0])
+        inner.append(tuple(add(*one) for one in below))
+        labels.append(label)
+        return len(classes) + len(inner) - 1
+
+    add(range(len(classes)), 0, "")
+    return Hierarchy(tuple(classes), tuple(inner), tuple(labels) if any(labels) else ())
+
+
+def labelled_tree(hierarchy: Hierarchy, ancestors: Mapping[str, Sequence[str]]) -> Hierarchy:
     """The tree with each inner node named after the nearest idea that all classes below it share, and that no other node has yet (the paper's
     rule). ancestors: of each class the ideas it is of, the nearest first, as WordNet's hypernyms are. A node that nothing is left for keeps
     the list of its classes.
 
     >>> ideas = {"cat": ["feline", "animal"], "dog": ["canine", "animal"], "ship": ["vessel", "vehicle"]}
-    >>> [labelled(induced([[0.0], [1.0], [9.0]], ["cat", "dog", "ship"]), ideas).label(node) for node in (3, 4)]
+    >>> [labelled_tree(induced_tree([[0.0], [1.0], [9.0]], ["cat", "dog", "ship"]), ideas).label(node) for node in (3, 4)]
     ['animal', 'cat, dog, ship']
     """
-    if missing := [name for name in hierarchy.classes if name not in ancestors]:
-        raise HierarchyError(f"no ancestors are given of the class {missing[0]!r}")
+    _check_ancestors(hierarchy.classes, ancestors)
     used: set[str] = set()
     labels = []
     for at in range(len(hierarchy.inner)):  # children first: the nearer idea goes to the deeper node
@@ -204,6 +234,11 @@ def labelled(hierarchy: Hierarchy, ancestors: Mapping[str, Sequence[str]]) -> Hi
         used.add(label)
         labels.append(label)
     return replace(hierarchy, labels=tuple(labels))
+
+
+def _check_ancestors(classes: Sequence[str], ancestors: Mapping[str, Sequence[str]]) -> None:
+    if missing := [name for name in classes if name not in ancestors]:
+        raise HierarchyError(f"no ancestors are given of the class {missing[0]!r}")
 
 
 def _names(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Neural-backed decision trees: any classifier that ends in a linear layer, read as a tree of decisions (Wan et al., ICLR 2021, 2004.00221).
 
 tree = neural_tree(module, images, class_names)             # the hierarchy induced from a trained network; no parameter is added
-tuned = fine_tune(module, task, tree.hierarchy, FINE_TUNE, indices)
+tuned = tune_tree(module, task, tree.hierarchy, FINE_TUNE, indices)
 decision_paths(tree.hierarchy, tuned(images))
 
 The logit of a node is the mean of the logits of the classes below it, which is the product of the features and the mean of their rows, biases
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from niwaki.explain.hierarchy import Hierarchy, induced
+from niwaki.explain.hierarchy import Hierarchy, induced_tree
 from niwaki.task.task import Part, Task
 from niwaki.train.loop import Training, start
 from niwaki.train.recipe import Recipe
@@ -147,7 +147,7 @@ class NeuralTree(nn.Module):
 def neural_tree(module: nn.Module, example: Tensor, classes: Sequence[str] | None = None, *, normalise: bool = False) -> NeuralTree:
     """The trained classifier with the hierarchy that the rows of its last layer induce. example: two inputs or more, to find that layer."""
     _, weight = final_linear(module, example)
-    return NeuralTree(module, induced(weight.cpu().numpy(), classes, normalise=normalise))
+    return NeuralTree(module, induced_tree(weight.cpu().numpy(), classes, normalise=normalise))
 
 
 def final_linear(module: nn.Module, example: Tensor) -> tuple[str, Tensor]:
@@ -319,7 +319,7 @@ def tree_accuracy(hierarchy: Hierarchy, logits: Tensor, targets: Tensor) -> dict
     return {name: float((taken == targets).float().mean()) for name, taken in found.items()}
 
 
-def fine_tune(
+def tune_tree(
     module: nn.Module,
     task: Task,
     hierarchy: Hierarchy,
@@ -371,7 +371,7 @@ def train_rebuilding(
     while not training.finished:
         epoch = training.epoch
         if first <= epoch <= last and (epoch - first) % every == 0:
-            hierarchy = induced(final_linear(training.module, example)[1].cpu().numpy(), classes)
+            hierarchy = induced_tree(final_linear(training.module, example)[1].cpu().numpy(), classes)
             training.module.train()
         if hierarchy is not None:
             training.task = Supervised(task, hierarchy, supervision, epoch, recipe.epochs)

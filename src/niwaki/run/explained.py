@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from niwaki.deploy.card import ModelCard
 from niwaki.deploy.export import capture, export_onnx
-from niwaki.explain.hierarchy import Hierarchy, induced
-from niwaki.explain.nbdt import NeuralTree, Path, decision_paths, final_linear, fine_tune, hard, soft, tree_accuracy, visited
+from niwaki.explain.hierarchy import Hierarchy, induced_tree
+from niwaki.explain.nbdt import NeuralTree, Path, decision_paths, final_linear, hard, soft, tree_accuracy, tune_tree, visited
 from niwaki.run.folder import Folder, RunError, once
 from niwaki.run.progress import Progress
 from niwaki.run.search import AnyTask, plain
@@ -61,7 +61,7 @@ def explain(trained: Trained, folder: Folder, progress: Progress, epochs: int | 
     network = copy.deepcopy(trained.module).to(device).eval()
     names = class_names(task) or tuple(map(str, range(task.outputs)))
     example = task.batch(task.part("train")[:4], device)[0]
-    hierarchy = induced(final_linear(network, example)[1].cpu().numpy(), names)
+    hierarchy = induced_tree(final_linear(network, example)[1].cpu().numpy(), names)
     tuned = network
     if asked:
         slower = replace(recipe, epochs=asked, lr=SLOWER * recipe.lr, label_smoothing=0.0)
@@ -96,7 +96,7 @@ def _tuned(trained: Trained, module: nn.Module, hierarchy: Hierarchy, recipe: Re
         elif folder.due():
             folder.save(name, training.state_dict())
 
-    return fine_tune(
+    return tune_tree(
         module, trained.task, hierarchy, recipe, trained.task.part(trained.part), seed=derive_seed(trained.seed, NAME),
         device=torch.device(trained.device), begin=begin, after_epoch=after_epoch,
     )  # fmt: skip

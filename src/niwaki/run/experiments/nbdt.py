@@ -14,15 +14,15 @@ from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from torch import nn
 
-from niwaki.explain.hierarchy import Hierarchy, induced, random_tree
+from niwaki.explain.hierarchy import Hierarchy, induced_tree, random_tree
 from niwaki.explain.nbdt import (
     PAPER,
     NeuralTree,
     Supervision,
     final_linear,
-    fine_tune,
     released_soft_loss,
     tree_accuracy,
+    tune_tree,
     visited,
 )
 from niwaki.run.claims import Claim, Section, Table
@@ -102,7 +102,7 @@ def on_digits(plan: Plan, seed: int) -> dict[str, Any]:
 
     found = {**untuned(network), "sgd": untuned(train(small_network(seed), task, plan.by_sgd, known, seed=seed)), "tuned": {}}
     for name, supervision in SUPERVISIONS.items():
-        tuned = fine_tune(copy.deepcopy(network), task, tree, plan.tuning, known, supervision=supervision, seed=seed)
+        tuned = tune_tree(copy.deepcopy(network), task, tree, plan.tuning, known, supervision=supervision, seed=seed)
         found["tuned"][name] = _percent(tree_accuracy(tree, predict(tuned, task, test), truth))
     plain = train(copy.deepcopy(network), task, plan.tuning, known, seed=seed)  # as much training, without the tree
     found["longer"] = _percent(tree_accuracy(tree, predict(plain, task, test), truth))
@@ -135,7 +135,7 @@ def on_fashion(plan: Plan, seed: int) -> dict[str, Any]:
 def latency(plan: Plan) -> dict[str, Any]:
     """CPU seconds of 64 images through a network, with and without the tree: the least of each, in turns."""
     network = pooled_network(0).eval()
-    tree = NeuralTree(network, induced(torch.randn(10, 8, generator=torch.Generator().manual_seed(0)))).eval()
+    tree = NeuralTree(network, induced_tree(torch.randn(10, 8, generator=torch.Generator().manual_seed(0)))).eval()
     x = torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     taken: dict[str, list[float]] = {"network": [], "tree": []}
     with torch.inference_mode():
@@ -149,7 +149,7 @@ def latency(plan: Plan) -> dict[str, Any]:
 
 def tree_of(network: nn.Module, task: ImageClassification, *, normalise: bool = False) -> Hierarchy:
     example = task.batch(task.part("train")[:4], torch.device("cpu"))[0]
-    return induced(final_linear(network, example)[1].numpy(), task.images.class_names, normalise=normalise)
+    return induced_tree(final_linear(network, example)[1].numpy(), task.images.class_names, normalise=normalise)
 
 
 def has_node(tree: Hierarchy, leaves: tuple[int, ...]) -> bool:
