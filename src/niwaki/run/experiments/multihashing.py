@@ -6,17 +6,14 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn import datasets
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from niwaki.deploy.multi_hash import Hash, Kronecker, Pool, SumProduct, compress, sizes
 from niwaki.run.claims import Claim, Section, Table
-from niwaki.run.experiments.data import shared_data
 from niwaki.run.experiments.experiment import Experiment
+from niwaki.run.experiments.images import digits_of_seed, fashion_mnist
 from niwaki.run.experiments.verdicts import above, at_least, claim, not_testable, section
 from niwaki.run.folder import Folder
 from niwaki.run.progress import Progress
@@ -25,7 +22,6 @@ from niwaki.run.workers import Job, Workers
 from niwaki.task.augment import Augment
 from niwaki.task.classify import ImageClassification
 from niwaki.task.images import arrays
-from niwaki.task.task import derive_seed
 from niwaki.train.loop import evaluate, train
 from niwaki.train.recipe import Recipe
 
@@ -69,9 +65,7 @@ def measure(plan: Plan, folder: Folder, progress: Progress, workers: int) -> dic
 
 def on_digits(plan: Plan, seed: int) -> dict[str, Any]:
     """Test accuracy of a perceptron: dense, and of each pool at each fraction of its weights. One test part, order and start for all."""
-    images, labels = datasets.load_digits(return_X_y=True)
-    parts = train_test_split(images.reshape(-1, 8, 8).astype(np.float32), labels, test_size=0.2, random_state=seed, stratify=labels)
-    task = ImageClassification(arrays(parts[0], parts[2], parts[1], parts[3], source="digits"), augment=Augment())
+    task = ImageClassification(digits_of_seed(seed), augment=Augment())
     accuracy = {"dense": _trained(perceptron(seed), task, plan.digits, seed)}
     for fraction in plan.fractions:
         for name, pool in POOLS.items():
@@ -82,7 +76,7 @@ def on_digits(plan: Plan, seed: int) -> dict[str, Any]:
 
 def on_fashion(plan: Plan, seed: int) -> dict[str, Any]:
     """Test accuracy and stored parameters of a residual network: hashed to a tenth, and as narrow as stores as much."""
-    task = fashion_task(plan.fashion_images, seed)
+    task = ImageClassification(arrays(*fashion_mnist(plan.fashion_images, seed), source="Fashion-MNIST"), augment=Augment())
     hashed = compress(residual_network(1.0, seed), fraction=TENTH, seed=seed)
     narrow = residual_network(width_for(sizes(hashed).stored), seed)
     found = {}
@@ -118,14 +112,6 @@ def _trained(module: nn.Module, task: ImageClassification, recipe: Recipe, seed:
     """Test accuracy in per cent."""
     trained = train(module, task, recipe, task.part("train+validation"), seed=seed)
     return 100 * evaluate(trained, task, task.part("test"))["accuracy"]
-
-
-def fashion_task(count: int, seed: int) -> ImageClassification:
-    """`count` training images of Fashion-MNIST, drawn with the seed, and its test part."""
-    files = [np.load(shared_data("fashion_mnist", f"{part}.npz")) for part in ("train", "test")]
-    (images, labels), (test_images, test_labels) = ((file["images"], file["labels"]) for file in files)
-    kept = np.random.default_rng(derive_seed(seed, "images")).permutation(len(images))[:count]
-    return ImageClassification(arrays(images[kept], labels[kept], test_images, test_labels, source="Fashion-MNIST"), augment=Augment())
 
 
 # --- networks --------------------------------------------------------------------------------------------------------------------

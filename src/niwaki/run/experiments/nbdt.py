@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn import datasets
-from sklearn.model_selection import train_test_split
 from torch import nn
 
 from niwaki.explain.hierarchy import Hierarchy, induced_tree, random_tree
@@ -26,8 +24,8 @@ from niwaki.explain.nbdt import (
     visited,
 )
 from niwaki.run.claims import Claim, Section, Table
-from niwaki.run.experiments.data import shared_data
 from niwaki.run.experiments.experiment import Experiment
+from niwaki.run.experiments.images import digits_of_seed, fashion_mnist
 from niwaki.run.experiments.verdicts import at_least, claim, not_testable, section
 from niwaki.run.folder import Folder
 from niwaki.run.progress import Progress
@@ -36,7 +34,6 @@ from niwaki.run.workers import Job, Workers
 from niwaki.task.augment import Augment
 from niwaki.task.classify import ImageClassification
 from niwaki.task.images import arrays
-from niwaki.task.task import derive_seed
 from niwaki.train.loop import predict, train
 from niwaki.train.recipe import Recipe
 
@@ -83,9 +80,7 @@ def measure(plan: Plan, folder: Folder, progress: Progress, workers: int) -> dic
 
 def on_digits(plan: Plan, seed: int) -> dict[str, Any]:
     """Test accuracy in per cent: of the network, of its trees without tuning, of random trees, and of the tree after each kind of supervision."""
-    images, labels = datasets.load_digits(return_X_y=True)
-    parts = train_test_split(images.reshape(-1, 8, 8).astype(np.float32), labels, test_size=0.2, random_state=seed, stratify=labels)
-    task = ImageClassification(arrays(parts[0], parts[2], parts[1], parts[3], source="digits"))
+    task = ImageClassification(digits_of_seed(seed))
     known, test = task.part("train+validation"), task.part("test")
     network, truth = train(small_network(seed), task, plan.network, known, seed=seed), task.labels(test)
     tree = tree_of(network, task)
@@ -180,10 +175,8 @@ def _convolutions(*sizes: tuple[int, int, int]) -> list[nn.Module]:
 
 def fashion_task(count: int, seed: int, *, without: int | None) -> ImageClassification:
     """`count` training images of Fashion-MNIST, drawn with the seed, and its test part; without the last class, if that is left out."""
-    files = [np.load(shared_data("fashion_mnist", f"{part}.npz")) for part in ("train", "test")]
-    (images, labels), (test_images, test_labels) = ((file["images"], file["labels"]) for file in files)
-    kept = np.random.default_rng(derive_seed(seed, "images")).permutation(len(images))[:count]
-    kept, tested = kept[labels[kept] != without], np.flatnonzero(test_labels != without)
+    images, labels, test_images, test_labels = fashion_mnist(count, seed)
+    kept, tested = labels != without, test_labels != without
     names = CLOTHES if without is None else CLOTHES[:without]
     return ImageClassification(
         arrays(images[kept], labels[kept], test_images[tested], test_labels[tested], class_names=names, source="Fashion-MNIST"),

@@ -35,8 +35,8 @@ from niwaki.recipe.student_search import (
 )
 from niwaki.recipe.students import KEEP, Candidate, described, variants_of
 from niwaki.run.claims import Claim, Section, Table, percent
-from niwaki.run.experiments.data import shared_data
 from niwaki.run.experiments.experiment import Experiment
+from niwaki.run.experiments.images import fashion_mnist
 from niwaki.run.experiments.verdicts import above, at_least, at_most, claim, not_testable, section
 from niwaki.run.folder import Folder, once
 from niwaki.run.progress import Progress
@@ -105,14 +105,8 @@ def teacher_network(widths: tuple[int, ...]) -> Network:
 
 
 def fashion_task(images: int, seed: int) -> ImageClassification:
-    (x, y), (test_x, test_y) = (_npz(part) for part in ("train", "test"))
-    kept = np.random.default_rng(derive_seed(seed, "images")).permutation(len(x))[:images]
-    return ImageClassification(arrays(x[kept], y[kept], test_x[:TEST], test_y[:TEST], source="Fashion-MNIST"), seed=seed)
-
-
-def _npz(part: str) -> tuple[np.ndarray, np.ndarray]:
-    file = np.load(shared_data("fashion_mnist", f"{part}.npz"))
-    return file["images"], file["labels"].astype(np.int64)
+    x, y, test_x, test_y = fashion_mnist(images, seed)
+    return ImageClassification(arrays(x, y, test_x[:TEST], test_y[:TEST], source="Fashion-MNIST"), seed=seed)
 
 
 def chosen_variants(layer: Layer, shape: tuple[int, ...]) -> list[Candidate]:
