@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from niwaki.explain.hierarchy import Hierarchy, induced_tree
-from niwaki.task.task import Part, Task
+from niwaki.task.around import Around
+from niwaki.task.task import Task
 from niwaki.train.loop import Training, start
 from niwaki.train.recipe import Recipe
 
@@ -239,10 +240,9 @@ RELEASED = Supervision(released_soft_loss)  # omega 1 for CIFAR; 10 for TinyImag
 
 
 @dataclass(frozen=True)
-class Supervised:
+class Supervised(Around):
     """A task of which the tree loss is a part. Everything else is the task's own; metrics with those of the tree beside them."""
 
-    task: Task
     hierarchy: Hierarchy
     supervision: Supervision = Supervision()
     epoch: int = 0
@@ -252,48 +252,6 @@ class Supervised:
         if self.task.outputs != len(self.hierarchy.classes):
             raise NbdtError(f"the tree is over {len(self.hierarchy.classes)} classes, and the task has {self.task.outputs}")
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return self.task.input_shape
-
-    @property
-    def outputs(self) -> int:
-        return self.task.outputs
-
-    @property
-    def metric(self) -> str:
-        return self.task.metric
-
-    @property
-    def source(self) -> str:
-        return self.task.source
-
-    @property
-    def sha256(self) -> str:
-        return self.task.sha256
-
-    @property
-    def nbytes(self) -> int:
-        return self.task.nbytes
-
-    def part(self, name: Part) -> Tensor:
-        return self.task.part(name)
-
-    def search_split(self, architecture_share: float = 0.2) -> tuple[Tensor, Tensor]:
-        return self.task.search_split(architecture_share)
-
-    def folds(self, count: int) -> list[tuple[Tensor, Tensor]]:
-        return self.task.folds(count)
-
-    def labels(self, indices: Tensor) -> Tensor:
-        return self.task.labels(indices)
-
-    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        return self.task.batch(indices, device)
-
-    def augmented_batch(self, indices: Tensor, device: torch.device, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return self.task.augmented_batch(indices, device, generator)
-
     def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """label_smoothing: of the task's own part."""
         own, tree = self.supervision.own.at(self.epoch, self.epochs), self.supervision.tree.at(self.epoch, self.epochs)
@@ -302,12 +260,6 @@ class Supervised:
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         return self.task.metrics(outputs, targets) | tree_accuracy(self.hierarchy, outputs, targets)
-
-    def preprocess(self) -> nn.Module:
-        return self.task.preprocess()
-
-    def delivered(self, module: fx.GraphModule) -> fx.GraphModule:
-        return self.task.delivered(module)
 
     def describe(self) -> dict[str, Any]:
         return self.task.describe() | {"hierarchy": self.hierarchy.to_json()}

@@ -17,9 +17,9 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor
 
-from niwaki.task.task import Part, Task
+from niwaki.task.around import Around
 
 Kind = Literal["precision_at_k", "precision_at_recall", "recall_at_precision", "tpr_at_fpr", "f_beta", "aucpr"]
 Surrogate = Literal["negatives", "positives", "contrast"]
@@ -365,14 +365,13 @@ def score_of(outputs: Tensor, positive_class: int = 1) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rated:
+class Rated(Around):
     """A classification task, trained for and judged by a rate of one class against all others. Everything else is the task's own.
 
     own_share: of the task's own loss in the loss. The quantile of a small batch is noisy and its loss is flat far from the threshold; a fifth of
     cross entropy points the way from the start (digits, recall 0.95, 30 epochs of SGD: precision 1.0 with it, 0.43 without).
     """
 
-    task: Task
     objective: RateObjective
     positive_class: int = 1
     own_share: float = 0.2
@@ -384,46 +383,8 @@ class Rated:
             raise RateError(f"class {self.positive_class} cannot be the positive one of {self.task.outputs} classes")
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        return self.task.input_shape
-
-    @property
-    def outputs(self) -> int:
-        return self.task.outputs
-
-    @property
     def metric(self) -> str:
         return self.objective.name
-
-    @property
-    def source(self) -> str:
-        return self.task.source
-
-    @property
-    def sha256(self) -> str:
-        return self.task.sha256
-
-    @property
-    def nbytes(self) -> int:
-        return self.task.nbytes
-
-    def part(self, name: Part) -> Tensor:
-        return self.task.part(name)
-
-    def search_split(self, architecture_share: float = 0.2) -> tuple[Tensor, Tensor]:
-        return self.task.search_split(architecture_share)
-
-    def folds(self, count: int) -> list[tuple[Tensor, Tensor]]:
-        return self.task.folds(count)
-
-    def labels(self, indices: Tensor) -> Tensor:
-        return self.task.labels(indices)
-
-    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        return self.task.batch(indices, device)
-
-    def augmented_batch(self, indices: Tensor, device: torch.device, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return self.task.augmented_batch(indices, device, generator)
 
     def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """The rate's surrogate. label_smoothing: of the task's own share."""
@@ -436,12 +397,6 @@ class Rated:
         """The task's own, and the rate."""
         figure = self.objective.metric(score_of(outputs, self.positive_class), targets == self.positive_class)
         return self.task.metrics(outputs, targets) | {self.objective.name: figure}
-
-    def preprocess(self) -> nn.Module:
-        return self.task.preprocess()
-
-    def delivered(self, module: fx.GraphModule) -> fx.GraphModule:
-        return self.task.delivered(module)
 
     def describe(self) -> dict[str, Any]:
         """What identifies the task, as JSON."""
