@@ -37,8 +37,6 @@ def batch_axis(owner: nn.Module, arguments: Arguments, outputs: Sequence[Any]) -
     The example is given together with another one made of it, the two side by side along the axis; every output must then be what the
     two give alone, side by side along one axis, or be the same as before.
     """
-    if not are_equal(pytree.tree_leaves(run(owner, arguments)), outputs):
-        return 0, 0  # the model draws random numbers: nothing can be told
     for axis in (0, 1):
         try:
             other = _changed(arguments, axis)
@@ -48,6 +46,8 @@ def batch_axis(owner: nn.Module, arguments: Arguments, outputs: Sequence[Any]) -
             continue  # whatever stops it: along this axis there is no batch
         if (found := _outputs_of_both(together, outputs, alone)) is not None:
             return axis, found
+    if not are_equal(pytree.tree_leaves(run(owner, arguments)), outputs):
+        return 0, 0  # the model draws random numbers: nothing can be told
     return None, 0
 
 
