@@ -629,3 +629,22 @@ def test_a_model_that_counts_its_calls_is_left_at_its_count():
     for _ in range(2):
         assert_close(adopted.module(x), model(x))
     assert units(adopted) == {"hidden": 5}
+
+
+def test_a_batch_norm_with_an_activation_inside_follows_the_mode():
+    """As timm's BatchNormAct2d: a subclass that holds its activation, and calls the function itself."""
+
+    class NormAct(nn.BatchNorm2d):
+        def __init__(self, channels):
+            super().__init__(channels)
+            self.act = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps)
+            return self.act(x)
+
+    adopted = check(nn.Sequential(nn.Conv2d(3, 5, 1), NormAct(5), nn.Conv2d(5, 2, 1)), torch.randn(1, 3, 4, 4))
+    assert adopted.notes == ()
+    before = adopted.module.get_submodule("1").running_mean.clone()
+    adopted.module.train()(torch.randn(4, 3, 4, 4))
+    assert not torch.equal(adopted.module.get_submodule("1").running_mean, before)

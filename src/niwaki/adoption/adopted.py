@@ -24,6 +24,7 @@ from niwaki.adoption.capture import Arguments, Example, capture, first_names
 from niwaki.adoption.counter import macs_of_nodes
 from niwaki.adoption.cut import plain_module
 from niwaki.adoption.groups import Array, Partition, partition
+from niwaki.adoption.operators import arguments, name_of
 from niwaki.adoption.reading import Extent, Product, Reading, rows_for_one
 from niwaki.adoption.rules import read_node
 
@@ -160,7 +161,7 @@ def read(model: nn.Module, example: Example) -> Adopted:
             if any(groups_of(axes[node.all_input_nodes[0].name][dim]) for dim in dims)
         },
         opaque=tuple(dict.fromkeys(layer for layer, _ in reading.opaque.values())),
-        notes=(*captured.notes, *dict.fromkeys(note for _, note in reading.opaque.values())),
+        notes=(*captured.notes, *dict.fromkeys(note for _, note in reading.opaque.values()), *_always_as_evaluated(module)),
     )
 
 
@@ -202,6 +203,16 @@ def _for_one(size: Linear, extent: Extent) -> Linear:
     scaled = [(group, factor * extent.rows) for group, factor in size]
     assert all(factor % len(extent.units) == 0 for _, factor in scaled) or extent.rows == len(extent.units), (size, extent.rows)
     return size if extent.rows == len(extent.units) else tuple((group, factor // len(extent.units)) for group, factor in scaled)
+
+
+def _always_as_evaluated(module: fx.GraphModule) -> list[str]:
+    """Batch norms that are no layer of their owner's: they were read in evaluation mode, and have no mode to follow."""
+    read_as_function = [node for node in module.graph.nodes if node.op == "call_function" and name_of(node) == "batch_norm"]
+    return [
+        f"the batch norm {node.name} uses its running statistics also while it is trained: it is a function, not a layer"
+        for node in read_as_function
+        if not arguments(node)["training"]
+    ]
 
 
 def _is_tensor(node: fx.Node) -> bool:

@@ -135,11 +135,13 @@ def _if_not_copied_as_usual(value: Any) -> list[Any]:
 
 
 def _asking_for_mode(owner: nn.Module) -> list[str]:
-    """Classes outside torch.nn whose forward asks for `self.training` other than for a dropout."""
+    """Classes outside torch.nn.modules whose forward asks for `self.training` other than for a dropout; a batch norm of any class follows it."""
     found = []
     for kind in dict.fromkeys(type(module) for module in owner.modules()):
+        if kind.__module__.startswith("torch.nn.modules") or issubclass(kind, nn.modules.batchnorm._BatchNorm):
+            continue
         try:
-            lines = inspect.getsource(kind.forward).splitlines() if not kind.__module__.startswith("torch.") else []
+            lines = inspect.getsource(kind.forward).splitlines()
         except (OSError, TypeError):
             continue  # written where no file is, as in a notebook's string
         if any("self.training" in line and "dropout(" not in line for line in lines):

@@ -213,7 +213,7 @@ class _Copier:
         found = []
         for path in filter(None, paths):
             held = {key: self.names[f"{path}.{key}"] for key in _held(self.modules[path])}
-            if held == {key: each.target for key, each in read.items()} and not list(self.modules[path].children()):
+            if held == {key: each.target for key, each in read.items()} and not _holds_more(self.modules[path]):
                 found.append(path)
         return sorted(found, key=lambda path: path != layer_of(node))
 
@@ -255,6 +255,11 @@ def _numbered(name: str) -> Any:
     while True:
         yield f"{name}_{number}"
         number += 1
+
+
+def _holds_more(module: nn.Module) -> bool:
+    """Whether its children hold weights, as parametrizations do; an activation inside a layer holds none."""
+    return any(True for child in module.children() for _ in (*child.parameters(), *child.buffers()))
 
 
 def _held(module: nn.Module) -> list[str]:
