@@ -24,27 +24,16 @@ from niwaki.net.layer import Activation
 from niwaki.net.place import place, space_of
 from niwaki.nn.build import build
 from niwaki.objective import parse_budget
-from niwaki.recipe.student_search import (
+from niwaki.recipe.student_library import (
     UNIT,
     Library,
     Settings,
-    Trained,
-    accuracy,
     additive,
     build_library,
-    count_module_macs,
-    drifted,
-    figures,
-    greedy,
-    knapsack,
-    least,
-    local,
     one_by_one,
-    recalibrated,
-    started,
-    swapped_losses,
-    train_candidate,
 )
+from niwaki.recipe.student_search import accuracy, drifted, figures, greedy, knapsack, least, local, recalibrated, swapped_losses
+from niwaki.recipe.student_training import Trained, count_module_macs, held_at_zero, started, train_candidate
 from niwaki.recipe.students import KEEP, Candidate, Neighbourhood, described, output_shape, stand_ins, undescribed, variants_of
 from niwaki.run.student_search import student_search
 from niwaki.run.workers import Pool
@@ -205,9 +194,8 @@ def test_sparse_candidates_start_from_the_teacher_and_count_what_is_left(teacher
     for (parameter, mask), theirs in zip(masks, [p for p in first.teacher.parameters() if p.ndim > 1], strict=True):
         assert int(mask.sum()) == parameter.numel() - int(0.9 * parameter.numel())
         assert theirs.detach().abs()[mask == 0].max() <= theirs.detach().abs()[mask == 1].min()
-    hooks = [parameter.register_hook(mask.__mul__) for parameter, mask in masks]
-    distil(student, Pairs(boundaries[0], boundaries[1]), QUICK.how)
-    [hook.remove() for hook in hooks]
+    with held_at_zero(masks):
+        distil(student, Pairs(boundaries[0], boundaries[1]), QUICK.how)
     assert all(bool((parameter[mask == 0] == 0).all()) for parameter, mask in masks)
     dense = count_module_macs(first.teacher, first.input_shape)
     network = first.network(first.layer)

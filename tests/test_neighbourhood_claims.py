@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from niwaki.nn.build import build
-from niwaki.recipe.student_search import Settings, build_library, recalibrated
+from niwaki.recipe.student_library import Settings, build_library
+from niwaki.recipe.student_search import recalibrated
 from niwaki.recipe.students import described
 from niwaki.run.experiments import neighbourhood as module
 from niwaki.run.experiments.neighbourhood import LEVELS, Plan, _walk, chosen_variants, kept, section_of, teacher_network

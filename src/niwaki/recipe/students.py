@@ -7,6 +7,7 @@ activation is always the teacher's: behind a ReLU no student can reach a negativ
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ class Neighbourhood:
                 raise NeighbourhoodError(
                     f"candidate {candidate.name!r} of {self.name} gives {_sizes(shape)}, the teacher's piece {_sizes(self.output_shape)}"
                 )
+            if candidate.module is not None and candidate.module is not self.teacher:
+                _check_fits(candidate.name, candidate.module, self)
 
     def network(self, layer: Layer) -> Network:
         """`layer` alone, under the name that it has in the whole network."""
@@ -84,6 +87,19 @@ class Neighbourhood:
         if name not in known:
             raise NeighbourhoodError(f"{self.name} has no candidate {name!r}; it has {', '.join(known)}")
         return known[name]
+
+
+@torch.no_grad()
+def _check_fits(name: str, module: nn.Module, place: Neighbourhood) -> None:
+    """Refuses a module that does not take what the piece takes, or gives something else."""
+    try:
+        given = copy.deepcopy(module).eval()(torch.zeros(2, *place.input_shape))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise NeighbourhoodError(f"candidate {name!r} of {place.name} does not take {_sizes(place.input_shape)}: {error}") from error
+    shape = tuple(given.shape[1:]) if isinstance(given, torch.Tensor) else None
+    if shape != place.output_shape:
+        told = _sizes(shape) if shape is not None else type(given).__name__
+        raise NeighbourhoodError(f"candidate {name!r} of {place.name} gives {told}, the teacher's piece {_sizes(place.output_shape)}")
 
 
 Variants = Callable[[Layer, tuple[int, ...]], Sequence[Candidate]]
@@ -264,7 +280,7 @@ def low_rank(layer: Layer, shape: tuple[int, ...], ratio: float) -> Layer:
 def stand_ins(
     input_shape: tuple[int, ...], output_shape: tuple[int, ...], *, positive: bool, widths: Sequence[float] = WIDTHS
 ) -> list[Candidate]:
-    """Stand-ins for a piece that is known by its shapes alone, of maps: inverted bottlenecks of several widths, and a separable convolution.
+    """Stand-ins for a piece that is known by its shapes alone, of maps: two convolutions and a 1x1 one, of several widths, and a separable one.
 
     positive: whether what the piece gives is never negative; it then ends with a ReLU. Empty where the shapes are not of maps.
     """

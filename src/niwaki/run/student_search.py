@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,40 +12,33 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from niwaki.cost.count import count_macs
 from niwaki.deploy.card import ModelCard
-from niwaki.net.control import Network
-from niwaki.net.text import from_json, to_json
-from niwaki.nn.build import build
+from niwaki.net.control import Chain, Network
+from niwaki.net.place import space_of
+from niwaki.net.text import to_json
 from niwaki.objective import Budget, budget_text, parse_budgets
-from niwaki.recipe.student_search import (
-    Job,
-    Library,
-    Settings,
-    build_library,
-    drifted,
-    figures,
-    knapsack,
-    one_by_one,
-    recalibrated,
-    train_candidate,
-)
+from niwaki.recipe.student_library import Job, Library, Settings, build_library, one_by_one
+from niwaki.recipe.student_search import drifted, figures, knapsack, recalibrated
+from niwaki.recipe.student_training import count_module_macs, held_at_zero, train_candidate
 from niwaki.recipe.students import Candidate, Neighbourhood, Variants, cut_candidates, described, stand_ins, undescribed
 from niwaki.run.model import ModelError
 from niwaki.run.progress import Progress, Silent
 from niwaki.run.search import AnyTask, plain
 from niwaki.run.ship import class_names, form_of, write_files
-from niwaki.run.teacher import RUN_FILES, load_weights_
+from niwaki.run.teacher import network_of_run
 from niwaki.run.workers import Pool, one_thread
 from niwaki.space.architecture import Architecture
 from niwaki.store.files import atomic_write
 from niwaki.task.classify import ImageClassification
-from niwaki.task.tabular import Tabular
 from niwaki.task.task import Part, derive_seed
-from niwaki.train.distill import teacher_of
+from niwaki.train.distill import check_teaches, teacher_of
 from niwaki.train.loop import evaluate, train
+from niwaki.train.neighbourhood import NeighbourhoodError
 from niwaki.train.pieces import balanced_cuts, pieces_of
 from niwaki.train.recipe import Recipe
 
+NEAR = 0.05  # of a deviation, and of the deviations' ratio: as far as two splits of the same data may differ
 PIECES = 4  # of a module without a description, where no cuts are named
 Choose = Callable[..., Architecture]
 
@@ -104,13 +98,22 @@ def student_search(
     "macs<=50%" of the teacher; several, in a list or between semicolons, are several students; none is the least cost that the errors allow.
     choose: `knapsack`, `local` or `greedy`. blocks: a described teacher is taken apart into blocks, not stages. variants, candidates: of
     one's own, of described teachers and of others. drift: the chosen students learn once more behind each other. tune: and then all together,
-    from labels and teacher, by this recipe. workers: processes; the result does not depend on them. export: described students are
-    written to `out` as a run writes its network. The library there is used again by any later call.
+    from labels and teacher, by this recipe. workers: processes; the result does not depend on them. export: students are written to
+    `out`/student-1, ... as a run writes its network. The library there is used again by any later call. The teacher stays as it is.
     """
     progress, out = progress or Silent(), Path(out)
     if not isinstance(teacher, nn.Module):
-        network, teacher = _of_run(Path(teacher))
-    teacher = teacher.cpu().eval()
+        network, teacher = _of_run(Path(teacher), task)
+    teacher = copy.deepcopy(teacher).cpu().eval()
+    check_teaches(teacher_of(teacher), task)
+    idle = {"cuts": cuts, "candidates": candidates} if network is not None else {"blocks": blocks or None, "variants": variants}
+    if given := [name for name, value in idle.items() if value is not None]:
+        kind = "with a description" if network is not None else "without a description"
+        raise NeighbourhoodError(f"{' and '.join(given)} would change nothing of a teacher {kind}; see the docstring for what does")
+    if network is not None and network.input_shape != task.input_shape:
+        raise NeighbourhoodError(
+            f"the teacher's description reads {network.input_shape}, the examples of {task.source} are {task.input_shape}"
+        )
     places = (
         described(network, teacher, variants=variants, blocks=blocks)
         if network is not None
@@ -132,20 +135,14 @@ def student_search(
                 progress.advance(done)
 
     library = build_library(places, task, out / "library", settings, seed=seed, run=run, device=device)
-    whole = teacher
     found = []
     for limits in budgets:
         arch = choose(library, library.limits(limits))
         progress.note(f"{budget_text(limits) or 'no budget'}: {', '.join(f'{name} {option}' for name, option in arch.items())}")
-        found.append(_student(library, arch, budget_text(limits), whole, drift=drift, tune=tune))
+        found.append(_student(library, arch, budget_text(limits), teacher, drift=drift, tune=tune))
     for at, one in enumerate(found, start=1):
-        if (
-            export
-            and one.network is not None
-            and isinstance(plain(task), (ImageClassification, Tabular))
-            and isinstance(one.module, fx.GraphModule)
-        ):
-            write_files(task, one.module, _card(task, one), out / f"student-{at}")
+        if export:
+            write_files(task, _traced(one.module), _card(task, one), out / f"student-{at}")
     told = [{"budget": one.budget, **one.figures} for one in found]
     atomic_write(out / "students.json", json.dumps(told, indent=2) + "\n")
     return Students(tuple(found), library, out)
@@ -163,9 +160,9 @@ def _student(library: Library, arch: Architecture, budget: str, teacher: nn.Modu
     if tune is not None:
         learner = teacher_of(teacher)
         indices = task.part("train")
-        module = train(
-            library.plain(arch, module), task, tune, indices, seed=derive_seed(library.seed, "tune"), device=device, teacher=learner
-        )
+        whole = library.plain(arch, module)
+        with held_at_zero(library.zeros(arch, whole)):
+            module = train(whole, task, tune, indices, seed=derive_seed(library.seed, "tune"), device=device, teacher=learner)
         metric["tuned"] = _metric(library, module, part)
     if not isinstance(module, fx.GraphModule):
         module = library.plain(arch, module)
@@ -173,11 +170,10 @@ def _student(library: Library, arch: Architecture, budget: str, teacher: nn.Modu
 
 
 def _card(task: AnyTask, student: Student) -> ModelCard:
-    assert student.network is not None
     costs = student.figures["costs"]
     return ModelCard(
         class_names(task), form_of(task), costs["macs"], costs["params"], costs["size"], {"test": student.figures[task.metric]},
-        dict(student.architecture), student.architecture.space, to_json(student.network),
+        dict(student.architecture), student.architecture.space, None if student.network is None else to_json(student.network),
     )  # fmt: skip
 
 
@@ -185,13 +181,20 @@ def _metric(library: Library, module: nn.Module, part: Part) -> float:
     return evaluate(module, library.task, library.task.part(part), device=library.device)[library.task.metric]
 
 
-def _of_run(folder: Path) -> tuple[Network, nn.Module]:
-    """Description and trained module of a finished run."""
-    if missing := [name for name in RUN_FILES if not (folder / name).is_file()]:
-        raise ModelError(f"{folder} has no {' and no '.join(missing)}; a teacher is a trained module, or the folder of a finished run")
-    network = from_json(json.loads((folder / "architecture.json").read_text("utf-8"))["network"])
-    module = build(network)
-    load_weights_(module, folder / "model.safetensors")
+def _of_run(folder: Path, task: AnyTask) -> tuple[Network, nn.Module]:
+    """Description and trained module of a finished run on these data. Its pieces read what the task gives, so that this has to be as it was."""
+    network, module, form = network_of_run(folder, task)
+    base = plain(task)
+    if isinstance(base, ImageClassification) and "mean" in form:
+        mean, std = base.normalisation
+        theirs_mean, theirs_std = (torch.tensor(form[name]) for name in ("mean", "std"))
+        if len(mean) != len(theirs_mean) or bool(
+            (((mean - theirs_mean) / std).abs() > NEAR).any() | ((std / theirs_std - 1).abs() > NEAR).any()
+        ):
+            raise ModelError(
+                f"{folder} normalised its images by mean {form['mean']} and deviation {form['std']}, {task.source} has {mean.tolist()} and "
+                f"{std.tolist()}; give the task of the run"
+            )
     return network, module
 
 
@@ -212,9 +215,17 @@ def _places_of(
         for number, piece in enumerate(pieces[:-1]):
             before, after = shapes[number : number + 2]
             positive = bool(tensors[number + 1].min() >= 0)
-            sets.append([*cut_candidates(piece, before), *stand_ins(before, after, positive=positive)])
+            most = count_module_macs(piece, before)
+            cheaper = [one for one in stand_ins(before, after, positive=positive) if _macs(one, before) < most]
+            sets.append([*cut_candidates(piece, before), *cheaper])
         sets.append(cut_candidates(pieces[-1], shapes[-2]))
     return undescribed(module, at, shapes, sets)
+
+
+def _macs(candidate: Candidate, shape: tuple[int, ...]) -> int:
+    assert candidate.layer is not None
+    network = Network(Chain(candidate.layer), shape)
+    return count_macs(network)(space_of(network).architecture({}))
 
 
 def _traced(module: nn.Module) -> fx.GraphModule:

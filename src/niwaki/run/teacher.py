@@ -95,15 +95,22 @@ def _of_code(word: str, weights: str | Path | None) -> nn.Module:
     return found
 
 
-def _of_run(folder: Path, task: AnyTask) -> Teacher:
-    """The network that a run delivered; where its data were normalised by other means than the task's, with that put right."""
+def network_of_run(folder: Path, task: AnyTask) -> tuple[Network, nn.Module, dict[str, Any]]:
+    """What a run delivered: the description, the trained module, and how its examples are stored and normalised. Raises ModelError where the
+    task's classes are others."""
     if missing := [name for name in RUN_FILES if not (folder / name).is_file()]:
         raise ModelError(f"{folder} has no {' and no '.join(missing)}; a teacher is the folder of a finished run, or of one of its budgets")
     card = json.loads((folder / "architecture.json").read_text("utf-8"))
-    module: nn.Module = build(from_json(card["network"]))
+    network = from_json(card["network"])
+    module = build(network)
     load_weights_(module, folder / "model.safetensors")
     _check_classes(card["class_names"], str(folder), task)
-    form = card["preprocessing"]
+    return network, module, card["preprocessing"]
+
+
+def _of_run(folder: Path, task: AnyTask) -> Teacher:
+    """The network that a run delivered; where its data were normalised by other means than the task's, with that put right."""
+    _, module, form = network_of_run(folder, task)
     if isinstance(plain(task), ImageClassification) and "mean" in form:
         module = _renormalised(module, form, plain(task))
     return teacher_of(module)

@@ -52,8 +52,8 @@ def boundary_moments(pieces: Sequence[nn.Module], channels: int) -> list[Moments
     """Moments of x_0, ..., x_(n-1), the inputs of the pieces, from the teacher alone.
 
     x_0 is N(0, 1): images are normalised. Behind a BatchNorm the mean is its shift and the deviation its scale; sums add means and
-    variances, as if their terms were independent; pooling keeps the moments. What follows a convolution without a BatchNorm has no moments, and
-    is said to be N(0, 1), too.
+    variances, as if their terms were independent; pooling keeps the moments, and so does, though it should not, any activation but ReLU and ReLU6.
+    What follows a convolution without a BatchNorm has no moments, and is said to be N(0, 1), too.
     """
     standard = Moments(torch.zeros(channels), torch.ones(channels))
     found = [standard]
@@ -98,7 +98,9 @@ def _through(piece: nn.Module, entering: Moments) -> Moments:
 
 
 def _layer(layer: nn.Module, entering: Moments) -> Moments:
-    if isinstance(layer, _BatchNorm) and layer.affine:
+    if isinstance(layer, _BatchNorm):
+        if not layer.affine:
+            return Moments(torch.zeros(layer.num_features), torch.ones(layer.num_features))
         return Moments(layer.bias.detach().clone(), layer.weight.detach().abs().clone())
     if isinstance(layer, RECTIFIERS):
         return replace(entering, rectified=True) if not entering.rectified else entering
@@ -114,6 +116,6 @@ def _function(function: Any, given: list[Moments]) -> Moments:
     if function in SUMS and len(given) == 2:
         (mean, variance), (other_mean, other_variance) = given[0].after, given[1].after
         return Moments(mean + other_mean, (variance + other_variance).sqrt())
-    if function in (torch.relu, torch.nn.functional.relu):
+    if function in (torch.relu, torch.nn.functional.relu, "relu", "relu_"):  # functions, and methods by their names
         return replace(given[0], rectified=True)
     return given[0]

@@ -93,8 +93,6 @@ def stream(pieces: Sequence[nn.Module], inputs: Iterator[Tensor], count: int, fo
     files: list[np.memmap] = []
     done = 0
     for x in inputs:
-        if not pieces:
-            break
         tensors = [x]
         for piece in pieces:
             tensors.append(piece.to(x.device).eval()(tensors[-1]))
@@ -204,7 +202,8 @@ def channel_variance(path: Path) -> Tensor:
 class Distilling:
     """How a student of one piece is trained: Adam along half a cosine, errors in units of each channel's variance (ours).
 
-    plateau: it ends once an epoch makes the error smaller by less than this share. tail: half of the loss is measured behind the teacher's
+    Of the recipe, label smoothing and precision say nothing here: there are no labels, and all is float32. plateau: it ends once an epoch makes
+    the error smaller by less than this share. tail: half of the loss is measured behind the teacher's
     next piece, and errors are told there, which is nearer to what the rest of the network notices (ours).
     """
 
@@ -215,6 +214,8 @@ class Distilling:
     def __post_init__(self) -> None:
         if not 0 <= self.plateau < 1:
             raise NeighbourhoodError(f"plateau={self.plateau}: it is a share, from 0 (never) to below 1")
+        if self.recipe.ema is not None:
+            raise NeighbourhoodError(f"ema={self.recipe.ema}: students are distilled without an average of their weights; leave it out")
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def distil(
             losses.append(float(total) / steps)
             if not math.isfinite(losses[-1]):
                 raise TrainingDiverged(f"the error became {losses[-1]}", epoch + 1, steps)
-            if epoch and losses[-1] > (1 - how.plateau) * losses[-2]:
+            if how.plateau and epoch and losses[-1] > (1 - how.plateau) * losses[-2]:
                 break
     # running averages remember the weights of many steps ago: statistics are taken anew, of the same inputs (ours)
     size = min(recipe.batch_size, pairs.examples)
@@ -315,15 +316,15 @@ def inherit_(student: nn.Module, teacher: nn.Module) -> int:
 
 
 @torch.no_grad()
-def metric_from(pieces: Sequence[nn.Module], boundary: Path, task: Task, indices: Tensor, change: Callable[[Tensor, int], Tensor]) -> float:
-    """The task's metric when the pieces read `boundary`, changed by `change(batch, number)` first. indices: the examples it is of."""
+def answers_from(pieces: Sequence[nn.Module], boundary: Path, change: Callable[[Tensor, int], Tensor] = lambda x, _: x) -> Tensor:
+    """What the pieces make of a boundary, float32 (N, ...), some examples at a time, each `change(batch, number)`d first."""
     outputs = []
-    for number, part in enumerate(_batches(len(indices))):
+    for number, part in enumerate(_batches(len(_opened(boundary)))):
         x = change(rows(boundary, part), number)
         for piece in pieces:
             x = piece(x)
         outputs.append(x.float())
-    return task.metrics(torch.cat(outputs), task.labels(indices))[task.metric]
+    return torch.cat(outputs)
 
 
 def noise_curve(
@@ -340,7 +341,8 @@ def noise_curve(
 
         return change
 
-    return [metric_from(pieces, boundary, task, indices, noisy(level)) for level in levels]
+    labels = task.labels(indices)
+    return [task.metrics(answers_from(pieces, boundary, noisy(level)), labels)[task.metric] for level in levels]
 
 
 def threshold(levels: Sequence[float], curve: Sequence[float], clean: float, allowed: float) -> float:

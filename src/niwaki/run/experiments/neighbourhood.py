@@ -20,19 +20,9 @@ from niwaki.net.control import Chain, Network
 from niwaki.net.layer import Layer
 from niwaki.nn.build import build
 from niwaki.objective import parse_budget
-from niwaki.recipe.student_search import (
-    UNIT,
-    Library,
-    Settings,
-    accuracy,
-    build_library,
-    drifted,
-    greedy,
-    knapsack,
-    recalibrated,
-    swapped_losses,
-    train_candidate,
-)
+from niwaki.recipe.student_library import UNIT, Library, Settings, build_library
+from niwaki.recipe.student_search import accuracy, drifted, greedy, knapsack, recalibrated, swapped_losses
+from niwaki.recipe.student_training import train_candidate
 from niwaki.recipe.students import KEEP, Candidate, described, variants_of
 from niwaki.run.claims import Claim, Section, Table, percent
 from niwaki.run.experiments.experiment import Experiment
