@@ -17,6 +17,7 @@ from torch import fx, nn
 import niwaki
 from niwaki.cost.count import COSTS
 from niwaki.deploy.predict import ExportedModel
+from niwaki.factor.factor import Limit
 from niwaki.net.block import classifier, conv_bn_act
 from niwaki.net.control import Chain, Network, Residual
 from niwaki.net.edit import decode
@@ -35,12 +36,14 @@ from niwaki.recipe.student_library import (
 from niwaki.recipe.student_search import accuracy, drifted, figures, greedy, knapsack, least, local, recalibrated, swapped_losses
 from niwaki.recipe.student_training import Trained, count_module_macs, held_at_zero, started, train_candidate
 from niwaki.recipe.students import KEEP, Candidate, Neighbourhood, described, output_shape, stand_ins, undescribed, variants_of
+from niwaki.run.model import ModelError
 from niwaki.run.student_search import student_search
 from niwaki.run.workers import Pool
 from niwaki.space.choice import BudgetError
 from niwaki.space.space import Decision, Space
 from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
+from niwaki.train.distill import DistillationError
 from niwaki.train.gaussian import Moments, boundary_moments, gaussian_inputs
 from niwaki.train.loop import evaluate, predict, train
 from niwaki.train.neighbourhood import (
@@ -203,6 +206,33 @@ def test_sparse_candidates_start_from_the_teacher_and_count_what_is_left(teacher
     assert count_module_macs(student, first.input_shape) == pytest.approx(0.1 * dense, rel=0.05)
 
 
+def test_sparse_weights_stay_0_when_a_combination_is_tuned_and_files_count_them(teacher, tmp_path):
+    first = described(NETWORK, teacher)[0].layer
+    found = student_search(
+        teacher, TASK, network=NETWORK, settings=QUICK, out=tmp_path, workers=1, export=False, tune=Recipe(epochs=1, batch_size=64, lr=0.05),
+        variants=lambda layer, shape: variants_of(layer, shape, widths=(), sparsity=0.9)[-1:] if layer == first else (),
+        choose=lambda library, limits: library.space.architecture({**library.teacher, "b1": "sparse-0.9"}),
+    )  # fmt: skip
+    sparse, dense = [], []
+    for name, parameter in found[0].module.named_parameters():
+        (sparse if name.startswith("b1") else dense).extend([float((parameter == 0).float().mean())] if parameter.ndim > 1 else [])
+    assert sparse == pytest.approx([0.9] * 3, abs=0.02)
+    assert max(dense) < 0.01
+    costs = found[0].figures["costs"]
+    assert costs["size"] == found.library.of_teacher("size")
+    assert costs["params"] < found.library.of_teacher("params")
+
+
+def test_a_candidate_that_is_a_module_has_to_fit_its_piece():
+    keep = Candidate(KEEP, module=nn.Conv2d(2, 4, 1))
+    for module, said in (
+        (nn.Conv2d(2, 5, 1), "gives 5 x 3 x 3, the teacher's piece 4 x 3 x 3"),
+        (nn.Conv2d(3, 4, 1), "does not take 2 x 3 x 3"),
+    ):
+        with pytest.raises(NeighbourhoodError, match=f"candidate 'own' of piece0 {said}"):
+            Neighbourhood("piece0", keep.module, (2, 3, 3), (4, 3, 3), (keep, Candidate("own", module=module)))
+
+
 # --- works when 1: the identity ---
 
 
@@ -270,6 +300,17 @@ def test_a_training_ends_where_an_epoch_gains_less_than_the_plateau(boundaries, 
     assert gains[-1] < 0.2
 
 
+def test_without_a_plateau_a_training_goes_on_where_the_error_rises(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((64, 1), dtype="f4"))
+    np.save(tmp_path / "t.npy", np.random.default_rng(0).normal(size=(64, 1)).astype("f4"))
+    how = Distilling(replace(ADAM, epochs=8, batch_size=16, lr=0.3), plateau=0.0)
+    losses = distil(nn.Linear(1, 1), Pairs(tmp_path / "x.npy", tmp_path / "t.npy"), how).losses
+    assert any(after > before for before, after in pairwise(losses[:-1]))
+    assert len(losses) == 8
+    with pytest.raises(NeighbourhoodError, match="without an average of their weights"):
+        Distilling(replace(ADAM, ema=0.9))
+
+
 def test_with_a_tail_half_of_the_loss_and_the_error_are_measured_behind_the_next_piece(pieces, boundaries):
     first = Neighbourhood("b1", pieces[0], (1, 8, 8), (8, 8, 8), (Candidate("own", conv_bn_act(8)),))
     pairs = Pairs(*boundaries[:3])
@@ -282,6 +323,19 @@ def test_with_a_tail_half_of_the_loss_and_the_error_are_measured_behind_the_next
         given, target = pieces[1](with_tail(rows(boundaries[0], slice(None)))), rows(boundaries[2], slice(None))
     assert after == pytest.approx(float(((given - target) ** 2).sum() / (target**2).sum()), rel=1e-4)
     assert not any(parameter.grad is not None for parameter in pieces[1].parameters())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"copies": -1}, "copies=-1 .a whole number"), ({"noise": 1}, "noise=1 .None, or at least 2"), ({"real": 5}, "real=5 .0 without noise"),
+        ({"noise": 64, "copies": 2}, "takes the place of the data"), ({"allowed": 0.0}, "allowed=0.0 "), ({"kappa": 2.0}, "kappa=2.0 "),
+        ({"levels": ()}, "at least one, above 0, rising"), ({"levels": (0.1, 0.01)}, "rising"),
+    ],
+)  # fmt: skip
+def test_a_library_of_students_says_what_it_cannot_be_made_with(given, said):
+    with pytest.raises(NeighbourhoodError, match=said):
+        Settings(**given)
 
 
 # --- works when 2: independence ---
@@ -470,6 +524,16 @@ def test_the_greedy_choice_measures_every_step_and_keeps_the_budget(library):
     assert library.costs["macs"](free) <= library.of_teacher("macs")
 
 
+def test_a_greedy_search_for_one_limit_does_not_go_back_and_forth_for_another_cost(monkeypatch):
+    """The second option saves multiply-adds and has more parameters, the third the reverse: measured best is what undoes the last step."""
+    library = made_up(0, decisions=1, options=3)
+    library.__dict__["costs"] = {
+        "macs": additive("macs", library.space, ((100, 50, 200),)), "params": additive("params", library.space, ((100, 120, 80),)),
+    }  # fmt: skip
+    monkeypatch.setattr("niwaki.recipe.student_search.accuracy", lambda _, arch: {KEEP: 0.9, "c1": 0.95, "c2": 0.1}[arch["n0"]])
+    assert dict(greedy(library, [Limit(library.costs["params"], 90 * UNIT)])) == {"n0": "c2"}
+
+
 def test_the_accuracy_of_a_combination_is_that_of_the_module_it_is(library):
     for arch in (library.teacher, {**library.teacher, "b2": "separable"}, {**library.teacher, "b1": "width-0.5", "b3": "separable"}):
         expected = evaluate(library.assemble(arch), TASK, TASK.part("validation"))["accuracy"]
@@ -496,6 +560,18 @@ def test_the_moments_behind_batch_norm_relu_and_sums_are_those_of_the_tensors():
     assert float(drawn.min()) == 0.0
     assert torch.allclose(drawn.mean((0, 2, 3)), mean, atol=0.02)
     assert torch.equal(first.std, torch.ones(6))
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(6, affine=False)
+
+        def forward(self, x):
+            return self.norm(x).relu()
+
+    _, plain = boundary_moments([nn.Sequential(nn.Identity(), fx.symbolic_trace(Own())), nn.Identity()], 6)
+    assert plain.rectified
+    assert torch.equal(plain.std, torch.ones(6))
     real = torch.full((3, 6, 8, 8), 7.0)
     mixed = torch.cat(list(gaussian_inputs(second, (6, 8, 8), 10, seed=0, real=real)))
     assert torch.equal(mixed[:3], real)
@@ -561,6 +637,12 @@ def test_a_student_for_each_budget_from_one_library_tuned_and_exported(teacher, 
     logits = ExportedModel(folder / "model.onnx").logits(TASK.images.test_images[:8])
     inputs, _ = TASK.batch(TASK.part("test")[:8], torch.device("cpu"))
     assert np.allclose(logits, student.module(inputs).detach(), atol=1e-3)
+    for images, said in (
+        (replace(TASK.images, images=255 - TASK.images.images), "normalised its images by mean"),
+        (replace(TASK.images, class_names=tuple("abcdefghij")), "tells apart 0, 1"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            student_search(folder, ImageClassification(images), **{**given, "network": None})
     # the example, with this student as what its search found: a student teaches, too
     short = {**given, "network": None, "out": folder / "next", "variants": lambda layer, shape: two(layer, shape)[-1:], "export": False}
     monkeypatch.setattr(niwaki, "search", lambda **_: SimpleNamespace(folder=folder))
@@ -588,3 +670,28 @@ def test_any_module_is_cut_in_pieces_of_about_equal_size_and_loses_channels_that
     names = {one.name for place in found.library.neighbourhoods for one in place.candidates}
     assert any(name.startswith("cut-") for name in names)
     assert found[0].figures["costs"]["macs"] == count_module_macs(found[0].module, (1, 8, 8)) <= 0.6 * count_module_macs(module, (1, 8, 8))
+    inputs, _ = TASK.batch(TASK.part("test")[:8], torch.device("cpu"))
+    logits = ExportedModel(tmp_path / "student-1" / "model.onnx").logits(TASK.images.test_images[:8])
+    assert np.allclose(logits, found[0].module(inputs).detach(), atol=1e-3)
+    for place_ in found.library.neighbourhoods:  # no candidate is dearer than what it stands for
+        macs = [found.library.costs["macs"].factors[found.library.neighbourhoods.index(place_)].table]
+        assert all(table.argmax() == 0 for table in macs)
+
+
+def test_what_student_search_cannot_begin_with_is_said_before_anything_is_trained(teacher, tmp_path):
+    given = {"settings": QUICK, "out": tmp_path, "workers": 1}
+    teacher.train()
+    with pytest.raises(NeighbourhoodError, match="cuts would change nothing of a teacher with a description"):
+        student_search(teacher, TASK, network=NETWORK, cuts=["b1_act"], **given)
+    with pytest.raises(NeighbourhoodError, match="blocks and variants would change nothing of a teacher without a description"):
+        student_search(teacher, TASK, blocks=True, variants=two, **given)
+    with pytest.raises(NeighbourhoodError, match=r"reads \(1, 16, 16\), the examples of .* are \(1, 8, 8\)"):
+        student_search(teacher, TASK, network=replace(NETWORK, input_shape=(1, 16, 16)), **given)
+    seven = build(Network(Chain(block(8, 1, "b1"), classifier(7)), (1, 8, 8)))
+    with pytest.raises(DistillationError, match=r"gives \(7,\) numbers"):
+        student_search(seven, TASK, **given)
+    with pytest.raises(ModelError, match=r"has no architecture\.json"):
+        student_search(tmp_path, TASK, **given)
+    assert teacher.training  # it is the caller's
+    teacher.eval()
+    assert not any(tmp_path.iterdir())

@@ -224,8 +224,9 @@ class Library:
         for constraint in budget:
             name = constraint.resource.name
             if name not in self.costs:
-                why = "is not counted of modules without a description" if name in COSTS else "is no cost that adds up over pieces"
-                raise BudgetError(f"{constraint}: {name} {why}; there are {', '.join(self.costs)}")
+                raise BudgetError(
+                    f"{constraint}: {name} is not counted of modules without a description; there are {', '.join(self.costs)}"
+                )
             upper = constraint.of(self.of_teacher(name)).upper
             assert upper is not None
             found.append(Limit(self.costs[name], int(upper)))

@@ -229,6 +229,8 @@ def _macs(candidate: Candidate, shape: tuple[int, ...]) -> int:
 
 
 def _traced(module: nn.Module) -> fx.GraphModule:
+    if isinstance(module, fx.GraphModule):
+        return module
     try:
         return fx.symbolic_trace(module)
     except Exception as error:  # whatever the module's own code raises on a proxy
