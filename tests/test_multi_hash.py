@@ -16,11 +16,7 @@ from torch import nn
 from niwaki.deploy.card import ModelCard, Preprocessing
 from niwaki.deploy.export import capture, export_onnx
 from niwaki.deploy.multi_hash import (
-    Hash,
-    HashingError,
-    Kronecker,
     Sizes,
-    SumProduct,
     compress,
     convolutions,
     fan_out,
@@ -28,7 +24,6 @@ from niwaki.deploy.multi_hash import (
     load_compressed,
     materialise,
     relu,
-    root,
     save_compressed,
     sign,
     sizes,
@@ -36,6 +31,7 @@ from niwaki.deploy.multi_hash import (
     uniform,
     weights_and_biases,
 )
+from niwaki.deploy.weight_pool import Hash, HashingError, Kronecker, SumProduct, root
 from niwaki.net.block import conv_bn_act
 from niwaki.net.control import Chain, Network
 from niwaki.net.layer import Flatten, GlobalPool, Linear
@@ -318,6 +314,13 @@ def test_a_file_of_another_module_is_refused(tmp_path):
     save_compressed(compress(perceptron(), fraction=0.1), tmp_path / "small.safetensors")
     with pytest.raises(HashingError, match="of another module"):
         load_compressed(tmp_path / "small.safetensors", convolutional())
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    for file, words in (("text", "cannot be read as a safetensors file"), ("nowhere", "nowhere.safetensors cannot be read")):
+        with pytest.raises(HashingError, match=words):
+            load_compressed(tmp_path / f"{file}.safetensors", perceptron())
+    safetensors.torch.save_file({"A": torch.ones(2)}, tmp_path / "plain.safetensors")
+    with pytest.raises(HashingError, match="no file of a compressed module"):
+        load_compressed(tmp_path / "plain.safetensors", perceptron())
     with pytest.raises(HashingError, match="modifiers"):
         save_compressed(compress(perceptron(), fraction=0.1, modify=torch.tanh), tmp_path / "own.safetensors")
 

@@ -414,8 +414,10 @@ def _run(model: Model, x: Any) -> NDArray:
 
 @torch.no_grad()
 def _of_module(module: nn.Module, x: Any) -> NDArray:
+    """Outputs of a module in evaluation mode, on the device where it is."""
     was_training = module.training
-    outputs = module.eval()(torch.as_tensor(x))
+    tensors = (*module.parameters(), *module.buffers())
+    outputs = module.eval()(torch.as_tensor(x, device=tensors[0].device if tensors else None))
     module.train(was_training)
     return _array(outputs)
 

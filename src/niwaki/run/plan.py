@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from niwaki import zoo
 from niwaki.adoption import AdoptionError, adopt
 from niwaki.cost.count import COSTS
-from niwaki.deploy.multi_hash import HashingError
+from niwaki.deploy.weight_pool import HashingError
 from niwaki.evaluate.shared import SharedWeights
 from niwaki.factor.eliminate import even
 from niwaki.factor.factor import Cost, Limit

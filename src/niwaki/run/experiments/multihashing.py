@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from niwaki.deploy.multi_hash import Hash, Kronecker, Pool, SumProduct, compress, sizes
+from niwaki.deploy.multi_hash import compress, sizes
+from niwaki.deploy.weight_pool import Hash, Kronecker, Pool, SumProduct
 from niwaki.run.claims import Claim, Section, Table
 from niwaki.run.experiments.experiment import Experiment
 from niwaki.run.experiments.images import digits_of_seed, fashion_mnist
