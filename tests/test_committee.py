@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 import niwaki
+from niwaki.adoption.counter import counted_macs
 from niwaki.deploy.card import ExportError, ModelCard, Preprocessing
 from niwaki.deploy.cascade import cascade_model, export_cascade, measured, with_onnx_members
 from niwaki.deploy.cascade_source import loaded, write_cascade_source
-from niwaki.deploy.committee import Committee, OnnxMember, at_resolutions, macs_of
+from niwaki.deploy.committee import Committee, OnnxMember, at_resolutions
 from niwaki.deploy.confidence import CONFIDENCES, entropy, gap, logit_gap, max_probability, softmax, temperature
 from niwaki.deploy.export import capture, export_pt2
 from niwaki.deploy.predict import predict
@@ -386,7 +387,7 @@ def test_a_self_cascade_asks_one_network_at_two_resolutions(tmp_path, images):
     one = network(6, 0)
     members = at_resolutions(one, (4, 8))
     assert sum(p.numel() for p in nn.ModuleList(members).parameters()) == sum(p.numel() for p in one.parameters())
-    costs = [macs_of(member, (1, 8, 8)) for member in members]
+    costs = [counted_macs(member, torch.zeros(1, 1, 8, 8)) for member in members]
     assert costs == [2 * 2 * 9 * 6 + 30, 4 * 4 * 9 * 6 + 30]
     whole = Committee(members, costs).with_rule((0, 1), (0.5,))
     whole = with_onnx_members(whole, PREPROCESS, CARD, images)
@@ -568,7 +569,7 @@ def test_a_demand_that_cannot_be_is_refused(text, message):
 
 @pytest.mark.parametrize(("width", "counted"), [(2, 2_464), (4, 7_232), (24, 181_632)])
 def test_the_networks_of_the_experiment_cost_what_was_published(width, counted):
-    assert macs_of(experiment.network(width), (1, 8, 8)) == experiment.macs(width) == counted
+    assert counted_macs(experiment.network(width).eval(), torch.zeros(1, 1, 8, 8)) == experiment.macs(width) == counted
     assert experiment.width_within(counted) == width
     assert experiment.width_within(counted - 1) == width - 1
 

@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from niwaki.deploy.confidence import TINY, Confidence, max_probability, softmax, temperature
 from niwaki.deploy.thresholds import (
@@ -476,10 +475,3 @@ class Resized(nn.Module):
 def at_resolutions(network: nn.Module, sizes: Sequence[int | tuple[int, int]]) -> list[Resized]:
     """The members of a self-cascade (section 4.4 of the paper): one network with one set of weights, on images of several sizes."""
     return [Resized(network, (size, size) if isinstance(size, int) else size) for size in sizes]
-
-
-def macs_of(module: nn.Module, input_shape: Sequence[int]) -> int:
-    """Multiply-adds for one example of `input_shape`, counted by torch as the module runs."""
-    with FlopCounterMode(display=False) as counter:
-        _of_module(module, torch.zeros(1, *input_shape))
-    return counter.get_total_flops() // 2

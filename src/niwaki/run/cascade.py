@@ -19,10 +19,11 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
+from niwaki.adoption.counter import counted_macs
 from niwaki.deploy.card import ModelCard, Preprocessing, TableForm
 from niwaki.deploy.cascade import cascade_model, export_cascade, measured
 from niwaki.deploy.cascade_source import write_cascade_source
-from niwaki.deploy.committee import ANSWERS, Average, Committee, OnnxMember, Report, Resized, macs_of
+from niwaki.deploy.committee import ANSWERS, Average, Committee, OnnxMember, Report, Resized
 from niwaki.deploy.confidence import Confidence, max_probability
 from niwaki.deploy.export import capture, export_pt2, translated
 from niwaki.deploy.thresholds import CommitteeError, Point, Sequences, by_budget, by_target
@@ -294,7 +295,7 @@ def _resized(place: Path, name: str, resolutions: Sequence[int]) -> Iterator[Mem
     for size in resolutions:
         resized = Resized(module, (size, size))
         try:
-            counted = macs_of(resized, (form.channels, *form.stored_shape[:2]))
+            counted = counted_macs(resized, torch.zeros(1, form.channels, *form.stored_shape[:2]))
         except RuntimeError as error:
             raise CommitteeError(f"{name} does not run on images of {size} x {size}: {str(error).splitlines()[0]}") from error
         shipment = capture(resized, preprocess, blank)
