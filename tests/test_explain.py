@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from niwaki.explain.hierarchy import Hierarchy
+from niwaki.explain.hierarchy import Hierarchy, HierarchyError, flat_tree
 from niwaki.report.decision_tree import tree_picture, way_card
 from niwaki.report.page import render
 from niwaki.report.record import Example, Record, RecordError, Tree, Way
@@ -83,6 +83,12 @@ def test_the_command_reads_a_run_as_a_tree_and_shows_it_in_the_report(finished, 
     for node, children in enumerate(tree.inner, start=len(tree.classes)):
         assert found["passed"][node] == sum(found["passed"][child] for child in children)
     assert sum(found["right"]) / len(images) == pytest.approx(answer.json["accuracy"]["the tree, hard inference"])
+    labels = ["even or odd", *[""] * (len(tree.inner) - 1)]
+    (tmp_path / "named.json").write_text(json.dumps({**tree.to_json(), "labels": labels}))
+    named = niwaki_command("explain", folder, "--epochs", 0, "--hierarchy", tmp_path / "named.json", "--json").json
+    assert named["hierarchy"] == {**tree.to_json(), "labels": labels}
+    assert "even or odd" in (folder / "report.html").read_text()
+    assert explain_run(folder, epochs=1)["accuracy"] == answer.json["accuracy"]  # of the checkpoint, with the induced tree again
     stamp = (folder / "tree.onnx").stat().st_mtime_ns
     assert explain_run(folder, epochs=1)["accuracy"] == answer.json["accuracy"]  # done already
     assert (folder / "tree.onnx").stat().st_mtime_ns == stamp
@@ -93,3 +99,16 @@ def test_what_cannot_be_explained_is_said(finished, tmp_path):
         explain_run(tmp_path)
     with pytest.raises(RunError, match="none or more"):
         explain_run(finished.folder, epochs=-1)
+    (tmp_path / "text.json").write_text("no tree")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(flat_tree(("cat", "dog")).to_json()))
+    cycle = tmp_path / "cycle.json"
+    cycle.write_text(json.dumps({**flat_tree(("cat", "dog")).to_json(), "inner": [[0, 2]]}))
+    for file, words in (
+        (tmp_path / "text.json", "text.json is no hierarchy"),
+        (tmp_path / "nowhere.json", "nowhere.json is no hierarchy"),
+        (cycle, "cycle.json: node 2 has the child 2"),
+        (other, "the tree is over cat, dog; the run in .* knows 0, 1"),
+    ):
+        with pytest.raises(HierarchyError, match=words):
+            explain_run(finished.folder, hierarchy=file)

@@ -181,6 +181,9 @@ def explain(
     epochs: Annotated[
         int | None, typer.Option(help="Of training with tree supervision (default: a quarter of the run's own; 0: the network as it is).")
     ] = None,
+    hierarchy: Annotated[
+        Path | None, typer.Option(help="A tree.json in place of the induced tree: another's, or its own with names in `labels`.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -189,7 +192,7 @@ def explain(
         from niwaki.run.explaining import explain_run
 
         with _watched(quiet) as progress:
-            found = explain_run(folder, epochs=epochs, progress=progress)
+            found = explain_run(folder, epochs=epochs, progress=progress, hierarchy=hierarchy)
         if as_json:
             print(json.dumps(found))
             return

@@ -6,9 +6,11 @@ The induced one is NBDT's (Wan et al., ICLR 2021, arXiv 2004.00221): Ward cluste
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -118,6 +120,17 @@ class Hierarchy:
         if data.get("format") != FORMAT:
             raise HierarchyError(f"a hierarchy of format {data.get('format')!r} was given; this niwaki reads format {FORMAT}")
         return Hierarchy(tuple(data["classes"]), tuple(map(tuple, data["inner"])), tuple(data["labels"]))
+
+
+def read_hierarchy(file: str | Path) -> Hierarchy:
+    """The hierarchy in a JSON file such as the tree.json of a run."""
+    try:
+        data = json.loads(Path(file).read_text("utf-8"))
+        return Hierarchy.from_json(data)
+    except HierarchyError as error:
+        raise HierarchyError(f"{file}: {error}") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise HierarchyError(f"{file} is no hierarchy, with `format`, `classes`, `inner` and `labels`: {error}") from error
 
 
 # ---------------------------------------------------------------- trees

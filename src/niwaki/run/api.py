@@ -21,6 +21,7 @@ from torch import fx
 from niwaki.deploy.card import versions
 from niwaki.deploy.multi_hash import sizes
 from niwaki.deploy.thresholds import CommitteeError
+from niwaki.explain.hierarchy import Hierarchy
 from niwaki.net.control import Network
 from niwaki.net.place import space_of
 from niwaki.net.text import from_json, network_hash
@@ -179,6 +180,7 @@ def explain_search(
     task: AnyTask | None = None,
     network: Network | None = None,
     progress: Progress | None = None,
+    hierarchy: Hierarchy | None = None,
 ) -> dict[str, Any]:
     """What `niwaki.explain_run` does with the run of a search."""
     path = Path(path)
@@ -201,7 +203,7 @@ def explain_search(
         trained = Trained(
             search.task, first.module, search.recipe, search.final_part, card_of(search, first), search.seed, search.device
         )  # fmt: skip
-        found.update(explain(trained, folder, progress or Silent(), epochs))
+        found.update(explain(trained, folder, progress or Silent(), epochs, hierarchy))
 
     _run(config, path, path.name, progress=progress, command=f"niwaki explain {path}", task=task, network=network, then=then)
     return told(found, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from niwaki.deploy.card import ModelCard
 from niwaki.deploy.export import capture, export_onnx
-from niwaki.explain.hierarchy import Hierarchy, induced_tree
+from niwaki.explain.hierarchy import Hierarchy, HierarchyError, induced_tree
 from niwaki.explain.nbdt import NeuralTree, Path, decision_paths, final_linear, hard, soft, tree_accuracy, tune_tree, visited
 from niwaki.run.folder import Folder, RunError, once
 from niwaki.run.progress import Progress
@@ -45,29 +46,37 @@ class Trained:
     device: str
 
 
-def explain(trained: Trained, folder: Folder, progress: Progress, epochs: int | None) -> dict[str, Any]:
+def explain(trained: Trained, folder: Folder, progress: Progress, epochs: int | None, own: Hierarchy | None) -> dict[str, Any]:
     """The tree of the network as JSON, kept as the result of the run; tree.json and tree.onnx in its folder.
 
-    epochs: of tree supervision; None: a quarter of those of the training; 0: the tree of the network as it is. Goes on where it was stopped.
+    epochs: of tree supervision; None: a quarter of those of the training; 0: the tree of the network as it is. own: a hierarchy in place of the
+    induced one. Goes on where it was stopped.
     """
     task, recipe = trained.task, trained.recipe
     if isinstance(inside := plain(task), Tabular) and not inside.is_classification:
         raise RunError(f"the run in {folder.path} predicts a number; a tree of decisions is one over classes")
     asked = max(1, round(SHARE * recipe.epochs)) if epochs is None else epochs
-    if (known := folder.store.fact(f"result {NAME}")) is not None and known["epochs"] == asked and (folder.path / "tree.onnx").is_file():
+    names = class_names(task) or tuple(map(str, range(task.outputs)))
+    if own is not None and own.classes != names:
+        raise HierarchyError(f"the tree is over {', '.join(own.classes)}; the run in {folder.path} knows {', '.join(names)}, in this order")
+    source = "induced" if own is None else hashlib.sha256(json.dumps(own.to_json()).encode()).hexdigest()[:8]
+    known = folder.store.fact(f"result {NAME}")
+    if known is not None and (known["epochs"], known.get("source")) == (asked, source) and (folder.path / "tree.onnx").is_file():
         return known
     folder.store.set_fact(f"result {NAME}", None)
     device = torch.device(trained.device)
     network = copy.deepcopy(trained.module).to(device).eval()
-    names = class_names(task) or tuple(map(str, range(task.outputs)))
-    example = task.batch(task.part("train")[:4], device)[0]
-    hierarchy = induced_tree(final_linear(network, example)[1].cpu().numpy(), names)
+    if own is None:
+        example = task.batch(task.part("train")[:4], device)[0]
+        hierarchy = induced_tree(final_linear(network, example)[1].cpu().numpy(), names)
+    else:
+        hierarchy = own
     tuned = network
     if asked:
         slower = replace(recipe, epochs=asked, lr=SLOWER * recipe.lr, label_smoothing=0.0)
-        tuned = _tuned(trained, copy.deepcopy(network), hierarchy, slower, folder, progress)
+        tuned = _tuned(trained, copy.deepcopy(network), hierarchy, slower, folder, progress, f"{NAME} {source} {asked}")
     _export(trained, NeuralTree(copy.deepcopy(tuned), hierarchy), folder)
-    return once(folder, NAME, lambda: _facts(trained, hierarchy, network, tuned, asked))
+    return once(folder, NAME, lambda: _facts(trained, hierarchy, network, tuned, asked, source))
 
 
 def told(found: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
@@ -80,9 +89,11 @@ def told(found: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def _tuned(trained: Trained, module: nn.Module, hierarchy: Hierarchy, recipe: Recipe, folder: Folder, progress: Progress) -> nn.Module:
+def _tuned(
+    trained: Trained, module: nn.Module, hierarchy: Hierarchy, recipe: Recipe, folder: Folder, progress: Progress, name: str
+) -> nn.Module:
+    """name: of the checkpoint."""
     progress.phase("tree supervision", recipe.epochs)
-    name = f"{NAME} {recipe.epochs}"
 
     def begin(training: Training) -> None:
         if (saved := folder.load(name)) is not None:
@@ -109,7 +120,7 @@ def _export(trained: Trained, tree: NeuralTree, folder: Folder) -> None:
     atomic_write(folder.path / "tree.json", json.dumps(tree.hierarchy.to_json(), indent=1) + "\n")
 
 
-def _facts(trained: Trained, hierarchy: Hierarchy, network: nn.Module, tuned: nn.Module, epochs: int) -> dict[str, Any]:
+def _facts(trained: Trained, hierarchy: Hierarchy, network: nn.Module, tuned: nn.Module, epochs: int, source: str) -> dict[str, Any]:
     task = trained.task
     test = task.part("test")
     truth = task.labels(test)
@@ -121,18 +132,19 @@ def _facts(trained: Trained, hierarchy: Hierarchy, network: nn.Module, tuned: nn
     accuracy |= {"the tree, soft inference": found["soft_accuracy"], "the tree, hard inference": found["hard_accuracy"]}
     taken, count = soft(hierarchy, logits).argmax(1), len(hierarchy.classes)
     paths, names = decision_paths(hierarchy, logits), hierarchy.classes
+    made = "induced from the rows of the last layer (Ward)" if source == "induced" else "the one that was given"
     return {
         "hierarchy": hierarchy.to_json(),
         "epochs": epochs,
+        "source": source,
         "accuracy": list(accuracy.items()),  # the store sorts the keys of mappings
         "passed": visited(hierarchy, logits).sum(0).tolist(),
         "seen": torch.bincount(truth, minlength=count).tolist(),
         "right": torch.bincount(truth[hard(hierarchy, logits) == truth], minlength=count).tolist(),
         "made": (
-            f"The hierarchy is induced from the rows of the last layer (Ward), and the network then tuned with tree supervision for {epochs} "
-            "epochs, as a copy: the delivered network is as it was. Its tree is in tree.onnx, which gives log probabilities, and tree.json."
+            f"The hierarchy is {made}, and the network was tuned with tree supervision for {epochs} epochs, as a copy: the delivered network is as it was. Its tree is in tree.onnx, which gives log probabilities, and tree.json."
             if epochs
-            else "The hierarchy is induced from the rows of the last layer (Ward); nothing was tuned. The tree is in tree.onnx and tree.json."
+            else f"The hierarchy is {made}; nothing was tuned. The tree is in tree.onnx and tree.json."
         ),
         "ways": [_way(task, at, paths[at], names, int(truth[at])) for at in _picked(truth, taken, paths)],
     }

@@ -26,6 +26,7 @@ from niwaki.adoption.adopted import Adopted, read
 from niwaki.adoption.describe import adopt
 from niwaki.cost.count import layer_table
 from niwaki.deploy.card import ModelCard, versions
+from niwaki.explain.hierarchy import Hierarchy
 from niwaki.gradient.expand import Bound, Widths, check_reachable
 from niwaki.gradient.landing import Landing, cut, landings, pressed, take_weights_
 from niwaki.gradient.shrinking import Shrinking
@@ -140,7 +141,12 @@ def write_report(path: str | Path) -> Path:
 
 
 def explain_shrunken(
-    path: str | Path, *, epochs: int | None = None, task: AnyTask | None = None, progress: Progress | None = None
+    path: str | Path,
+    *,
+    epochs: int | None = None,
+    task: AnyTask | None = None,
+    progress: Progress | None = None,
+    hierarchy: Hierarchy | None = None,
 ) -> dict[str, Any]:
     """What `niwaki.explain_run` does with a run of `niwaki shrink`."""
     path = Path(path)
@@ -164,7 +170,7 @@ def explain_shrunken(
         )  # fmt: skip
         with repeatable(plan):
             trained = Trained(task, shrunken.model, plan.tune, "train", card, config.seed, plan.device)
-            found = explain(trained, folder, progress or Silent(), epochs)
+            found = explain(trained, folder, progress or Silent(), epochs, hierarchy)
         _write_page(folder)
         return told(found, path)
     finally:
