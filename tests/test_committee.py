@@ -451,6 +451,7 @@ def test_export_makes_a_cascade_for_another_demand_and_keeps_it_in_the_report(se
     assert "worst(macs)&lt;=100%" in page, "the report tells of what lies in its folder, however it came there"
     assert f"The answer is {json.loads((folder / 'cascade.json').read_text())['answer']}." in page
     assert "one example at a time in onnxruntime" in told.out
+    assert "choosing members and thresholds" in told.err
     assert json.loads((folder / "cascade.json").read_text())["test"]["worst_cost"] <= costs[1]
 
 

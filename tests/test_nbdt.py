@@ -36,10 +36,10 @@ from niwaki.explain.nbdt import (
     hard_loss,
     hard_paths,
     neural_tree,
+    path_text,
     released_soft_loss,
     soft,
     soft_loss,
-    told,
     train_rebuilding,
     tree_accuracy,
     tune_tree,
@@ -189,7 +189,7 @@ def test_a_hand_made_tree_gives_the_numbers_of_its_closed_form():
         [sigmoid(-3) * sigmoid(2), sigmoid(3) * sigmoid(-2), sigmoid(3) * sigmoid(2), sigmoid(-3) * sigmoid(-2)], abs=1e-6
     )
     (path,) = decision_paths(HAND, logits)
-    assert told(HAND, path) == f"animal {100 * sigmoid(3):.1f} % > dog {100 * sigmoid(2):.1f} %"
+    assert path_text(HAND, path) == f"animal {100 * sigmoid(3):.1f} % > dog {100 * sigmoid(2):.1f} %"
     assert path.probability == pytest.approx(sigmoid(3) * sigmoid(2))
 
 

@@ -230,7 +230,8 @@ def export(
             from niwaki.run.cascade import cascade as make
 
             told: Any = {"cost": cost, "data": data, "average": average, "resolutions": resolution or (), "out": out}
-            made = make(folders, cascade, confidence=confidence_named(confidence or "max_probability"), **told)
+            with _watched(quiet) as progress:
+                made = make(folders, cascade, confidence=confidence_named(confidence or "max_probability"), progress=progress, **told)
             if as_json:
                 print(json.dumps({**made.summary, "folder": str(made.folder)}))
             else:

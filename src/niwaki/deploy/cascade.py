@@ -135,13 +135,13 @@ def cascade_model(committee: Committee, card: ModelCard) -> onnx.ModelProto:
     graph = helper.make_graph(body, "niwaki", [entry], outputs, initializer=[*made.numbers.values(), *made.weights(0)])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=min(one.ir_version for one in members))
     model.producer_name = "niwaki"
-    for key, value in {**card.properties(), "cascade": json.dumps(told(committee))}.items():
+    for key, value in {**card.properties(), "cascade": json.dumps(facts_of(committee))}.items():
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model)
     return model
 
 
-def told(committee: Committee) -> dict[str, Any]:
+def facts_of(committee: Committee) -> dict[str, Any]:
     """The rule, for the file's metadata and for `cascade.py`."""
     rule = committee.rule
     assert rule is not None

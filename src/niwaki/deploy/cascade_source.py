@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from niwaki.deploy.audit import BATCH_SIZES, Audit, compare, scale_of
 from niwaki.deploy.card import ExportError, ModelCard
-from niwaki.deploy.cascade import clear_of_thresholds, told
+from niwaki.deploy.cascade import clear_of_thresholds, facts_of
 from niwaki.deploy.committee import Committee
 from niwaki.deploy.confidence import CONFIDENCES, Confidence, entropy, gap, logit_gap, max_probability
 from niwaki.deploy.export import ONNX_TOLERANCE
@@ -76,7 +76,7 @@ def loaded(path: Path) -> ModuleType:
 
 
 def _source(committee: Committee, card: ModelCard, names: Sequence[str]) -> str:
-    facts: dict[str, Any] = told(committee)
+    facts: dict[str, Any] = facts_of(committee)
     lines = _CONFIDENCE_LINES[committee.confidence]
     vote = "outputs.softmax(1)" if committee.average == "probabilities" else "outputs"
     total = vote if committee.average == "last" else f"{vote} if at == 0 else total + {vote}"

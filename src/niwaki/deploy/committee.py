@@ -240,7 +240,7 @@ class Committee:
         total: NDArray = np.empty(0)
         means, exits = np.empty(0), np.zeros(count, dtype=np.int64)
         for at, member in enumerate(rule.members):
-            vote = self._vote(member, _outputs(self.models[member], x if len(left) == count else x[_index(left, x)], batch))
+            vote = self._vote(member, outputs_of(self.models[member], x if len(left) == count else x[_index(left, x)], batch))
             total = vote if at == 0 or self.average == "last" else total + vote
             mean = self._mean(total, at + 1)
             if at == 0:
@@ -254,16 +254,16 @@ class Committee:
 
     def predict_in_full(self, x: Any, *, batch: int = BATCH) -> Answers:
         """The same answers, with every member run on every example: what `predict` saves is the difference in time."""
-        return self._answers(*self._decided({member: _outputs(self.models[member], x, batch) for member in set(self._rule().members)}))
+        return self._answers(*self._decided({member: outputs_of(self.models[member], x, batch) for member in set(self._rule().members)}))
 
     def logits(self, x: Any, *, batch: int = BATCH) -> list[NDArray]:
         """(N, K) of each model: what `fit` wants, of held-out examples."""
-        return [_outputs(model, x, batch) for model in self.models]
+        return [outputs_of(model, x, batch) for model in self.models]
 
     def confidences(self, x: Any, *, batch: int = BATCH) -> tuple[NDArray, tuple[float, ...]]:
         """(exits, N) how sure the members so far are at each exit before the last, with every member run on every example; and the thresholds."""
         rule = self._rule()
-        votes = [self._vote(member, _outputs(self.models[member], x, batch)) for member in rule.members[:-1]]
+        votes = [self._vote(member, outputs_of(self.models[member], x, batch)) for member in rule.members[:-1]]
         first = [at if self.average == "last" else 0 for at in range(len(votes))]
         means = [np.mean(votes[since : at + 1], axis=0) for at, since in enumerate(first)]
         sure = np.array([self.confidence(self._probabilities(mean)) for mean in means])
@@ -425,7 +425,7 @@ def _array(x: Any) -> NDArray:
     return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
 
-def _outputs(model: Any, x: Any, batch: int) -> NDArray:
+def outputs_of(model: Any, x: Any, batch: int = BATCH) -> NDArray:
     """(N, K) of examples, `batch` at a time."""
     found = [_run(model, x[start : start + batch]) for start in range(0, len(x), batch)]
     outputs = found[0] if len(found) == 1 else np.concatenate(found)

@@ -364,7 +364,7 @@ def hard_paths(hierarchy: Hierarchy, logits: Tensor) -> list[Path]:
     return _paths(hierarchy, edges, _descend(hierarchy, edges))
 
 
-def told(hierarchy: Hierarchy, path: Path) -> str:
+def path_text(hierarchy: Hierarchy, path: Path) -> str:
     """`animal 99.5 % > dog 98.0 %`."""
     return " > ".join(
         f"{hierarchy.label(node)} {100 * share:.1f} %" for node, share in zip(path.nodes, path.probabilities, strict=True)

@@ -391,7 +391,7 @@ def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: 
 
     once(folder, "summary", summarise)
     if search.cascade is not None:
-        once(folder, "cascade", partial(_cascade, search, folder))
+        once(folder, "cascade", partial(_cascade, search, folder, progress))
     if then is not None:
         then(search, chosen, folder)
     if not store.fact("finished") or then or not known or not (folder.path / "report.html").is_file():
@@ -404,11 +404,11 @@ def _finish(search: Search, folder: Folder, progress: Progress, *, export_anew: 
     return _result(folder, chosen[0].arch, lambda: search.task.delivered(chosen[0].module).eval())
 
 
-def _cascade(search: Search, folder: Folder) -> dict[str, Any]:
+def _cascade(search: Search, folder: Folder, progress: Progress) -> dict[str, Any]:
     """The summary of the cascade that was asked for, or the reason why there is none."""
     assert search.cascade is not None
     try:
-        return make_cascade([folder.path], search.cascade, folder.path, task=search.task).summary
+        return make_cascade([folder.path], search.cascade, folder.path, task=search.task, progress=progress).summary
     except CommitteeError as error:
         return {"error": str(error)}
 

@@ -23,7 +23,7 @@ from niwaki.adoption.counter import counted_macs
 from niwaki.deploy.card import ModelCard, Preprocessing, TableForm
 from niwaki.deploy.cascade import cascade_model, export_cascade, measured
 from niwaki.deploy.cascade_source import write_cascade_source
-from niwaki.deploy.committee import ANSWERS, Average, Committee, OnnxMember, Report, Resized
+from niwaki.deploy.committee import ANSWERS, Average, Committee, OnnxMember, Report, Resized, outputs_of
 from niwaki.deploy.confidence import Confidence, max_probability
 from niwaki.deploy.export import capture, export_pt2, translated
 from niwaki.deploy.thresholds import CommitteeError, Point, Sequences, by_budget, by_target
@@ -38,6 +38,7 @@ from niwaki.run.demand import parse_demand
 from niwaki.run.folder import Folder, RunError, check_is_search, read_config
 from niwaki.run.model import profile
 from niwaki.run.plan import task_of
+from niwaki.run.progress import Progress, Silent
 from niwaki.run.search import AnyTask, plain
 from niwaki.run.shrink_story import record_of as record_of_shrinking
 from niwaki.run.story import write_page
@@ -122,12 +123,13 @@ def cascade(
     resolutions: Sequence[int] = (),
     sequences: Sequences | None = None,
     out: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> Cascade:
     """The cascade of members that meets `demand` at the least cost, or within its cost is right most often; written and checked.
 
     members: folders of finished runs (all their budgets) and ONNX files. demand: see `parse_demand`. cost: what is minimized for an accuracy, and
-    counted: "macs", or "latency(onnxruntime)", measured here; left out, what the demand limits, else multiply-adds. average: how members answer together, see `Committee`; left out, what is best on the
-    examples that the rule is chosen on. resolutions: each network of the runs is a member at each of these image sizes.
+    counted: "macs", or "latency(onnxruntime)", measured here; left out, what the demand limits, else multiply-adds. average: how
+    members answer together, see `Committee`; left out, what is best on the examples that the rule is chosen on. resolutions: each network of the runs is a member at each of these image sizes.
 
     The rule is chosen on examples that no member was trained on. Of a run that was searched for a cascade (`cascade` in its configuration), whose
     networks are members of a supernet trained once, or that shrank a network which it had trained itself, these are its validation part. Any
@@ -143,7 +145,7 @@ def cascade(
     with closing(Folder(home)) if of_run else nullcontext() as folder:  # nobody else is at work there meanwhile
         made = make_cascade(
             places, demand, home, cost=cost, data=data, task=task, part=part, confidence=confidence, average=average,
-            resolutions=resolutions, sequences=sequences,
+            resolutions=resolutions, sequences=sequences, progress=progress or Silent(),
         )  # fmt: skip
         if folder is not None:
             folder.store.set_fact("result cascade", made.summary)
@@ -173,6 +175,7 @@ def make_cascade(
     average: Average | None = None,
     resolutions: Sequence[int] = (),
     sequences: Sequences | None = None,
+    progress: Progress,
 ) -> Cascade:
     """`cascade`, written to the folder `home`, without a word of it in a run's store and report."""
     wanted = parse_demand(demand)
@@ -184,29 +187,40 @@ def make_cascade(
     costs = [float(member.macs) for member in found] if counted == "macs" else _latencies(found, held_out.x)
     models = [member.model for member in found]
     whole = Committee(models, costs, _distinct_names(found), confidence=confidence)
-    logits = whole.logits(held_out.x)
+    progress.phase("answers of the members", len(models))
+    logits = []
+    for model in whole.models:
+        logits.append(outputs_of(model, held_out.x))
+        progress.advance(len(logits))
     largest = int(np.argmax(costs))
     reached = float((logits[largest].argmax(1) == held_out.y).mean())
     budget, worst = (None if one is None else float(one.of(costs[largest]).target) for one in (wanted.limit, wanted.worst))
     target = wanted.target(reached)
     ways = [average] if average is not None else list(get_args(Average))
+    progress.phase("choosing members and thresholds", 1)
     chosen = _best_way(
         [replace(whole, average=way) for way in ways],
         lambda one: one.fit(logits, held_out.y, budget=budget, target=target, worst_case=worst, sequences=sequences),
         by_target(target) if target is not None else by_budget(budget or 0.0),
     )
 
+    progress.advance(1)
+
+    progress.phase("cascade: test, export, time", 3)
     home.mkdir(parents=True, exist_ok=True)
     assert chosen.rule is not None
     report = chosen.report(test.x, test.y)
+    progress.advance(1)
     card = _card_of_cascade(card, chosen, report)
     audits = [export_cascade(chosen, home / FILE, card, test.x[:CHECKED])]
     programs = [found[member].program for member in chosen.rule.members]
     if all(program is not None for program in programs):
         audits.append(write_cascade_source(chosen, home / FOLDER, card, test.x[:CHECKED], [one for one in programs if one is not None]))
+    progress.advance(2)
     content = cascade_model(chosen, card).SerializeToString()
     latency = measured(content, found[largest].model.content, test.x, chosen.predict(test.x).exits)
-    alone = (whole.models[largest](test.x).argmax(1) == test.y).mean()
+    alone = (outputs_of(whole.models[largest], test.x).argmax(1) == test.y).mean()
+    progress.advance(3)
     summary = {
         "demand": demand,
         "cost": counted,
