@@ -209,6 +209,9 @@ def test_a_finished_run_is_only_told_again(shrunken, niwaki_command):
         assert again.json == answer.json
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name in before} == before
     assert niwaki_command("report", folder).code == 0
+    refused = niwaki_command("export", folder)
+    assert refused.code == 2
+    assert "holds a run of `niwaki shrink`" in refused.err
 
 
 class _Stopped(Silent):

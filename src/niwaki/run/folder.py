@@ -181,6 +181,11 @@ def check_is_search(path: Path, asked: dict[str, Any]) -> None:
             f"{path} holds a comparison of `niwaki bench`, not a search; `niwaki report {path}` tells what it found, and the words that "
             f"it was begun with go on with it"
         )
+    if "shrink" in asked:
+        raise RunError(
+            f"{path} holds a run of `niwaki shrink`, not of a search; `niwaki resume {path}` goes on with it, and exports its network anew where a file of it "
+            "was deleted"
+        )
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
