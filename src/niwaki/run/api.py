@@ -32,7 +32,7 @@ from niwaki.run.checklist import Item, checklist_of_run
 from niwaki.run.config import Config, ConfigError, changed, config_of, load_config, uses, without_effect
 from niwaki.run.explained import Trained, explain, told
 from niwaki.run.finalists import judged_by
-from niwaki.run.folder import Folder, RunError, check_is_search, once, read_config
+from niwaki.run.folder import Folder, RunError, check_is_not_shrunken, check_is_search, once, read_config
 from niwaki.run.loop import HARDLY, run, trained_share, training_name
 from niwaki.run.model import ModelError
 from niwaki.run.plan import PLANNED, fit_to_minutes, search_of
@@ -121,6 +121,7 @@ def resume(path: str | Path, *, progress: Progress | None = None) -> Result:
         raise RunError(f"{path} is no run: it has no config.json")
     asked = content["asked"]
     check_is_search(path, asked)
+    check_is_not_shrunken(path, asked)
     if given := asked.get("given"):
         raise RunError(
             f"the run in {path} was started from Python with a {' and a '.join(given)} of its own; make the same call of niwaki.search again"
@@ -154,6 +155,7 @@ def export_run(path: str | Path, *, progress: Progress | None = None) -> list[di
     folder = Folder(path, read_only=True)
     try:
         check_is_search(path, folder.asked)
+        check_is_not_shrunken(path, folder.asked)
         if not folder.store.fact("finished"):
             raise RunError(f"the run in {path} is not finished; `niwaki resume {path}` goes on with it")
         if given := folder.asked.get("given"):

@@ -181,6 +181,10 @@ def check_is_search(path: Path, asked: dict[str, Any]) -> None:
             f"{path} holds a comparison of `niwaki bench`, not a search; `niwaki report {path}` tells what it found, and the words that "
             f"it was begun with go on with it"
         )
+
+
+def check_is_not_shrunken(path: Path, asked: dict[str, Any]) -> None:
+    """Refuses what `asked` for a network of its owner's to be made smaller, where only a search will do."""
     if "shrink" in asked:
         raise RunError(
             f"{path} holds a run of `niwaki shrink`, not of a search; `niwaki resume {path}` goes on with it, and exports its network anew where a file of it "

@@ -33,7 +33,7 @@ class Plan:
     final: int = 8
     shares: tuple[float, ...] = (0.7, 0.5, 0.3)
     strengths: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
-    minutes: str = "about 10 minutes on one idle core, half of it on two"
+    minutes: str = "about 7 minutes on one idle core, half of it on two"
 
     def to_json(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items() if key != "minutes"}
