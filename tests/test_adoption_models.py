@@ -112,8 +112,11 @@ def test_the_command_prints_what_was_found(niwaki_command, own):
         "cut": {**answer.json["cut"], "onnx_equal": True},
     }  # fmt: skip
     assert answer.json["cut"]["predicted_macs"] == answer.json["cut"]["counted_macs"] <= 0.6 * 48
-    told = niwaki_command("adopt", "own.py:Two", *inputs, cwd=own).out
-    assert "rows.weight, rows.bias, words.weight and 1 more" in told
+    told = niwaki_command("adopt", "own.py:Two", *inputs, "--picture", "own.svg", cwd=own).out
+    assert "| 1 | rows | 8 |" in told
+    assert "rows, words, out |" in told
+    drawn = (own / "own.svg").read_text()
+    assert drawn.count(">group 1<") == 5, "rows, words, their mean, their sum and its ReLU are one group; the output is in none"
     assert "outputs equal" in told
 
 
@@ -139,3 +142,16 @@ def test_a_network_of_the_zoo_is_adopted_as_its_largest_member(niwaki_command):
     found = niwaki_command("adopt", "mobile-8", "--json").json
     assert found["equal_outputs"]
     assert found["cut"]["onnx_equal"]
+
+
+def test_a_batch_on_the_second_axis_and_an_input_without_a_batch_are_kept_so():
+    class TimeFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.into, self.norm, self.out = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 2)
+
+        def forward(self, x, weights):  # x: (T, B, 6), weights: (T,) of the whole call
+            return self.out((self.norm(self.into(x)) * weights[:, None, None]).sum(0))
+
+    found = check_adoption(TimeFirst(), (torch.randn(5, 1, 6), torch.rand(5)))
+    assert (found.adopted.batch, tuple(found.differences)) == (1, (1, 3))

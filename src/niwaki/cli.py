@@ -288,6 +288,9 @@ def adopt(
         list[str] | None, typer.Option("--input", help="1x3x224x224, or ids=1x128:int64<1000; once for each argument.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random cut, and of the inputs that outputs are compared on.")] = 0,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Draw the network, with the group of every layer's channels.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -295,7 +298,7 @@ def adopt(
     with _told(as_json):
         from niwaki.run.adopting import describe_adoption
 
-        found, page = describe_adoption(model, inputs or (), seed=seed)
+        found, page = describe_adoption(model, inputs or (), seed=seed, picture_file=picture)
         if as_json:
             print(json.dumps(found))
         elif not quiet:

@@ -35,19 +35,25 @@ def tensors_of(structure: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(structure) if isinstance(leaf, Tensor)]
 
 
-def onnx_of(module: nn.Module, example: Example, *, free: bool = True) -> bytes:
+def onnx_of(module: nn.Module, example: Example, *, batch: int | None = 0) -> bytes:
     """An ONNX model that computes what `module` does in evaluation mode.
 
-    example: a tensor, a sequence of tensors, or a mapping from argument names to tensors. free: the first axis of every input is a batch of
-    any size (of at least two examples here, for torch.export takes 1 for a constant); otherwise sizes are those of the example.
+    example: a tensor, a sequence of tensors, or a mapping from argument names to tensors. batch: the axis along which there may be any number
+    of examples, in every input that is as long there as the first (at least two here, for torch.export takes 1 for a constant); None:
+    all sizes are those of the example.
     """
     positional, named = arguments_of(example)
     module = copy.deepcopy(module).cpu().eval()
-    batch = torch.export.Dim("batch", min=1)
-    shapes = pytree.tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) and leaf.ndim else None, (positional, named))
+    tensors = tensors_of(example)
+    rows = next((tensor.shape[batch] for tensor in tensors if tensor.ndim > batch), 0) if batch is not None else 0
+    size = torch.export.Dim("batch", min=1)
+
+    def free(leaf: Any) -> Any:
+        return {batch: size} if isinstance(leaf, Tensor) and leaf.ndim > (batch or 0) and leaf.shape[batch or 0] == rows else None
+
+    dynamic = None if batch is None else pytree.tree_map(free, named or positional)
     try:
         with _quiet(), torch.no_grad():
-            dynamic = (shapes[1] if named else shapes[0]) if free else None
             program = torch.export.export(module, positional, named, dynamic_shapes=dynamic, strict=False)
             written = torch.onnx.export(program, (), dynamo=True, verbose=False, optimize=True, opset_version=OPSET)
         assert written is not None

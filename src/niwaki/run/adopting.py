@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from niwaki.adoption.describe import choices_of
 from niwaki.cost.count import count_params
 from niwaki.deploy.plain import Example
 from niwaki.net.control import Network
+from niwaki.net.operation import Operation
+from niwaki.net.picture import picture
+from niwaki.net.place import place
 from niwaki.nn.build import build
 from niwaki.run.claims import grid
 from niwaki.run.model import Input, ModelError, load_model, parse_input
+from niwaki.space.size import Ref, leaves
+from niwaki.store.files import atomic_write
 from niwaki.testing.adoption import TRAINED, Examination, couplings, examine
 
 SHOWN = 40  # groups in the table for people
-READ = 3  # weights named in a row of it
+READ = 3  # layers named in a row of it
 
 
 def adoptable(word: str, inputs: Sequence[str]) -> tuple[nn.Module, Example]:
@@ -31,12 +38,22 @@ def adoptable(word: str, inputs: Sequence[str]) -> tuple[nn.Module, Example]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             module = build(model, count_params(model).maximum()[1])
-        return module, example_for(module, inputs or ["x".join(map(str, (1, *model.input_shape)))])
+        return module, example_for(module, inputs or [_input_text(one) for one in model.inputs] or [_shape_text(model.input_shape)])
     if not isinstance(model, nn.Module):
         raise ModelError(f"{word} is an ONNX file; a torch.nn.Module is adopted: name one by module:attr or file.py:attr")
     if not inputs:
         raise ModelError(f"{word} needs --input for each argument of its forward{inspect.signature(model.forward)}, such as 1x3x224x224")
     return model, example_for(model, inputs)
+
+
+def _input_text(one: Any) -> str:
+    below = f"<{one.below}" if one.below else ""
+    return f"{_shape_text(one.shape)}:{one.dtype}{below}"
+
+
+def _shape_text(shape: Sequence[int]) -> str:
+    """One example of it: 1x3x32x32."""
+    return "x".join(map(str, (1, *shape)))
 
 
 def example_for(module: nn.Module, inputs: Sequence[str]) -> Example:
@@ -52,21 +69,40 @@ def example_for(module: nn.Module, inputs: Sequence[str]) -> Example:
     return tuple(one.example() for one in bound.args)
 
 
-def describe_adoption(word: str, inputs: Sequence[str], *, seed: int = 0) -> tuple[dict[str, Any], str]:
-    """What `niwaki adopt` prints: the object of `--json`, and the page for people."""
+def describe_adoption(word: str, inputs: Sequence[str], *, seed: int = 0, picture_file: Path | None = None) -> tuple[dict[str, Any], str]:
+    """What `niwaki adopt` prints: the object of `--json`, and the page for people. picture_file: where a drawing goes, if anywhere."""
     model, example = adoptable(word, inputs)
     found = examine(model, example, seed=seed)
+    if picture_file is not None:
+        atomic_write(picture_file, drawing(found))
     return found.to_json(), page(word, found)
 
 
+def drawing(found: Examination) -> str:
+    """The network as SVG, every layer labelled with the numbers of the groups that its channels are in: equal numbers change together."""
+    if found.network is None:
+        raise ModelError("no description can be made of this model, and so no picture; the table names what changes together")
+    numbers = {str(choice.name).lstrip("/"): number for number, choice in enumerate(choices_of(found.adopted).values(), 1)}
+    placement, labels = place(found.network), {}
+    for item in placement.items:
+        if isinstance(item.layer, Operation) and item.layer.shape is not None:
+            sizes = [leaf for axis in item.layer.shape for run in axis for leaf in leaves(run.units)]
+            inside = sorted({numbers[leaf.name] for leaf in sizes if isinstance(leaf, Ref) and leaf.name in numbers})
+            labels[item.path] = ("group " if len(inside) == 1 else "groups ") + ", ".join(map(str, inside)) if inside else ""
+    return picture(placement, labels, name="adopted")
+
+
 def page(word: str, found: Examination) -> str:
-    """Groups with what each of them cuts, what was left as it is, and what the checks found."""
+    """Groups with the layers that each of them cuts, what was left as it is, and what the checks found."""
     adopted, cut = found.adopted, found.cut
-    lines = [f"{word}: {found.macs:,} multiply-adds for one example, {adopted.cost('params', _whole(found)):,} parameters", ""]
+    lines = [f"{word}: {found.macs:,} multiply-adds for one example, {adopted.cost('params'):,} parameters", ""]
     cuts = couplings(adopted)
-    rows = [(group.name, str(group.units), str(len(cut.keep[group.name])), _few(cuts[group.name])) for group in adopted.groups]
+    rows = [
+        (str(number), group.name, str(group.units), str(len(cut.keep[group.name])), _few(cuts[group.name]))
+        for number, group in enumerate(adopted.groups, 1)
+    ]
     if rows:
-        lines += [*grid(("group", "units", "random cut", "weights that change together"), rows[:SHOWN])]
+        lines += [*grid(("", "group", "units", "random cut", "layers that change together"), rows[:SHOWN])]
     if len(rows) > SHOWN:
         lines.append(f"... and {len(rows) - SHOWN} groups more")
     lines += ["", f"{found.searchable_share:.1%} of the parameters of convolutions and linear layers are searchable"]
@@ -96,10 +132,8 @@ def _outputs(found: Examination) -> str:
     return f"outputs {verdict} ({told}; {found.permuted:.1e} with every group's units in another order), {weights}"
 
 
-def _few(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - READ} more" if len(names) > READ else ""
-    return ", ".join(names[:READ]) + rest
-
-
-def _whole(found: Examination) -> dict[str, int]:
-    return {group.name: group.units for group in found.adopted.groups}
+def _few(weights: Sequence[str]) -> str:
+    """The layers that hold the weights, the first of them by name."""
+    layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in weights))
+    rest = f" and {len(layers) - READ} more" if len(layers) > READ else ""
+    return ", ".join(layers[:READ]) + rest

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from niwaki.adoption.adopted import Adopted, read
 from niwaki.adoption.axes import AdoptionError, groups_of, positions
+from niwaki.adoption.batch import has_rows
 from niwaki.adoption.counter import counted_macs
 from niwaki.adoption.describe import choices_of, describe
 from niwaki.adoption.gates import gated, gates_of
@@ -149,8 +150,9 @@ def examine(model: nn.Module, example: Example, *, seed: int = 0, onnx: bool = T
     owner = read(model, example).owner  # the model's own copy; what cannot be read is refused here
     randomise_batch_norm_(owner, generator)
     adopted = read(owner, example)
-    batches = (_batch_of(example), _batch_of(example) + 2) if adopted.symbolic else (_batch_of(example),)
-    examples = {batch: resampled(example, batch, generator) for batch in batches}
+    rows, axis = _rows(example, adopted), adopted.batch
+    batches = (rows, rows + 2) if adopted.symbolic else (rows,)
+    examples = {batch: resampled(example, batch, generator, axis=axis) for batch in batches}
     read_back = adopted.module.eval()
     differences = {batch: _difference(_run(read_back, inputs), _run(owner, inputs)) for batch, inputs in examples.items()}
     order = {group.name: torch.randperm(group.units, generator=generator).tolist() for group in adopted.groups}
@@ -190,8 +192,11 @@ def randomise_batch_norm_(module: nn.Module, generator: torch.Generator) -> None
                     tensor.copy_(torch.empty(tensor.shape).uniform_(low, high, generator=generator))
 
 
-def resampled(example: Example, batch: int, generator: torch.Generator) -> Example:
-    """An input like `example`, with `batch` examples, its numbers drawn from those of `example`: never outside of what they may be."""
+def resampled(example: Example, batch: int, generator: torch.Generator, *, axis: int | None = 0) -> Example:
+    """An input like `example` whose numbers are drawn from those of `example`: never outside of what they may be.
+
+    batch: how many examples lie along `axis`; where that is None, the sizes stay.
+    """
 
     def draw(tensor: Any) -> Any:
         if not isinstance(tensor, Tensor) or not tensor.ndim:
@@ -201,7 +206,9 @@ def resampled(example: Example, batch: int, generator: torch.Generator) -> Examp
             pool = pool.float()
             if (pool == pool[0]).all():
                 pool = pool + torch.rand(1024, generator=generator)  # zeros or ones would show nothing
-        shape = (batch, *tensor.shape[1:])
+        shape = list(tensor.shape)
+        if axis is not None and has_rows(tensor, example, axis):
+            shape[axis] = batch
         return pool[torch.randint(len(pool), shape, generator=generator)]
 
     return pytree.tree_map(draw, example)
@@ -287,8 +294,8 @@ def _examined_cut(
     alive = {name: len(units) for name, units in keep.items()}
     module = adopted.cut(keep).eval()
     counted, why, masked, trains, onnx_equal = 0, "", float("inf"), False, None
-    batches = (_batch_of(example) + 2, _batch_of(example) + 1) if adopted.symbolic else (_batch_of(example),)
-    inputs = [resampled(example, batch, generator) for batch in batches]
+    rows, axis = _rows(example, adopted), adopted.batch
+    inputs = [resampled(example, rows + more, generator, axis=axis) for more in (2, 1)]
     try:
         counted = _macs(module, adopted, example)
         masked = max(_difference(_run(module, given), _run(_masked(adopted, keep), given)) for given in inputs)
@@ -297,7 +304,7 @@ def _examined_cut(
         if not trains:
             why = why or "a weight gets no finite gradient"
         if onnx:
-            onnx_equal = _onnx_is_equal(module, inputs, free=adopted.symbolic)
+            onnx_equal = _onnx_is_equal(module, inputs, axis=axis)
             if not onnx_equal:
                 why = why or "ONNX Runtime gives other outputs"
     except ExportError as error:
@@ -380,8 +387,8 @@ def _training_difference(module: nn.Module, owner: nn.Module, inputs: Example) -
     return None if _difference(again, first) else _difference(trained(module, 2), first)
 
 
-def _onnx_is_equal(module: nn.Module, inputs: Sequence[Example], *, free: bool) -> bool:
-    content = onnx_of(module, inputs[0], free=free)
+def _onnx_is_equal(module: nn.Module, inputs: Sequence[Example], *, axis: int | None) -> bool:
+    content = onnx_of(module, inputs[0], batch=axis)
     return all(
         _difference([torch.from_numpy(array) for array in run_onnx(content, given)], tensors_of(_run(module, given))) <= ONNX_TOLERANCE
         for given in inputs
@@ -390,7 +397,7 @@ def _onnx_is_equal(module: nn.Module, inputs: Sequence[Example], *, free: bool) 
 
 def _macs(module: nn.Module, adopted: Adopted, example: Example) -> int:
     """Multiply-adds counted while the module runs: for one example, or for all of them where their number cannot be changed."""
-    positional, named = arguments_of(resampled(example, 1, torch.Generator()) if adopted.symbolic else example)
+    positional, named = arguments_of(resampled(example, 1, torch.Generator(), axis=adopted.batch) if adopted.symbolic else example)
     return counted_macs(copy.deepcopy(module).eval(), *positional, **named)
 
 
@@ -435,6 +442,7 @@ def _product_weights(graph: fx.Graph) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _batch_of(example: Example) -> int:
-    sizes = [tensor.shape[0] for tensor in tensors_of(arguments_of(example)) if tensor.ndim]
-    return sizes[0] if sizes else 1
+def _rows(example: Example, adopted: Adopted) -> int:
+    """How many examples there are in the example; 1 where none can be told apart."""
+    axis = adopted.batch
+    return 1 if axis is None else next(tensor.shape[axis] for tensor in tensors_of(example) if has_rows(tensor, example, axis))
