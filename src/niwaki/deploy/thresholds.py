@@ -238,8 +238,10 @@ def front(costs: Sequence[float], exits_of: ExitsOf, sequences: Sequences, prefe
         points = {one: points_of(one, exits_of(one), sequences.quantiles, found) for one in level}
         found = best_of([*found, *(point for several in points.values() for point in several)])
         ahead = sorted(level, key=lambda one: min(map(prefers, points[one]), default=(2,)))[: sequences.width]
-        level = [made for one in ahead for made in sequences.longer(one, costs) if made not in tried]
-        level = list(dict.fromkeys(level))
+        grown = [made for one in ahead for made in sequences.longer(one, costs)]
+        # with their beginnings: what is pruned of a sequence is no better than what one of these comes to
+        parts = dict.fromkeys(made[:length] for made in grown for length in range(1, len(made) + 1))
+        level = [one for one in parts if one not in tried]
         tried |= set(level)
     return found
 
