@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from niwaki.adoption.counter import counted_macs
 from niwaki.cost.count import COSTS
 from niwaki.net.place import space_of
 from niwaki.nn.build import build
@@ -144,8 +144,7 @@ def count_module_macs(module: nn.Module, input_shape: Sequence[int]) -> int:
         zeros += int((weight == 0).sum()) * positions
 
     hooks = [layer.register_forward_hook(count) for layer in module.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
-    with FlopCounterMode(display=False) as counter:
-        module.eval()(torch.zeros(1, *input_shape))
+    macs = counted_macs(module.eval(), torch.zeros(1, *input_shape))
     for hook in hooks:
         hook.remove()
-    return counter.get_total_flops() // 2 - zeros
+    return macs - zeros

@@ -32,7 +32,7 @@ from niwaki.space.architecture import Architecture
 from niwaki.store.files import atomic_write
 from niwaki.task.classify import ImageClassification
 from niwaki.task.task import Part, derive_seed
-from niwaki.train.distill import check_teaches, teacher_of
+from niwaki.train.distill import check_answers, check_teaches, teacher_of
 from niwaki.train.loop import evaluate, train
 from niwaki.train.neighbourhood import NeighbourhoodError
 from niwaki.train.pieces import balanced_cuts, pieces_of
@@ -105,7 +105,9 @@ def student_search(
     if not isinstance(teacher, nn.Module):
         network, teacher = _of_run(Path(teacher), task)
     teacher = copy.deepcopy(teacher).cpu().eval()
-    check_teaches(teacher_of(teacher), task)
+    (check_teaches if tune is not None else check_answers)(
+        teacher_of(teacher), task
+    )  # labels and a teacher's classes tune, nothing else does
     idle = {"cuts": cuts, "candidates": candidates} if network is not None else {"blocks": blocks or None, "variants": variants}
     if given := [name for name, value in idle.items() if value is not None]:
         kind = "with a description" if network is not None else "without a description"

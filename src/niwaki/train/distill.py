@@ -92,8 +92,8 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_teaches(teacher: Teacher, task: Task, device: torch.device | str = "cpu") -> None:
-    """Refuses a teacher that does not take the examples of the task, or does not give one number for each of its classes."""
+def check_answers(teacher: Teacher, task: Task, device: torch.device | str = "cpu") -> None:
+    """Refuses a teacher that does not take the examples of the task, or does not give as many numbers for each as the task asks for."""
     indices = task.part("train")[:2]
     inputs, _ = task.batch(indices, torch.device(device))
     try:
@@ -102,10 +102,16 @@ def check_teaches(teacher: Teacher, task: Task, device: torch.device | str = "cp
     except (RuntimeError, ValueError, TypeError) as error:
         shape = " x ".join(map(str, task.input_shape))
         raise DistillationError(f"the teacher does not take the examples of {task.source}, {shape} each: {error}") from error
-    if tuple(given.shape) != (len(indices), task.outputs) or task.outputs < 2:
+    if tuple(given.shape) != (len(indices), task.outputs):
         raise DistillationError(
-            f"the teacher gives {tuple(given.shape)[1:]} numbers for an example of {task.source}; {task.outputs} are needed, one for each class, "
-            "and at least two"
+            f"the teacher gives {tuple(given.shape)[1:]} numbers for an example of {task.source}; {task.outputs} are needed"
         )
     if not bool(given.isfinite().all()):
         raise DistillationError(f"the teacher gives numbers that are not finite for examples of {task.source}")
+
+
+def check_teaches(teacher: Teacher, task: Task, device: torch.device | str = "cpu") -> None:
+    """Refuses what `check_answers` does, and a task without classes, whose answers have no softened probabilities."""
+    check_answers(teacher, task, device)
+    if task.outputs < 2:
+        raise DistillationError(f"{task.source} asks for one number; a teacher's probabilities are of at least two classes")
