@@ -692,6 +692,8 @@ def test_what_student_search_cannot_begin_with_is_said_before_anything_is_traine
         student_search(seven, TASK, **given)
     with pytest.raises(ModelError, match=r"has no architecture\.json"):
         student_search(tmp_path, TASK, **given)
+    with pytest.raises(BudgetError, match="the least is"):
+        student_search(teacher, TASK, "macs<=50%; macs<=1%", network=NETWORK, variants=two, **given)
     assert teacher.training  # it is the caller's
     teacher.eval()
     assert not any(tmp_path.iterdir())

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from niwaki.cost.count import count_macs
 from niwaki.deploy.card import ModelCard
+from niwaki.factor.within import within
 from niwaki.net.control import Chain, Network
 from niwaki.net.place import space_of
 from niwaki.net.text import to_json
@@ -122,6 +123,10 @@ def student_search(
         else _places_of(teacher, task, cuts, candidates)
     )
     budgets: tuple[Budget, ...] = parse_budgets(budget) if budget is not None else ((),)
+
+    untrained = Library(places, task, settings, {}, (), (), 0.0, ((), ()), out / "library", seed, device)
+    for limits in budgets:  # BudgetError, with the least there is, before anything is trained
+        within(untrained.space, untrained.limits(limits))
 
     def run(jobs: Sequence[Job]) -> None:
         progress.phase("distilling candidates", len(jobs))
