@@ -37,7 +37,7 @@ from niwaki import (
 )
 from niwaki.evaluate.shared import SharedWeights
 from niwaki.factor.eliminate import even
-from niwaki.gradient.train_once import BANDS, Phase, TrainOnce, TrainOnceSearch, kinds_of, squared_error
+from niwaki.gradient.train_once import BANDS, Phase, TrainOnce, TrainOnceError, TrainOnceSearch, kinds_of, squared_error
 from niwaki.net.block import classifier, conv_bn_act, mbconv
 from niwaki.net.control import OneOf, Repeat
 from niwaki.nn.importance import important_first
@@ -654,6 +654,20 @@ def test_any_strategy_may_select_and_what_it_cannot_evaluate_is_told():
         next(trained.net.parameters()).fill_(float("nan"))
     with pytest.raises(NothingBest, match="none of 3 members within macs<=50% could be evaluated: with shared weights its loss is nan"):
         trained.best("macs<=50%", evaluations=3)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"method": "bignass"}, "no way 'bignass' .* there are bignas, attentivenas, alphanet, ofa"), ({"epochs": 0}, "epochs=0: .* at least 1"),
+        ({"lr": 0.0}, "lr=0.0 .above 0"), ({"method": some(), "epochs": 3}, "epochs=3 would change nothing"),
+        ({"method": some(), "budgets": ["macs<=50%"]}, "would change nothing: this method draws its members anywhere"),
+        ({"method": "ofa", "budgets": ["macs<=50%"]}, "would change nothing"),
+    ],
+)  # fmt: skip
+def test_what_a_supernet_cannot_be_trained_once_with_is_said(given, said):
+    with pytest.raises(TrainOnceError, match=said):
+        niwaki.train_once(tiny(classes=4), images(), **given)
 
 
 class Owned(nn.Module):

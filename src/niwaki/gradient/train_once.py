@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from math import cos, isfinite, pi
+from math import isfinite
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,7 +18,7 @@ from niwaki.cost.count import count_macs
 from niwaki.factor.eliminate import even
 from niwaki.factor.factor import Limit
 from niwaki.factor.within import Within, within
-from niwaki.gradient.weights import saved
+from niwaki.gradient.weights import rising_cosine, saved
 from niwaki.net.control import Network
 from niwaki.net.layer import Conv, Pool, Subsample
 from niwaki.net.operation import Operation
@@ -38,6 +38,10 @@ KINDS = get_args(Kind)
 BANDS = 24  # of cost, from the least to the most, that attentive sampling aims at; AttentiveNAS's are 25 million FLOPs wide
 ROUNDS, ROUND = 20, 1024  # of draws below a band's upper end, of which those within it are candidates
 SPARE = 3  # members drawn beside those wanted of a step, for some may be the same
+
+
+class TrainOnceError(ValueError):
+    """What a supernet cannot be trained once with."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Phase:
             if not holds
         ]
         if wrong:
-            raise ValueError(f"a phase cannot have {'; '.join(wrong)}")
+            raise TrainOnceError(f"a phase cannot have {'; '.join(wrong)}")
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class TrainOnce:
         if self.rule == "shrinking" and any(phase.children < 1 for phase in self.phases):
             wrong.append("a phase without children, of which every step of rule='shrinking' trains at least 1")
         if wrong:
-            raise ValueError(f"a supernet cannot be trained once with {'; '.join(wrong)}")
+            raise TrainOnceError(f"a supernet cannot be trained once with {'; '.join(wrong)}")
 
     @property
     def epochs(self) -> int:
@@ -144,10 +148,7 @@ class TrainOnce:
         one = self.phases[phase]
         if self.schedule == "constant":
             return constant_ending(one.lr, step, total, warm_up=one.warm_up, last=self.last_lr, reached=self.reached)
-        rising = round(one.warm_up * total)
-        if step < rising:
-            return one.lr * (step + 1) / (rising + 1)
-        return one.lr * (1 + cos(pi * (step - rising) / max(1, total - rising))) / 2
+        return rising_cosine(one.lr, one.warm_up, step, total)
 
 
 @dataclass(frozen=True)

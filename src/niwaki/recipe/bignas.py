@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from niwaki.gradient.train_once import Phase, TrainOnce
+from niwaki.gradient.train_once import Phase, TrainOnce, TrainOnceError
 
 # RMSProp, 0.256 for 4,096 images, decayed by 0.97 every 2.4 epochs to 5 % [M]; 360 epochs, warm-up of 5, drop-connect 0.2, weight decay 1e-5 [V].
-# Weight decay acts on the shared weights; dropout and drop-connect on the biggest member only.
+# Weight decay acts on the shared weights; dropout and drop-connect on the biggest member only. Deviation: BatchNorm's running statistics follow at
+# PyTorch's 0.1, not at the paper's 0.01 [M]; no member is evaluated by them.
 BIGNAS = TrainOnce()
 # SGD with Nesterov momentum, 0.1 for 256 images, cosine, 360 epochs of batches of 2,048, gradients clipped at 1 each, weight decay 1e-5; 3 candidates,
 # best-up [V]. Deviation: drop-connect in all stages, not in the last two only.
@@ -61,6 +62,10 @@ def small(
     smoothing stays. Drop-connect is off: members this small underfit. lr: with the constant ending it is a fifth of it on average, which is why it is
     larger than a cosine's; on digits, 12 epochs of niwaki's own family, 0.05 had hardly begun, 0.2 to 0.4 were best and 0.8 failed.
     """
+    if method not in PUBLISHED:
+        raise TrainOnceError(
+            f"there is no way {method!r} to train a supernet once; there are {', '.join(PUBLISHED)}, or a TrainOnce of one's own"
+        )
     published = PUBLISHED[method]
     return replace(
         published,
@@ -79,6 +84,8 @@ def small(
 def shortened(phases: tuple[Phase, ...], epochs: int, lr: float) -> tuple[Phase, ...]:
     """`phases` in `epochs` in all, each in its share and at least one, with learning rates from `lr`; where there are fewer epochs than phases,
     the last ones alone."""
+    if epochs < 1:
+        raise TrainOnceError(f"epochs={epochs}: a supernet is trained for at least 1")
     kept = phases[-epochs:]
     total, ends, done = sum(phase.epochs for phase in kept), [], 0
     for at, phase in enumerate(kept):
@@ -90,19 +97,9 @@ def shortened(phases: tuple[Phase, ...], epochs: int, lr: float) -> tuple[Phase,
     )
 
 
-# ImageNet top-1 in %, without any training after the supernet's
+# (million multiply-adds, ImageNet top-1 in %), without any training after the supernet's; BigNAS's own: zoo/bignas.PUBLISHED, per model [M], the range [V]
 TOP1 = {
-    "bignas": {"S": (242, 76.5), "M": (418, 78.9), "L": (586, 79.5), "XL": (1040, 80.9)},  # million multiply-adds; per model [M], the range [V]
     "attentivenas": {"A0": (203, 77.3), "A1": (279, 78.4), "A2": (317, 78.8), "A3": (357, 79.1), "A4": (444, 79.8), "A5": (491, 80.1), "A6": (709, 80.7)},
     "alphanet": {"A0": (203, 77.87), "A1": (279, 78.94), "A2": (317, 79.20), "A3": (357, 79.41), "A4": (444, 80.01), "A5": (491, 80.29), "A6": (709, 80.78)},
     "ofa": {"595M": (595, 80.0)},
 }  # fmt: skip
-CLAIMS = {
-    "alone": (
-        "Members are as good as networks trained alone, without retraining",
-        "better than EfficientNet from 242 to 1,040 million multiply-adds",
-    ),
-    "single path": ("The sandwich rule and in-place distillation train small and big members better than single paths do", "Section 4.3"),
-    "calibration": ("Without its own BatchNorm statistics a member is near chance", "Section 3.2"),
-    "ranking": ("Members are ranked as they rank trained alone, so that selection needs no training", "Section 3.3"),
-}

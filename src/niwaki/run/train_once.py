@@ -14,8 +14,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, fx
 
 from niwaki.cost.count import COSTS
@@ -23,7 +21,7 @@ from niwaki.deploy.audit import Audit
 from niwaki.deploy.export import capture, export_onnx
 from niwaki.evaluate.shared import SharedWeights
 from niwaki.factor.within import Within, within
-from niwaki.gradient.train_once import TrainOnce, TrainOnceRecord, TrainOnceSearch, is_adopted
+from niwaki.gradient.train_once import TrainOnce, TrainOnceError, TrainOnceRecord, TrainOnceSearch, is_adopted
 from niwaki.net.control import Network
 from niwaki.net.place import space_of
 from niwaki.net.text import network_hash
@@ -44,6 +42,7 @@ from niwaki.space.architecture import Architecture
 from niwaki.strategy.random import RandomSearch
 from niwaki.strategy.strategy import Strategy
 from niwaki.task.task import derive_seed
+from niwaki.train.distill import tensors_hash
 from niwaki.train.loop import evaluate
 from niwaki.train.recipe import Recipe
 from niwaki.trial import Trial
@@ -149,16 +148,26 @@ def train_once(
 ) -> TrainedOnce:
     """A supernet of `network`, trained once on `task`, to be asked for members within any budget.
 
-    method: "bignas", "attentivenas", "alphanet" or "ofa", at the size of the data (`recipe.bignas.small`), or all of it as a `TrainOnce`. epochs, lr:
-    of a method by name; left out, as many epochs as one network is trained for, and a smaller rate where there are weights. weights: of the owner's model, as `adopt` gives them with its
-    network, to begin with; the units of every group are put in order of importance first, for a smaller member has the first ones. budgets: where they are known, members are drawn within them in training. out: a folder that keeps the state, so that the
-    same call goes on where it was stopped, and ends with the same bits.
+    method: "bignas", "attentivenas", "alphanet" or "ofa", at the size of the data (`recipe.bignas.small`), or all of it as a `TrainOnce`. epochs,
+    lr: of a method by name; left out, as many epochs as one network is trained for, and a smaller rate where there are weights. weights: of the
+    owner's model, as `adopt` gives them with its network, to begin with; the units of every group are put in order of importance first, for a
+    smaller member has the first ones. budgets: where they are known, members are drawn within them in training (not of "ofa"). out: a folder that
+    keeps the state, so that the same call goes on where it was stopped, and ends with the same bits.
     """
     _, batch_size, most = default_recipe(task)
-    rate = lr or (bignas.LR if weights is None else bignas.OWNER_LR)
-    chosen = method if isinstance(method, TrainOnce) else bignas.small(method, epochs=epochs or most, batch_size=batch_size, lr=rate)
-    if budgets and not isinstance(method, TrainOnce) and chosen.rule == "sandwich":
-        chosen = replace(chosen, members="within")
+    if isinstance(method, TrainOnce):
+        if given := [f"{name}={value}" for name, value in (("epochs", epochs), ("lr", lr)) if value is not None]:
+            raise TrainOnceError(f"{' and '.join(given)} would change nothing: the phases of the method say so already")
+        chosen = method
+    else:
+        rate = lr if lr is not None else bignas.LR if weights is None else bignas.OWNER_LR
+        chosen = bignas.small(method, epochs=epochs if epochs is not None else most, batch_size=batch_size, lr=rate)
+        if budgets and chosen.rule == "sandwich":
+            chosen = replace(chosen, members="within")
+    if budgets and chosen.members != "within":
+        raise TrainOnceError(
+            f"budgets={list(budgets)} would change nothing: this method draws its members anywhere in the space, and is asked for budgets afterwards"
+        )
     costs = {name: count(network) for name, count in COSTS.items()}
     asked_budgets = budgets_of(budgets, costs)
     search = Search(
@@ -178,15 +187,8 @@ def train_once(
     else:
         asked = {
             "train_once": asdict(chosen), "network": network_hash(network), "data": task.describe(), "seed": seed, "budgets": list(budgets),
-            "weights": None if weights is None else _digest(weights),
+            "weights": None if weights is None else tensors_hash(weights),
         }  # fmt: skip
         with closing(Folder(out, asked=asked)) as folder:
             learn(learner, folder, progress, NoLimit(), phase="search", name="search")
     return TrainedOnce(learner.net, tuple(learner.history), SharedWeights(learner.net, task, seed=seed), search)
-
-
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    """Tells one owner's weights from another's."""
-    return (
-        f"{derive_seed(*((name, np.asarray(tensor.detach().cpu().to(torch.float64)).tobytes()) for name, tensor in weights.items())):016x}"
-    )
