@@ -12,7 +12,8 @@ from niwaki.recipe.student_library import Settings, build_library
 from niwaki.recipe.student_search import recalibrated
 from niwaki.recipe.students import described
 from niwaki.run.experiments import neighbourhood as module
-from niwaki.run.experiments.neighbourhood import LEVELS, Plan, _walk, chosen_variants, kept, section_of, teacher_network
+from niwaki.run.experiments.neighbourhood import Plan, _walk, chosen_variants, kept, teacher_network
+from niwaki.run.experiments.neighbourhood_section import CANDIDATES, LEVELS, SHARES, _ratio, section_of
 from niwaki.task.classify import ImageClassification
 from niwaki.task.images import arrays
 from niwaki.train.neighbourhood import ADAM, Distilling
@@ -27,8 +28,8 @@ def results(**changed):
     one = {
         "teacher": 0.9, "validation": 0.9, "macs": 1000, "clean": 0.9, "bears": [0.1] * 5,
         "curves": [[0.9] * 6 + [0.5] * (len(LEVELS) - 6)] * 5,
-        "errors": {f"{name} {each}": 0.01 for name in NAMES for each in module.CANDIDATES},
-        "seconds": {f"{name} {each}": 1.0 for name in NAMES for each in module.CANDIDATES},
+        "errors": {f"{name} {each}": 0.01 for name in NAMES for each in CANDIDATES},
+        "seconds": {f"{name} {each}": 1.0 for name in NAMES for each in CANDIDATES},
         "half": {
             "macs": 500, "assembled": 0.85, "recalibrated": 0.89, "drift": 0.89, "drift_s": 1.0, "seconds": 8.0, "longest_s": 3.0, "forward_s": 1.0,
             "ends": {"distilled 1": {"accuracy": 0.8, "seconds": 6.0}, "distilled 4": {"accuracy": 0.9, "seconds": 12.0},
@@ -36,7 +37,7 @@ def results(**changed):
         },
         "truth": {"assembled": [0.5, 0.6, 0.7], "recalibrated": [0.85, 0.895, 0.7]},
         "combinations": {"macs": [400, 300, 200], "errors": [1.5, 0.9, 3.0], "losses": [0.2, 0.1, 0.9]},
-        "chosen": {share: {"limit": 400, "errors": 1, "losses": 0, "greedy": {"macs": 300, "accuracy": 0.88}} for share in module.SHARES},
+        "chosen": {share: {"limit": 400, "errors": 1, "losses": 0, "greedy": {"macs": 300, "accuracy": 0.88}} for share in SHARES},
     }  # fmt: skip
     noise = {"teacher": 0.95, "pieces": 0.8, "end": 0.4, "errors": {}, "macs": [100, 60]}
     one |= {key: value for key, value in changed.items() if key in one}
@@ -82,9 +83,9 @@ def test_each_bar_can_be_missed(row, changed):
 
 def test_the_time_of_equal_quality_is_that_of_the_shortest_training_that_is_as_good():
     one = results()["jobs"]["fashion 0"]
-    assert module._ratio(one, 4.0) == 3.0  # 12 s for 0.9, where 0.89 is asked for
-    assert module._ratio({"half": {**one["half"], "recalibrated": 0.95}}, 4.0) == 3.0  # none is: the longest
-    assert module._ratio({"half": {**one["half"], "recalibrated": 0.7}}, 4.0) == 1.5
+    assert _ratio(one, 4.0) == 3.0  # 12 s for 0.9, where 0.89 is asked for
+    assert _ratio({"half": {**one["half"], "recalibrated": 0.95}}, 4.0) == 3.0  # none is: the longest
+    assert _ratio({"half": {**one["half"], "recalibrated": 0.7}}, 4.0) == 1.5
 
 
 def test_all_combinations_share_what_begins_alike_and_are_what_they_are_by_themselves(tmp_path, monkeypatch):
