@@ -687,6 +687,8 @@ def test_what_student_search_cannot_begin_with_is_said_before_anything_is_traine
         student_search(teacher, TASK, blocks=True, variants=two, **given)
     with pytest.raises(NeighbourhoodError, match=r"reads \(1, 16, 16\), the examples of .* are \(1, 8, 8\)"):
         student_search(teacher, TASK, network=replace(NETWORK, input_shape=(1, 16, 16)), **given)
+    with pytest.raises(NeighbourhoodError, match="noise=64 takes the place"):
+        student_search(teacher, TASK, network=NETWORK, drift=True, **{**given, "settings": replace(QUICK, noise=64)})
     seven = build(Network(Chain(block(8, 1, "b1"), classifier(7)), (1, 8, 8)))
     with pytest.raises(DistillationError, match=r"gives \(7,\) numbers"):
         student_search(seven, TASK, **given)

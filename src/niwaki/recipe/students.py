@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from niwaki.adoption import Adopted, AdoptionError, read
-from niwaki.adoption.axes import groups_of, positions
+from niwaki.adoption import AdoptionError, read
 from niwaki.cost.count import count_macs
+from niwaki.gradient.landing import magnitudes
 from niwaki.net.block import conv_bn_act
 from niwaki.net.control import Chain, Network, Repeat
 from niwaki.net.edit import edit
@@ -152,13 +152,13 @@ def undescribed(
 
 
 def cut_candidates(piece: nn.Module, input_shape: Sequence[int], *, widths: Sequence[float] = WIDTHS) -> list[Candidate]:
-    """Stand-ins for a piece of any module: the piece itself with fewer of the channels that nothing outside sees (`adoption.read`), those with the
-    largest weights; their training starts from these weights. Empty where the piece has no such channels, or cannot be read."""
+    """Stand-ins for a piece of any module: the piece itself with fewer of the channels that nothing outside sees (`adoption.read`), those of the
+    largest magnitude; their training starts from these weights. Empty where the piece has no such channels, or cannot be read."""
     try:
         adopted = read(piece, torch.zeros(2, *input_shape))
     except AdoptionError:
         return []
-    largest = {group.name: _weight_per_unit(adopted, group.name, group.units) for group in adopted.groups if group.units > 1}
+    largest = {group: norms for group, norms in magnitudes(adopted).items() if len(norms) > 1}
     found, known = list[Candidate](), {adopted.cost("macs")}
     for ratio in widths:
         keep = {
@@ -170,23 +170,6 @@ def cut_candidates(piece: nn.Module, input_shape: Sequence[int], *, widths: Sequ
             known.add(macs)
             found.append(Candidate(f"cut-{ratio:g}", module=adopted.cut(keep)))
     return found
-
-
-def _weight_per_unit(adopted: Adopted, group: str, units: int) -> torch.Tensor:
-    """The square of all weights that belong to each unit of a group, (units,)."""
-    state, others = adopted.module.state_dict(), {name: list[int]() for name in adopted.whole}
-    total = torch.zeros(units)
-    for name, axes in adopted.weights.items():
-        for dim, axis in enumerate(axes):
-            if group in groups_of(axis) and state[name].is_floating_point():
-                squares = (
-                    state[name].detach().float().square().transpose(0, dim).flatten(1).sum(1)
-                    if len(axes) > 1
-                    else torch.zeros(len(state[name]))
-                )
-                for unit in range(units):
-                    total[unit] += squares[positions(axis, {**others, group: [unit]})].sum()
-    return total
 
 
 def output_shape(network: Network) -> tuple[int, ...]:

@@ -97,26 +97,19 @@ def student_search(
     teacher: a trained module with its description `network`; the folder of a finished run, which has both; or any module, in pieces at `cuts`
     (`train/pieces.py`; left out, four of about equal size), whose candidates follow from its channels and shapes. budget: such as
     "macs<=50%" of the teacher; several, in a list or between semicolons, are several students; none is the least cost that the errors allow.
-    choose: `knapsack`, `local` or `greedy`. blocks: a described teacher is taken apart into blocks, not stages. variants, candidates: of
-    one's own, of described teachers and of others. drift: the chosen students learn once more behind each other. tune: and then all together,
-    from labels and teacher, by this recipe. workers: processes; the result does not depend on them. export: students are written to
-    `out`/student-1, ... as a run writes its network. The library there is used again by any later call. The teacher stays as it is.
+    choose: `knapsack`, `local` or `greedy`. settings: how students are trained and errors measured (`recipe/student_library.Settings`). blocks: a
+    described teacher is taken apart into blocks, not stages. variants, candidates: of one's own, of described teachers and of others. drift: the
+    chosen students learn once more behind each other. tune: and then all together, from labels and teacher, by this recipe. workers: processes;
+    the result does not depend on them. export: students are written to `out`/student-1, ... as a run writes its network. The library there is
+    used again by any later call. The teacher stays as it is.
     """
     progress, out = progress or Silent(), Path(out)
     if not isinstance(teacher, nn.Module):
         network, teacher = _of_run(Path(teacher), task)
     teacher = copy.deepcopy(teacher).cpu().eval()
-    (check_teaches if tune is not None else check_answers)(
-        teacher_of(teacher), task
-    )  # labels and a teacher's classes tune, nothing else does
-    idle = {"cuts": cuts, "candidates": candidates} if network is not None else {"blocks": blocks or None, "variants": variants}
-    if given := [name for name, value in idle.items() if value is not None]:
-        kind = "with a description" if network is not None else "without a description"
-        raise NeighbourhoodError(f"{' and '.join(given)} would change nothing of a teacher {kind}; see the docstring for what does")
-    if network is not None and network.input_shape != task.input_shape:
-        raise NeighbourhoodError(
-            f"the teacher's description reads {network.input_shape}, the examples of {task.source} are {task.input_shape}"
-        )
+    _refuse(teacher, network, task, cuts=cuts, candidates=candidates, blocks=blocks, variants=variants, noise=drift and settings.noise)
+    if tune is not None:
+        check_teaches(teacher_of(teacher), task)
     places = (
         described(network, teacher, variants=variants, blocks=blocks)
         if network is not None
@@ -153,6 +146,22 @@ def student_search(
     told = [{"budget": one.budget, **one.figures} for one in found]
     atomic_write(out / "students.json", json.dumps(told, indent=2) + "\n")
     return Students(tuple(found), library, out)
+
+
+def _refuse(teacher: nn.Module, network: Network | None, task: AnyTask, *, noise: Any, **given: Any) -> None:
+    """Raises for what cannot be, or would change nothing, before anything is trained."""
+    check_answers(teacher_of(teacher), task)
+    kind, useful = ("with", ("variants", "blocks")) if network is not None else ("without", ("cuts", "candidates"))
+    if idle := [name for name, value in given.items() if value not in (None, False) and name not in useful]:
+        raise NeighbourhoodError(
+            f"{' and '.join(idle)} would change nothing of a teacher {kind} a description, which is for {' and '.join(useful)}"
+        )
+    if network is not None and network.input_shape != task.input_shape:
+        raise NeighbourhoodError(
+            f"the teacher's description reads {network.input_shape}, the examples of {task.source} are {task.input_shape}"
+        )
+    if noise:
+        raise NeighbourhoodError(f"drift training reads what students make of data, and noise={noise} takes the place of these")
 
 
 def _student(library: Library, arch: Architecture, budget: str, teacher: nn.Module, *, drift: bool, tune: Recipe | None) -> Student:
