@@ -15,6 +15,7 @@ from niwaki.adoption.axes import positions
 from niwaki.adoption.capture import arguments_of
 from niwaki.adoption.counter import counted_macs
 from niwaki.adoption.gates import gates_of
+from niwaki.testing import check_adoption
 
 
 def randomised(model):
@@ -648,3 +649,38 @@ def test_a_batch_norm_with_an_activation_inside_follows_the_mode():
     before = adopted.module.get_submodule("1").running_mean.clone()
     adopted.module.train()(torch.randn(4, 3, 4, 4))
     assert not torch.equal(adopted.module.get_submodule("1").running_mean, before)
+
+
+class Positions(nn.Module):
+    """A table of positions outside the state dict, added to channels or read by a layer of its own."""
+
+    def __init__(self, own_layer, persistent=False):
+        super().__init__()
+        self.register_buffer("table", torch.randn(1, 7, 16), persistent=persistent)
+        self.embed, self.out = nn.Linear(8, 16), nn.Linear(16, 5)
+        self.read = nn.Linear(16, 16) if own_layer else nn.Identity()
+
+    def forward(self, x):
+        return self.out(torch.relu(self.embed(x) + self.read(self.table)))
+
+
+@pytest.mark.parametrize("own_layer", [False, True])
+def test_a_table_outside_the_state_dict_follows_the_channels_it_is_added_to(own_layer):
+    """The network built from the description gets the columns that were kept, and columns that nothing learned makes are not removed."""
+    found = check_adoption(Positions(own_layer), torch.randn(2, 7, 8), onnx=False)
+    assert units(found.adopted) == {"embed": 16}
+    columns = Run(None, 16) if own_layer else Run("embed", 16)
+    assert found.adopted.weights["table"][2] == (columns,)
+
+
+def test_frequencies_that_nobody_learns_are_an_input_and_stay():
+    class Frequencies(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("f", 2.0 ** torch.arange(4))
+            self.hidden, self.out = nn.Linear(12, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.out(self.hidden((x[..., None] * self.f).flatten(-2).sin()))
+
+    assert units(check(Frequencies(), torch.randn(1, 3))) == {"hidden": 8}

@@ -7,8 +7,7 @@ import torch
 
 from niwaki.testing import check_adoption
 
-TABLE = "a table that is in no state dict (persistent=False) is not cut where the network is built from its description"
-NAMES = ("ghost_res2", "swin", pytest.param("conformer", marks=pytest.mark.xfail(reason=TABLE, strict=True)), "detector", "points")
+NAMES = ("ghost_res2", "swin", "conformer", "detector", "points")
 
 
 @pytest.mark.parametrize("name", NAMES)

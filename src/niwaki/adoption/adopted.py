@@ -24,7 +24,7 @@ from niwaki.adoption.capture import Arguments, Example, capture, first_names
 from niwaki.adoption.counter import macs_of_nodes
 from niwaki.adoption.cut import plain_module
 from niwaki.adoption.groups import Array, Partition, partition
-from niwaki.adoption.operators import arguments, name_of
+from niwaki.adoption.operators import arguments, name_of, overload
 from niwaki.adoption.reading import Extent, Product, Reading, rows_for_one
 from niwaki.adoption.rules import read_node
 
@@ -127,7 +127,8 @@ def read(model: nn.Module, example: Example) -> Adopted:
         "activation_bytes": _written(reading),
     }
     extents = [extent.units for products in costs.values() for each in products.values() for product in each for extent in product.extents]
-    held = [axis for axes in reading.weights.values() for axis in axes]
+    parameters = dict(captured.owner.named_parameters())
+    held = [axis for name, axes in reading.weights.items() if name in parameters for axis in _made_by(captured.graph, name, axes)]
     read_at = [reading.of(meeting.value)[meeting.axis] for meeting in reading.meetings]
     found = partition(reading.units, [*reading.every_axis(), *extents], weights=held, read=read_at)
     names, groups = _named(reading, found)
@@ -237,6 +238,23 @@ def _named(reading: Reading, found: Partition) -> tuple[list[str], tuple[Group, 
         names[number] = name if taken[name] == 1 else f"{name}#{taken[name]}"
     groups = tuple(Group(names[number], found.sizes[number], tuple(members[number])) for number in members)
     return [names[number] for number in range(len(names))], groups
+
+
+SUMMED = {"linear": 1, "conv1d": 1, "conv2d": 1, "conv3d": 1, "conv_transpose1d": 0, "conv_transpose2d": 0, "conv_transpose3d": 0}
+
+
+def _made_by(graph: fx.Graph, name: str, axes: Sequence[Array]) -> list[Array]:
+    """Axes along which a learned weight makes channels: not those of tables, and not the one along which a layer only reads.
+
+    Channels that nothing learned makes (the columns of a table of positions, frequencies) are inputs, which are not ours to remove.
+    """
+    readers = {user: node for node in graph.find_nodes(op="get_attr", target=name) for user in node.users}
+    only_read = {
+        SUMMED.get(name_of(reader), -1) if arguments(reader).get("weight") is node and arguments(reader).get("groups", 1) == 1 else -1
+        for reader, node in readers.items()
+        if reader.op == "call_function" and overload(reader) is not None
+    }
+    return [axis for dim, axis in enumerate(axes) if only_read != {dim}]
 
 
 def _parameters(reading: Reading) -> list[Product]:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from niwaki.adoption.adopted import Adopted, read
-from niwaki.adoption.axes import AdoptionError, Axis, Group, Run, Size, Term, length
+from niwaki.adoption.axes import AdoptionError, Axis, Group, Run, Size, Term, groups_of, length
 from niwaki.adoption.capture import Example, first_names, layer_of
 from niwaki.adoption.operators import arguments, name_of, overload
 from niwaki.adoption.reading import rows_as_captured, rows_for_one
@@ -244,7 +244,7 @@ class _Describer:
         if isinstance(tensor, nn.Parameter):
             kind = "parameter" if tensor.requires_grad else "frozen"
         else:
-            kind = "buffer" if first in self.stored else "constant"
+            kind = "buffer" if first in self.stored or self.has_to_be_stored(first) else "constant"
         runs = self.adopted.weights.get(first)
         shape = tuple(map(self.axis, runs)) if runs is not None else tuple(axes.axis(size) for size in tensor.shape)
         return Weight(
@@ -256,6 +256,11 @@ class _Describer:
             fill=_fill(tensor) if isinstance(tensor, nn.Parameter) else None,
             data=_data(tensor) if not isinstance(tensor, nn.Parameter) and first not in self.statistics else None,
         )
+
+    def has_to_be_stored(self, first: str) -> bool:
+        """Whether a table outside the owner's state dict travels with the weights: where positions of it are chosen, or a description cannot hold it."""
+        axes = self.adopted.weights.get(first, ())
+        return any(map(groups_of, axes)) or (self.tensors[first].numel() > 0 and _data(self.tensors[first]) is None)
 
     def path(self, node: fx.Node) -> str:
         """Where the operator stands: its layer, or the layer it stands in and its own name."""

@@ -423,7 +423,7 @@ def as_network(module: nn.Module, example: Tensor) -> tuple[Network, fx.GraphMod
     space = space_of(family)
     network = decode(family, space.architecture({decision.name: decision.options[0] for decision in space.decisions}))
     built = build(network, space_of(network).architecture({}))
-    built.load_state_dict(weights)
+    built.load_state_dict({name: weights[name] for name in built.state_dict()})
     return network, built.eval()
 
 

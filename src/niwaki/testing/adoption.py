@@ -283,7 +283,8 @@ def _member(adopted: Adopted, network: Network, keep: Mapping[str, Tensor], modu
     if (predicted := count_macs(network)(arch)) != adopted.cost("macs", alive):
         return f"the description predicts {predicted:,} multiply-adds, the model that was read {adopted.cost('macs', alive):,}"
     built = build(network, arch)
-    built.load_state_dict(module.state_dict())
+    tensors = {**dict(module.named_buffers(remove_duplicate=False)), **module.state_dict()}  # tables outside the state dict, too
+    built.load_state_dict({name: tensors[name] for name in built.state_dict()})
     difference = _difference(tensors_of(_run(built.eval(), inputs)), tensors_of(_run(module, inputs)))
     return "" if difference <= TOLERANCE else f"built from the description with the same weights, its outputs differ by {difference:.2g}"
 
