@@ -633,7 +633,9 @@ def test_a_student_for_each_budget_from_one_library_tuned_and_exported(teacher, 
         assert set(student.figures["errors"]) == {"b1", "b2", "b3", "head"}
     (student,) = student_search(teacher, TASK, "macs<=50%", **given).students
     folder = library.folder.parent / "student-1"
-    assert json.loads((folder / "architecture.json").read_text())["macs"] == student.figures["costs"]["macs"]
+    card = json.loads((folder / "architecture.json").read_text())
+    assert card["macs"] == student.figures["costs"]["macs"]
+    assert card["metrics"] == {"test": {"accuracy": student.figures["accuracy"]["recalibrated"]}}
     logits = ExportedModel(folder / "model.onnx").logits(TASK.images.test_images[:8])
     inputs, _ = TASK.batch(TASK.part("test")[:8], torch.device("cpu"))
     assert np.allclose(logits, student.module(inputs).detach(), atol=1e-3)
