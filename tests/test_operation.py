@@ -226,6 +226,50 @@ def test_norms_over_searched_channels_weigh_each_by_how_likely_it_is_alive(name)
         assert_equal(net(inputs, one_hot(space, arch)), net(inputs, arch))
 
 
+class Inline(nn.Module):
+    """A model whose forward is a function of it and its input; `layer` makes 8 searchable channels."""
+
+    def __init__(self, function, **tensors):
+        super().__init__()
+        self.layer, self.fc, self.function = nn.Conv2d(3, 8, 1), nn.Linear(8, 5), function
+        for name, tensor in tensors.items():
+            self.register_parameter(name, nn.Parameter(tensor))
+
+    def forward(self, x):
+        return self.fc(self.function(self, self.layer(x)))
+
+
+SOFT = {
+    "a mean of everything": lambda net, y: y.mean((2, 3)) + y.mean(),
+    "a mean over channels, the batch being a number": lambda net, y: (y - y.mean(1, keepdim=True)).reshape(2, 8, -1).mean(2),
+    "a softmax beside the channels": lambda net, y: (y * y.flatten(2).softmax(-1).view_as(y)).sum((2, 3)),
+    "waves, and an instance norm": lambda net, y: torch.nn.functional.instance_norm(y.cos()).abs().mean((2, 3)),
+    "a part that is written to": lambda net, y: torch.slice_scatter(y, y[:, :4] * 2, 1, 0, 4).roll(1, 3).mean((2, 3)),
+}
+NO_RULE = {
+    "the largest channel": lambda net, y: (y - y.amax(1, keepdim=True)).mean((2, 3)),
+    "the largest channel, the batch being a number": lambda net, y: (y - y.amax(1, keepdim=True)).reshape(2, 8, -1).mean(2),
+    "the length of a whole weight": lambda net, y: F.linear(y.mean((2, 3)), net.weight / net.weight.norm()),
+    "the mean of a weight over its inputs": lambda net, y: F.linear(y.mean((2, 3)), net.weight - net.weight.mean(1, keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("what", [*SOFT, *NO_RULE])
+def test_a_one_hot_mask_is_a_slice_or_the_operator_is_named(what):
+    torch.manual_seed(0)
+    model = Inline({**SOFT, **NO_RULE}[what], **({"weight": torch.randn(8, 8)} if "weight" in what else {})).eval()
+    x = torch.randn(2, 3, 4, 4)
+    network, weights = adopt(model, x)
+    net, space = supernet(network, weights).eval(), space_of(network)
+    with torch.no_grad():
+        for arch in members(network, 3):
+            if what in NO_RULE:
+                with pytest.raises(SpaceError, match="has no rule for soft widths"):
+                    net(x, one_hot(space, arch))
+            else:
+                assert_equal(net(x, one_hot(space, arch)), net(x, arch))
+
+
 def test_runs_say_which_positions_a_smaller_axis_keeps():
     full = (Run(4, inner=2, outer=2), Run(3))
     assert positions(full, (Run(1, inner=2, outer=2), Run(2))) == (0, 1, 8, 9, 16, 17)

@@ -43,9 +43,9 @@ from niwaki.net.layer import (
 from niwaki.net.operation import Operation
 from niwaki.net.place import INPUT, Placed, Placement, fix
 from niwaki.nn.build import look_up_vectors, module_name, nearest_rows, scattered_rows
+from niwaki.nn.call import Call
 from niwaki.nn.expect import Answers, Expectations
 from niwaki.nn.feature import Feature
-from niwaki.nn.operate import Call
 from niwaki.space.choice import SpaceError
 from niwaki.space.size import Expr, Symbol, largest, narrow, refs, values
 
