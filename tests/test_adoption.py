@@ -684,3 +684,26 @@ def test_frequencies_that_nobody_learns_are_an_input_and_stay():
             return self.out(self.hidden((x[..., None] * self.f).flatten(-2).sin()))
 
     assert units(check(Frequencies(), torch.randn(1, 3))) == {"hidden": 8}
+
+
+class WithStatistic(nn.Module):
+    """A number over the whole batch beside the outputs: an auxiliary loss; or a batch written into the code."""
+
+    def __init__(self, batch=None):
+        super().__init__()
+        self.a, self.out, self.batch = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 5), batch
+
+    def forward(self, x):
+        x = self.a(x)
+        if self.batch is None:
+            return self.out(x.mean((2, 3))), x.norm()
+        return self.out(x.reshape(self.batch, 16, -1).mean(2))
+
+
+def test_costs_are_of_one_example_or_say_of_how_many():
+    one = 16 * 3 * 9 * 64 + 16 * 5
+    free = read(WithStatistic(), torch.randn(4, 3, 8, 8))
+    assert (free.batch, free.examples, free.cost("macs", {"a": 16})) == (0, 1, one)
+    fixed = read(WithStatistic(4), torch.randn(4, 3, 8, 8))
+    assert (fixed.batch, fixed.examples, fixed.cost("macs")) == (None, 4, 4 * one)
+    assert any("of the 4 examples together" in note for note in fixed.notes)

@@ -53,6 +53,7 @@ class Adopted:
     owner: nn.Module  # a private copy of the model, for its weights and the kinds of its layers
     arguments: Arguments  # the example: positional and keyword arguments
     batch: int | None  # axis of the inputs whose size is free
+    examples: int  # that the costs are of: 1 where the batch size is free, else as many as were given, if they can be told apart
     groups: tuple[Group, ...]
     weights: Mapping[str, tuple[Axis, ...]]
     activations: Mapping[str, tuple[Axis, ...]]  # by node
@@ -145,6 +146,7 @@ def read(model: nn.Module, example: Example) -> Adopted:
         owner=captured.owner,
         arguments=captured.arguments,
         batch=captured.batch,
+        examples=captured.examples,
         groups=groups,
         weights=weights,
         activations=axes,

@@ -35,7 +35,7 @@ def batch_axis(owner: nn.Module, arguments: Arguments, outputs: Sequence[Any]) -
     """The axis of the inputs along which rows do not know of each other: 0, or 1 where time comes first, or none; and how many outputs have it.
 
     The example is given together with another one made of it, the two side by side along the axis; every output must then be what the
-    two give alone, side by side along one axis, or be the same as before.
+    two give alone, side by side along one axis, or be the same as before. A single number beside such outputs may be a statistic of all rows.
     """
     for axis in (0, 1):
         try:
@@ -49,6 +49,29 @@ def batch_axis(owner: nn.Module, arguments: Arguments, outputs: Sequence[Any]) -
     if not are_equal(pytree.tree_leaves(run(owner, arguments)), outputs):
         return 0, 0  # the model draws random numbers: nothing can be told
     return None, 0
+
+
+def fixed_examples(owner: nn.Module, arguments: Arguments, outputs: Sequence[Any]) -> int:
+    """How many examples lie in inputs whose number cannot be changed: other values in the first row change no other row of any output."""
+    for axis in (0, 1):
+        rows = [leaf.shape[axis] for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.dim() > axis]
+        if not rows or rows[0] < 2:
+            continue
+        first = pytree.tree_map(lambda leaf: _other_first(leaf, axis) if has_rows(leaf, arguments, axis) else leaf, arguments)  # noqa: B023
+        changed = pytree.tree_leaves(run(owner, first))
+        pairs = [(one, other) for one, other in zip(outputs, changed, strict=True) if isinstance(one, Tensor) and one.dim()]
+        known = [(one, other) for one, other in pairs if one.dim() > axis and one.shape[axis] == rows[0] and one.shape == other.shape]
+        others = [[each.narrow(axis, 1, rows[0] - 1) for each in pair] for pair in known]
+        if known and len(known) == len(pairs) and are_equal(*zip(*others, strict=True)) and not are_equal(*zip(*known, strict=True)):
+            return rows[0]
+    return 1
+
+
+def _other_first(leaf: Tensor, axis: int) -> Tensor:
+    """Other values in the first row alone."""
+    leaf = leaf.clone()
+    leaf.narrow(axis, 0, 1).copy_(_other_values(leaf).narrow(axis, 0, 1))
+    return leaf
 
 
 def _changed(arguments: Arguments, axis: int) -> Arguments:
@@ -68,6 +91,8 @@ def _outputs_of_both(together: Sequence[Any], outputs: Sequence[Any], alone: Seq
     found = 0
     for both, one, other in zip(together, outputs, alone, strict=True):
         if not isinstance(both, Tensor):
+            continue
+        if not both.dim() and one.shape == both.shape:
             continue
         grown = [dim for dim in range(one.dim()) if both.shape[dim] != one.shape[dim]]
         parts = both.split(one.shape[grown[0]], grown[0]) if len(grown) == 1 else [both, both]

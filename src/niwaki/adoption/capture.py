@@ -23,7 +23,7 @@ from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from niwaki.adoption.axes import AdoptionError
-from niwaki.adoption.batch import Arguments, batch_axis, has_rows, run, side_by_side
+from niwaki.adoption.batch import Arguments, batch_axis, fixed_examples, has_rows, run, side_by_side
 from niwaki.adoption.operators import aten, name_of
 from niwaki.adoption.writing import without_writing_
 
@@ -46,6 +46,7 @@ class Captured:
     bound: dict[str, Any]  # the same by the names of `forward`
     outputs: list[Any] | None  # the tensors that the model gives for the example; None if it draws them
     batch: int | None  # the axis of the inputs whose size is free
+    examples: int  # in the inputs, where their number is not free
     notes: tuple[str, ...]
 
 
@@ -72,9 +73,15 @@ def capture(model: nn.Module, example: Example) -> Captured:
     rows = batch_axis(owner, arguments, outputs)
     program, batch = _export(owner, arguments, bound, rows)
     notes += [f"{name} asks whether it is trained: what it does only then is not read, dropout aside" for name in _asking_for_mode(owner)]
+    examples = 1
     if batch is None:
+        examples = fixed_examples(owner, arguments, outputs) if rows != (0, 0) else 1
         notes.append("the batch size is the example's: the model works it into a number, or its first axis is no batch")
-    return Captured(_flat_graph(program, owner, bound), owner, arguments, bound, None if rows == (0, 0) else outputs, batch, tuple(notes))
+        if examples > 1:
+            notes.append(f"multiply-adds and bytes are those of the {examples} examples together; give one example for those of one")
+    return Captured(
+        _flat_graph(program, owner, bound), owner, arguments, bound, None if rows == (0, 0) else outputs, batch, examples, tuple(notes)
+    )
 
 
 def first_names(model: nn.Module) -> dict[str, str]:

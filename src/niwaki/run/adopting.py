@@ -95,7 +95,8 @@ def drawing(found: Examination) -> str:
 def page(word: str, found: Examination) -> str:
     """Groups with the layers that each of them cuts, what was left as it is, and what the checks found."""
     adopted, cut = found.adopted, found.cut
-    lines = [f"{word}: {found.macs:,} multiply-adds for one example, {adopted.cost('params'):,} parameters", ""]
+    of = "one example" if adopted.examples == 1 else f"the {adopted.examples} examples of the input, whose number is fixed"
+    lines = [f"{word}: {found.macs:,} multiply-adds for {of}, {adopted.cost('params'):,} parameters", ""]
     cuts = couplings(adopted)
     rows = [
         (str(number), group.name, str(group.units), str(len(cut.keep[group.name])), _few(cuts[group.name]))

@@ -102,6 +102,7 @@ class Examination:
             "searchable_share": self.searchable_share,
             "opaque": list(self.adopted.opaque),
             "macs": self.macs,
+            "examples": self.adopted.examples,
             "cut": {
                 "predicted_macs": self.cut.predicted_macs,
                 "counted_macs": self.cut.counted_macs,
