@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+import re
 
 import pytest
 import torch
@@ -497,6 +498,31 @@ def test_control_flow_that_depends_on_values_is_refused_with_its_line():
         read(Branch(), torch.randn(1, 3))
 
 
+def test_a_size_that_depends_on_values_is_refused_with_its_line():
+    chosen = Around(Call(lambda x: x + x[x > 0.5].sum()))
+    with pytest.raises(
+        AdoptionError, match=r"test_adoption.py:\d+: the size of what aten.* depends on the values of a tensor. .*torch\.where"
+    ):
+        read(chosen, torch.randn(1, 3, 4, 4))
+
+
+def test_a_convolution_by_each_example_s_own_weights_is_left_with_the_reason():
+    class Dynamic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.kernel, self.out = nn.Conv2d(3, 8, 1), nn.Linear(8, 8 * 9), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            x = self.a(x)
+            b, c, h, w = x.shape
+            kernel = self.kernel(x.mean((2, 3))).view(b * c, 1, 3, 3)
+            return self.out(F.conv2d(x.reshape(1, b * c, h, w), kernel, padding=1, groups=b * c).view(b, c, h, w))
+
+    adopted = read(Dynamic(), torch.randn(2, 3, 4, 4))
+    assert units(adopted) == {}
+    assert "the number of groups depends on the batch" in " ".join(adopted.notes)
+
+
 def test_an_example_that_does_not_fit_is_refused_with_what_was_given():
     with pytest.raises(AdoptionError, match=r"forward\(image, record\): missing .* given \(1x3x6x6:float32\)"):
         read(TwoInputs(), torch.randn(1, 3, 6, 6))
@@ -707,3 +733,35 @@ def test_costs_are_of_one_example_or_say_of_how_many():
     fixed = read(WithStatistic(4), torch.randn(4, 3, 8, 8))
     assert (fixed.batch, fixed.examples, fixed.cost("macs")) == (None, 4, 4 * one)
     assert any("of the 4 examples together" in note for note in fixed.notes)
+
+
+class Rounded(torch.autograd.Function):
+    """Rounds, and hands the gradient on: a straight-through estimator."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(x * 8) / 8
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Doubled(Rounded):
+    """A backward that says what differentiating its forward says."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def test_a_backward_written_by_hand_is_said_to_be_lost_where_gradients_are_others():
+    (note,) = read(Around(Call(Rounded.apply)), torch.randn(1, 3, 4, 4)).notes
+    assert re.search(r"Rounded \(test_adoption.py:\d+\) defines is not kept.*before.weight, before.bias would get no gradient at all", note)
+    assert read(Around(Call(Doubled.apply)), torch.randn(1, 3, 4, 4)).notes == ()
+    straight = Call(lambda x: x + (torch.round(x) - x).detach())
+    assert read(Around(straight), torch.randn(1, 3, 4, 4)).notes == ()

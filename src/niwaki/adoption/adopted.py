@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from niwaki.adoption.axes import AdoptionError, Axis, Group, Linear, Run, Size, Term, groups_of, length, linear, total
-from niwaki.adoption.batch import are_equal, run
-from niwaki.adoption.capture import Arguments, Example, capture, first_names
+from niwaki.adoption.batch import are_equal, gradients, run
+from niwaki.adoption.capture import Arguments, Captured, Example, capture, first_names
 from niwaki.adoption.counter import macs_of_nodes
 from niwaki.adoption.cut import plain_module
 from niwaki.adoption.groups import Array, Partition, partition
@@ -164,7 +164,12 @@ def read(model: nn.Module, example: Example) -> Adopted:
             if any(groups_of(axes[node.all_input_nodes[0].name][dim]) for dim in dims)
         },
         opaque=tuple(dict.fromkeys(layer for layer, _ in reading.opaque.values())),
-        notes=(*captured.notes, *dict.fromkeys(note for _, note in reading.opaque.values()), *_always_as_evaluated(module)),
+        notes=(
+            *captured.notes,
+            *dict.fromkeys(note for _, note in reading.opaque.values()),
+            *_always_as_evaluated(module),
+            *_lost_backwards(captured, module),
+        ),
     )
 
 
@@ -215,6 +220,24 @@ def _always_as_evaluated(module: fx.GraphModule) -> list[str]:
         f"the batch norm {node.name} uses its running statistics also while it is trained: it is a function, not a layer"
         for node in read_as_function
         if not arguments(node)["training"]
+    ]
+
+
+def _lost_backwards(captured: Captured, module: fx.GraphModule) -> list[str]:
+    """Derivatives that the owner writes by hand, where those of what was read are others: it is differentiated as its forward says."""
+    if not captured.backwards:
+        return []
+    theirs, ours = gradients(captured.owner, captured.arguments), gradients(module, captured.arguments)
+    scale = max((float(each.abs().max()) for each in theirs.values() if each.numel()), default=0.0)
+    other = [name for name, each in theirs.items() if name in ours and not torch.allclose(ours[name], each, rtol=1e-3, atol=1e-4 * scale)]
+    if not other:
+        return []
+    functions = ", ".join(f"{name} ({line})" for name, line in captured.backwards.items())
+    none = [name for name in other if not ours[name].any()]
+    told = f"; {', '.join(none[:3])}{f' and {len(none) - 3} more' if len(none) > 3 else ''} would get no gradient at all" if none else ""
+    return [
+        f"the backward that {functions} defines is not kept: what was read is differentiated as its forward is{told}; training it is not training "
+        f"the owner's model. Write it in operators, as in x + (f(x) - x).detach() for a straight-through estimator"
     ]
 
 

@@ -14,10 +14,10 @@ from torch.utils import _pytree as pytree
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional and by name
 
 
-def run(owner: nn.Module, arguments: Arguments) -> Any:
+def run(owner: nn.Module, arguments: Arguments, *, gradients: bool = False) -> Any:
     """Outputs of a model, which may write to what it is given and to its buffers: neither is left changed."""
     args, kwargs = copy.deepcopy(arguments)
-    with buffers_kept(owner):
+    with buffers_kept(owner), torch.set_grad_enabled(gradients):
         return owner(*args, **kwargs)
 
 
@@ -29,6 +29,23 @@ def buffers_kept(owner: nn.Module) -> Iterator[None]:
         yield
         for buffer, value in before:
             buffer.copy_(value)
+
+
+def gradients(owner: nn.Module, arguments: Arguments) -> dict[str, Tensor]:
+    """By parameter, the derivative of a fixed sum of all outputs, each number with a weight of its own; zeros where there is none."""
+    outputs = [
+        leaf for leaf in pytree.tree_leaves(run(owner, arguments, gradients=True)) if isinstance(leaf, Tensor) and leaf.requires_grad
+    ]
+    parameters = {name: parameter for name, parameter in owner.named_parameters() if parameter.requires_grad}
+    if not outputs or not parameters:
+        return {}
+    weights = [torch.arange(1, output.numel() + 1).mul(0.7).cos().view(output.shape) for output in outputs]
+    total = torch.stack([(output.abs() * weight).sum() for output, weight in zip(outputs, weights, strict=True)]).sum()
+    found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(parameter) if gradient is None else gradient
+        for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+    }
 
 
 def batch_axis(owner: nn.Module, arguments: Arguments, outputs: Sequence[Any]) -> tuple[int | None, int]:

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from niwaki.adoption.axes import AdoptionError
 from niwaki.adoption.batch import Arguments, batch_axis, fixed_examples, has_rows, run, side_by_side
-from niwaki.adoption.operators import aten, name_of
+from niwaki.adoption.operators import aten, name_of, overload
 from niwaki.adoption.writing import without_writing_
 
 Example = Any  # a tensor, a tuple of positional arguments, or a dict of keyword arguments
@@ -47,6 +48,7 @@ class Captured:
     outputs: list[Any] | None  # the tensors that the model gives for the example; None if it draws them
     batch: int | None  # the axis of the inputs whose size is free
     examples: int  # in the inputs, where their number is not free
+    backwards: Mapping[str, str]  # where the model writes a derivative by hand: functions of its graph, and their lines
     notes: tuple[str, ...]
 
 
@@ -79,9 +81,9 @@ def capture(model: nn.Module, example: Example) -> Captured:
         notes.append("the batch size is the example's: the model works it into a number, or its first axis is no batch")
         if examples > 1:
             notes.append(f"multiply-adds and bytes are those of the {examples} examples together; give one example for those of one")
-    return Captured(
-        _flat_graph(program, owner, bound), owner, arguments, bound, None if rows == (0, 0) else outputs, batch, examples, tuple(notes)
-    )
+    graph, known = _flat_graph(program, owner, bound), None if rows == (0, 0) else outputs
+    backwards = backwards_by_hand(owner, arguments)
+    return Captured(graph, owner, arguments, bound, known, batch, examples, backwards, tuple(notes))
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
@@ -192,6 +194,38 @@ def _outputs(owner: nn.Module, arguments: Arguments) -> list[Any]:
     return outputs
 
 
+def backwards_by_hand(owner: nn.Module, arguments: Arguments) -> dict[str, str]:
+    """Functions with a `backward` of their own (torch.autograd.Function) that the outputs depend on, and the line where each begins."""
+    if not any(not kind.__module__.startswith("torch.") for kind in _descendants(torch.autograd.Function)):
+        return {}
+    with torch.enable_grad():
+        queue = [leaf.grad_fn for leaf in pytree.tree_leaves(run(owner, arguments, gradients=True)) if isinstance(leaf, Tensor)]
+    found, seen = {}, set(queue)
+    while queue:
+        function = queue.pop()
+        if function is None:
+            continue
+        kind = getattr(function, "_forward_cls", None)
+        if kind is not None and not kind.__module__.startswith("torch."):
+            found[kind.__qualname__.rpartition(".")[2]] = _line_of(kind)
+        before = {each for each, _ in function.next_functions} - seen
+        seen |= before
+        queue.extend(before)
+    return dict(sorted(found.items()))
+
+
+def _descendants(kind: type[Any]) -> list[type[Any]]:
+    children: list[type[Any]] = list(kind.__subclasses__())
+    return children + [below for child in children for below in _descendants(child)]
+
+
+def _line_of(kind: type) -> str:
+    try:
+        return f"{Path(inspect.getsourcefile(kind) or '').name}:{inspect.getsourcelines(kind)[1]}"
+    except (OSError, TypeError):
+        return "written where no file is"
+
+
 def _export(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch: tuple[int | None, int]) -> tuple[Any, int | None]:
     """The exported program, with the axis of the batch if its size is free."""
     axis, outputs = batch
@@ -274,6 +308,7 @@ def _is_torch(file: str) -> bool:
 
 def _flat_graph(program: Any, owner: nn.Module, bound: dict[str, Any]) -> fx.Graph:
     """The exported graph with weights read by name, the owner's arguments as placeholders, and its structure of outputs."""
+    _refuse_sizes_of_values(program.graph)
     graph = fx.Graph()
     replaced: dict[fx.Node, Any] = {}
     first = first_names(owner)
@@ -306,6 +341,17 @@ def _flat_graph(program: Any, owner: nn.Module, bound: dict[str, Any]) -> fx.Gra
         if not node.users and node.op in ("call_function", "get_attr") and not node.is_impure():
             graph.erase_node(node)
     return graph
+
+
+def _refuse_sizes_of_values(graph: fx.Graph) -> None:
+    """A size that is known only when the model runs (`x[x > 0.5]`, nonzero) has no number that could be counted or cut."""
+    for node in graph.nodes:
+        if free_unbacked_symbols([value for value in pytree.tree_leaves(node.meta.get("val")) if isinstance(value, Tensor)]):
+            where = f"{place}: " if (place := place_in_code(node)) else ""
+            raise AdoptionError(
+                f"{where}the size of what {overload(node) or node.name} gives depends on the values of a tensor. Keep the size, as in "
+                f"torch.where(mask, x, 0) or x * mask, move it out of forward, or adopt the parts before and after it as models of their own"
+            )
 
 
 def _append(graph: fx.Graph, module: fx.GraphModule, replaced: dict[fx.Node, Any], owner: nn.Module) -> None:

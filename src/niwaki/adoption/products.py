@@ -20,7 +20,7 @@ def _convolution(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     dims = len(weight) - 2
     data, channel = reading.of(a["input"]), len(reading.of(a["input"])) - dims - 1
     reading.freeze(*data[channel + 1 :], *weight[2:])
-    into, groups = data[channel], int(a["groups"])
+    into, groups = data[channel], _groups(a)
     out = weight[0]
     if groups == 1:
         reading.join(into, weight[1])
@@ -38,12 +38,18 @@ def _convolution(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     return [*data[:channel], out, *(extent.units for extent in space)]
 
 
+def _groups(a: Arguments) -> int:
+    if isinstance(a["groups"], fx.Node):
+        raise NotUnderstoodError("the number of groups depends on the batch")
+    return int(a["groups"])
+
+
 def _grouped(reading: Reading, node: fx.Node, a: Arguments, into: Array, weight: Axes) -> None:
     """Either whole groups are units, which ties input and output, or positions within a group are, the same in every group.
 
     What the input is tied to already decides; otherwise whichever gives more units.
     """
-    groups, out = int(a["groups"]), weight[0]
+    groups, out = _groups(a), weight[0]
     found = reading.units.find(into).reshape(groups, -1)
     whole = groups >= found.shape[1]
     if found.any():
@@ -67,7 +73,7 @@ def _transposed_convolution(reading: Reading, node: fx.Node, a: Arguments) -> Ax
     dims = len(weight) - 2
     data, channel = reading.of(a["input"]), len(reading.of(a["input"])) - dims - 1
     reading.freeze(*data[channel + 1 :], *weight[2:])
-    into, groups = data[channel], int(a["groups"])
+    into, groups = data[channel], _groups(a)
     reading.join(into, weight[0])
     if groups == 1:
         out = weight[1]
