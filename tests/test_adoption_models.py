@@ -155,3 +155,29 @@ def test_a_batch_on_the_second_axis_and_an_input_without_a_batch_are_kept_so():
 
     found = check_adoption(TimeFirst(), (torch.randn(5, 1, 6), torch.rand(5)))
     assert (found.adopted.batch, tuple(found.differences)) == (1, (1, 3))
+
+
+class Inline(nn.Module):
+    """A model whose forward is a function of it and of a map of 8 searchable channels."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.conv, self.fc, self.function = nn.Conv2d(3, 8, 1), nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 5), function
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x):
+        return self.fc(self.function(self, self.layer(x)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda net, y: (y / y.abs().exp().sum(1, keepdim=True)).mean((2, 3)),  # of a channel that is zero, exp is one
+        lambda net, y: net.conv(y.reshape(-1, 1, 8, 8)).reshape(-1, 8, 8, 8, 8).sum(1).mean((2, 3)),  # and a bias is left
+        lambda net, y: torch.nn.functional.linear(y.mean((2, 3)), net.weight / net.weight.norm(dim=0, keepdim=True)),  # 0 / 0
+    ],
+)
+def test_a_cut_is_right_where_a_removed_channel_is_no_zero(function):
+    torch.manual_seed(0)
+    found = check_adoption(Inline(function), torch.randn(2, 3, 8, 8), searchable=0.0, onnx=False)
+    assert found.adopted.groups

@@ -341,9 +341,9 @@ def _reordered(adopted: Adopted, order: Mapping[str, Sequence[int]]) -> nn.Modul
 @torch.no_grad()
 def _masked(adopted: Adopted, keep: Mapping[str, Tensor]) -> nn.Module:
     """The whole network, every weight of the removed units being zero: nothing reads what they give. Where the network averages over channels,
-    which zeros would enter, they are left out of the averages by gates."""
+    which zeros would enter, or sums over them without a weight of theirs (y.exp().sum(1)), they are left out by gates."""
     kept = {name: units.tolist() for name, units in keep.items()}
-    if adopted.averages:
+    if adopted.averages or not _sums_by_weights(adopted):
         return gated(adopted, gates_of(adopted, kept)).eval()
     module = copy.deepcopy(adopted.module)
     for name, axes in adopted.weights.items():
@@ -353,6 +353,17 @@ def _masked(adopted: Adopted, keep: Mapping[str, Tensor]) -> nn.Module:
             gone[positions(axis, kept)] = False
             tensor.index_fill_(dim, gone.nonzero().flatten(), 0)
     return module
+
+
+def _sums_by_weights(adopted: Adopted) -> bool:
+    """Whether whatever sums over channels that may be cut multiplies each of them with a weight of the owner's first."""
+    nodes = {node.name: node for node in adopted.graph.nodes}
+    for gate in adopted.meetings:
+        weights = [str(value.target) for value in nodes[gate.reader].all_input_nodes if value.op == "get_attr"]
+        carried = {group for name in weights for axis in adopted.weights[name] for group in groups_of(axis)}
+        if not carried.issuperset(groups_of(adopted.activations[gate.value][gate.axis])):
+            return False
+    return True
 
 
 def _trains(module: nn.Module, inputs: Example) -> bool:
