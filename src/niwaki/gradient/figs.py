@@ -38,8 +38,9 @@ class FiGS:
     """tau, last_tau: temperature at the beginning and, geometrically annealed, at the end. initial: the logits', 2.5 is open with p = 0.924.
 
     regulariser: what stands for a unit in the penalty, the sampled "mask" or the "probability"; open_from: at which of it a unit counts as
-    alive. keep_first: the first unit of every group is always open (not where operators are selected). The defaults but those of lr,
-    batch_size and epochs are the repository's; `SMALL` is what a short training on a CPU wants. strength, exact, temper: as of MorphNet.
+    alive. keep_first: the first unit of every group is always open (not where operators are selected). strength, exact, temper: as of
+    MorphNet. tau, initial, regulariser, open_from, keep_first and momentum are the repository's; lr (0.01 in its example), weight decay, the
+    gates' own Adam with `logit_lr`, and how long it lasts are ours. `SMALL` is what a short training on a CPU wants.
     """
 
     epochs: int = 4
@@ -87,7 +88,8 @@ class FiGS:
         )  # fmt: skip
 
 
-# with tau = 0.001 a gate has a gradient once in hundreds of steps, and a training here has a few hundred
+# With tau = 0.001 a gate has a gradient once in hundreds of steps, and a training here has a few hundred; in so few, Adam has to move the logits
+# from 2.5 to below 0 by larger steps than 0.01.
 SMALL = FiGS(tau=0.5, last_tau=0.05, regulariser="probability", keep_first=False, logit_lr=2e-2, temper=0.5)
 
 

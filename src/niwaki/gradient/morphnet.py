@@ -26,10 +26,14 @@ class MorphNetError(ValueError):
 class MorphNet:
     """epochs, rounds: of shrinking, each followed by an expansion (published: 1 to 2 rounds). lr: fixed, as advised; momentum 0.9.
 
-    threshold: of |gamma|, as a share of the group's largest, at which a unit is dead (0.01 in the paper, of gammas that begin at 1). join: how the layers that make the channels of one group are joined: "max", as for scales, or "l2". l1_fraction: of the
-    group lasso. step: "proximal", soft thresholding of the lengths after each step, so that a dead unit is exactly 0 and comes back only where
-    the loss gains more than it costs; or "gradient", the penalty in the loss, as published, whose steps swing around 0. strength: lambda, in units of 1 / F(owner's); None: found on the way, see `Shrinking`. exact: a unit is charged what its
-    removal saves, instead of the derivative. temper: exponent of prices, 1 as published, see `Tempered`. `SHORT` is for a few epochs. Weight decay is not applied to scales: they have one axis, see `param_groups`.
+    threshold: of |gamma|, as a share of the group's largest, at which a unit is dead (0.01 in the paper, of gammas that begin at 1). join: how
+    the layers that make the channels of one group are joined: "max", as for scales, or "l2". l1_fraction: of the group lasso. step:
+    "proximal", ours, soft thresholding of the lengths after each step, so that a dead unit is exactly 0 and comes back only where the loss
+    gains more than it costs; or "gradient", the penalty in the loss, as published, whose steps swing around 0. strength: lambda, in units of
+    1 / F(owner's); None: found on the way, see `Shrinking`. exact: a unit is charged what its removal saves, instead of the derivative.
+    Depthwise convolutions are charged once either way; the repository charges them twice (`resource.charged_twice`). temper: exponent of
+    prices, 1 as published, see `Tempered`. `SHORT` is for a few epochs. Weight decay is not applied to scales: they have one axis, see
+    `param_groups`.
     """
 
     epochs: int = 4

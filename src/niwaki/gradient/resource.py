@@ -16,7 +16,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from niwaki.adoption.axes import Term
+from niwaki.adoption.axes import Term, total, value
 
 Alive = Mapping[str, int]  # units alive by group
 
@@ -46,12 +46,12 @@ class Polynomial:
     terms: tuple[Term, ...]
 
     def cost(self, alive: Alive) -> int:
-        return sum(term.coefficient * prod(size_of(axis, alive) for axis in term.sizes) for term in self.terms)
+        return total(self.terms, alive)
 
     def slopes(self, alive: Alive) -> dict[str, float]:
         found: dict[str, float] = {}
         for term in self.terms:
-            sizes = [size_of(axis, alive) for axis in term.sizes]
+            sizes = [value(axis, alive) for axis in term.sizes]
             for at, axis in enumerate(term.sizes):
                 others = term.coefficient * prod(sizes[:at] + sizes[at + 1 :])
                 for group, factor in axis:
@@ -63,7 +63,7 @@ class Polynomial:
         """cost(alive) - cost(alive without one unit of `group`): what the unit is truly worth, a product of two axes of one group included."""
         fewer = {**alive, group: alive[group] - 1}
         terms = self._of_group.get(group, ())
-        return Polynomial(self.name, terms).cost(alive) - Polynomial(self.name, terms).cost(fewer)
+        return total(terms, alive) - total(terms, fewer)
 
     @cached_property
     def _of_group(self) -> dict[str, tuple[Term, ...]]:
@@ -72,15 +72,6 @@ class Polynomial:
             for group in {group for axis in term.sizes for group, _ in axis if group is not None}:
                 found.setdefault(group, []).append(term)
         return {group: tuple(terms) for group, terms in found.items()}
-
-
-def size_of(axis: Iterable[tuple[str | None, int]], alive: Alive) -> int:
-    """Positions of an axis; a part without a group is always there.
-
-    >>> size_of((("a", 4), (None, 3)), {"a": 2})
-    11
-    """
-    return sum(factor * (1 if group is None else alive[group]) for group, factor in axis)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ TRAINED = DMasking(
 
 
 @dataclass(frozen=True)
-class Widths:
+class FoundWidths:
     """What a search over widths found. module: the plain network of `architecture`, with the weights that the search left it and BatchNorm
     statistics of its own, in evaluation mode. costs: by resource. whole: those of the owner's model."""
 
@@ -96,7 +96,7 @@ def search_widths(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Callable[[SearchRecord], None] | None = None,
-) -> Widths:
+) -> FoundWidths:
     """Learn, by DMaskingNAS on the owner's weights, how wide each part of an adopted model is to be; never over the budget.
 
     network, weights: as `adopt` gives them. method: how long and how; `lasting(epochs)` for another length. candidates: how many networks are
@@ -118,7 +118,7 @@ def search_widths(
     module = judge.module(architecture)
     counts = {name: COSTS[name](network) for name in ("macs", "params", "activations")}
     whole = owners(network)
-    return Widths(
+    return FoundWidths(
         architecture,
         module,
         {name: cost(architecture) for name, cost in counts.items()},
