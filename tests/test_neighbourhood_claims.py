@@ -47,7 +47,7 @@ def results(**changed):
     machine = {"processor": "x", "cores": 2, "threads": 1, "versions": {}}
     speed = {"one": [20.0, 21.0], "two": [11.0, 11.5], "same": True, "candidates": 8}
     return {
-        "method": "neighbourhood-distillation",
+        "method": "neighbourhood_distillation",
         "quick": False,
         "plan": PLAN.to_json(),
         "machine": machine,

@@ -357,4 +357,4 @@ def _plan(quick: bool) -> Plan:
     return QUICK if quick else Plan()
 
 
-EXPERIMENT = Experiment(("neighbourhood-distillation", "student-search"), _plan, measure, section_of)
+EXPERIMENT = Experiment(("neighbourhood_distillation", "neighbourhood-distillation", "student-search"), _plan, measure, section_of)

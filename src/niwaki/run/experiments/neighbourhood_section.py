@@ -41,7 +41,7 @@ def section_of(results: dict[str, Any]) -> Section:
         ),
     )
     title = "Neighbourhood distillation and student search (Shao et al., 2020)"
-    return section("neighbourhood-distillation", title, results, _about(results, found, without), claims, (_table(results["plan"], found),))
+    return section("neighbourhood_distillation", title, results, _about(results, found, without), claims, (_table(results["plan"], found),))
 
 
 def _half_width(plan: Mapping[str, Any], found: list[dict[str, Any]]) -> Claim:
