@@ -16,6 +16,8 @@ from niwaki.adoption.axes import positions
 from niwaki.adoption.capture import arguments_of
 from niwaki.adoption.counter import counted_macs
 from niwaki.adoption.gates import gates_of
+from niwaki.deploy.card import ExportError
+from niwaki.deploy.plain import onnx_of
 from niwaki.testing import check_adoption
 
 
@@ -765,3 +767,89 @@ def test_a_backward_written_by_hand_is_said_to_be_lost_where_gradients_are_other
     assert read(Around(Call(Doubled.apply)), torch.randn(1, 3, 4, 4)).notes == ()
     straight = Call(lambda x: x + (torch.round(x) - x).detach())
     assert read(Around(straight), torch.randn(1, 3, 4, 4)).notes == ()
+
+
+FROZEN = {  # what keeps the channels of `before` whole, and what is said of it
+    "neighbouring channels": (
+        Call(lambda x: x * F.conv1d(x.mean((2, 3)).unsqueeze(1), torch.ones(1, 1, 3), padding=1).transpose(1, 2).unsqueeze(-1)),
+        "conv1d (test_adoption.py:LINE) keeps them whole, for it slides along them, mixing neighbours",
+    ),
+    "local response norm": (nn.LocalResponseNorm(3), "avg_pool3d (test_adoption.py:LINE) keeps them whole, for it slides along them"),
+    "flip": (Call(lambda x: x.flip(1)), "flip (test_adoption.py:LINE) keeps them whole, for it depends on their order"),
+    "fixed numbers": (
+        Call(lambda x: x[:, torch.arange(11, -1, -1)]),
+        "index (test_adoption.py:LINE) keeps them whole, for it picks them by number",
+    ),
+    "one group of a norm": (Call(lambda x: x + x.view(-1, 1, 12, 4, 4).sum(1).softmax(1)), "softmax (test_adoption.py:LINE) keeps them whole, for it normalises over them"),
+    "the input": (Call(lambda x: x), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_channels_that_no_cut_reaches_are_told_with_the_operator_that_keeps_them_and_why(name):
+    between, expected = FROZEN[name]
+    adopted = read(Around(between), torch.randn(1, 3, 4, 4))
+    notes = [re.sub(r"py:\d+", "py:LINE", note) for note in adopted.notes]
+    if expected is None:
+        assert notes == []
+    else:
+        (note,) = notes
+        assert note.startswith("before stays at 12: between ")
+        assert note.endswith(expected)
+    assert adopted.opaque == ()
+
+
+class SpatialGate(nn.Module):
+    """gMLP's: half of the channels gate the others, mixed over tokens by a convolution whose channels are the tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.norm, self.tokens, self.out = nn.Linear(8, 20), nn.LayerNorm(10), nn.Conv1d(6, 6, 1), nn.Linear(10, 3)
+
+    def forward(self, x):
+        one, other = F.gelu(self.into(x)).chunk(2, -1)
+        return self.out(one * self.tokens(self.norm(other)))
+
+
+def test_a_convolution_of_one_position_leaves_the_axis_it_slides_along_as_it_is():
+    assert units(check(SpatialGate(), torch.randn(1, 6, 8))) == {"into": 10}
+
+
+def test_the_check_says_what_it_asks_for_and_what_was_left_in_words_of_the_owner():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.out = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.out(torch.linalg.matrix_exp(self.hidden(x)[..., None, None]).flatten(1))
+
+    with pytest.raises(AssertionError, match=r"(?s)left as they are: forward test_adoption.py:\d+\n.*\n  aten.linalg_matrix_exp"):
+        check_adoption(Odd().half(), torch.randn(2, 4).half(), onnx=False)
+    with pytest.raises(
+        AssertionError, match=r"at least 80% of the parameters .* must lie in searchable groups .*; 0.0% do\n  read and cut in float32"
+    ):
+        check_adoption(Odd().half(), torch.randn(2, 4).half(), opaque=True, onnx=False)
+    found = check_adoption(Odd(), torch.randn(2, 4), opaque=True, searchable=0.0, onnx=False)
+    assert found.cut.onnx_equal is None
+
+
+def test_an_operator_that_onnx_has_not_is_named_without_colours():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.linalg.matrix_exp(x)
+
+    with pytest.raises(ExportError, match=r"No ONNX function found for .*linalg_matrix_exp") as caught:
+        onnx_of(Odd(), torch.randn(2, 4, 4))
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_part_in_torchscript_is_refused_by_its_path():
+    with pytest.raises(AdoptionError, match=r"^1 is TorchScript"):
+        read(nn.Sequential(nn.Linear(3, 4), torch.jit.script(nn.ReLU())), torch.randn(1, 3))
+
+
+def test_a_sum_without_weights_is_checked_by_gates():
+    """What a removed unit gives after a bias or an exponential is no zero: no weights of zero tell what a sum is without it."""
+    for between in (Call(lambda x: x * x.exp().sum(1, keepdim=True)), Call(lambda x: x * (x + 1).sum(1, keepdim=True))):
+        assert units(check_adoption(Around(between), torch.randn(1, 3, 4, 4), onnx=False).adopted) == {"before": 12, "after": 6}

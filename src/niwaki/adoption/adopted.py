@@ -23,6 +23,7 @@ from niwaki.adoption.batch import are_equal, gradients, run
 from niwaki.adoption.capture import Arguments, Captured, Example, capture, first_names
 from niwaki.adoption.counter import macs_of_nodes
 from niwaki.adoption.cut import plain_module
+from niwaki.adoption.frozen import frozen_notes
 from niwaki.adoption.groups import Array, Partition, partition
 from niwaki.adoption.operators import arguments, name_of, overload
 from niwaki.adoption.reading import Extent, Product, Reading, rows_for_one
@@ -166,6 +167,7 @@ def read(model: nn.Module, example: Example) -> Adopted:
         opaque=tuple(dict.fromkeys(layer for layer, _ in reading.opaque.values())),
         notes=(
             *captured.notes,
+            *frozen_notes(reading),
             *dict.fromkeys(note for _, note in reading.opaque.values()),
             *_always_as_evaluated(module),
             *_lost_backwards(captured, module),

@@ -65,6 +65,8 @@ def capture(model: nn.Module, example: Example) -> Captured:
         raise AdoptionError(f"a model is a torch.nn.Module; given {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise AdoptionError("the model is TorchScript, which keeps no Python to follow; adopt the torch.nn.Module that it was made from")
+    if scripted := [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]:
+        raise AdoptionError(f"{scripted[0]} is TorchScript, which keeps no Python to follow; put the module there that it was made from")
     owner, notes = _copy(_unwrapped(model))
     if taken := sorted(set(owner._modules) & RESERVED):
         raise AdoptionError(f"a module that is read has attributes {', '.join(sorted(RESERVED))} of its own; rename {', '.join(taken)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from niwaki.adoption.axes import Axis, Run
 
 Array = NDArray[np.int64]
+ALONE = "they change together, as one unit, of which the last always stays"
+UNREAD = "no learned layer makes them, or none sums over them"
+DISORDER = "they lie in another order in one place than in another"
 
 
 @lru_cache(maxsize=4096)
@@ -27,10 +31,15 @@ def fixed(size: int) -> Array:
 
 
 class Units:
-    """A union-find over units. The root of a set is its smallest number: the unit that was made first, or 0 once it is fixed."""
+    """A union-find over units. The root of a set is its smallest number: the unit that was made first. `find` gives 0 once it is fixed.
+
+    reason: whoever freezes or joins says here why; `reasons` tells it again. A set keeps the reason that it was fixed by first.
+    """
 
     def __init__(self) -> None:
         self._parent: list[int] = [0]
+        self._fixed: dict[int, Any] = {0: None}  # by root
+        self.reason: Any = None
 
     def fresh(self, count: int) -> Array:
         """Units that nothing is known of yet; a single one is fixed at once, because the last unit of a group always stays."""
@@ -51,7 +60,11 @@ class Units:
         """The axis with every unit replaced by its root."""
         if not axis.any():
             return fixed(len(axis))
-        return np.array([self._root(unit) for unit in axis.tolist()], np.int64)
+        return np.array([self._found(unit) for unit in axis.tolist()], np.int64)
+
+    def _found(self, unit: int) -> int:
+        root = self._root(unit)
+        return 0 if root in self._fixed else root
 
     def is_fixed(self, axis: Array) -> bool:
         return not self.find(axis).any()
@@ -59,17 +72,34 @@ class Units:
     def join(self, a: Array, b: Array) -> None:
         """Position by position, the units of two axes become one."""
         for one, other in zip(a.tolist(), b.tolist(), strict=True):
-            if one != other:
-                low, high = sorted((self._root(one), self._root(other)))
+            if one == other:
+                continue
+            if not one or not other:
+                self._fixed.setdefault(self._root(one or other), self.reason)
+                continue
+            low, high = sorted((self._root(one), self._root(other)))
+            if low != high:
                 self._parent[high] = low
+                if high in self._fixed:
+                    self._fixed.setdefault(low, self._fixed.pop(high))
 
     def freeze(self, axis: Array) -> None:
         for unit in axis.tolist():
-            self._parent[self._root(unit)] = 0
+            self._fixed.setdefault(self._root(unit), self.reason)
+
+    def settle(self, axis: Array) -> None:
+        """Freezes an axis for a reason that stands before all others."""
+        for unit in axis.tolist():
+            if unit:
+                self._fixed[self._root(unit)] = self.reason
+
+    def reasons(self, axis: Array) -> list[Any]:
+        """Why the units of an axis are fixed, each reason once; None for those that always were."""
+        return list(dict.fromkeys(self._fixed[root] for root in map(self._root, axis.tolist()) if root in self._fixed))
 
     def roots(self) -> Array:
-        """The root of every unit, by its number."""
-        return np.array([self._root(unit) for unit in range(len(self._parent))], np.int64)
+        """The root of every unit, by its number; 0 for those that are fixed."""
+        return np.array([self._found(unit) for unit in range(len(self._parent))], np.int64)
 
 
 @dataclass(frozen=True)
@@ -94,16 +124,19 @@ def partition(units: Units, axes: Iterable[Array], *, weights: Iterable[Array], 
         distinct = {found.tobytes(): found for axis in kept.values() for found in [root[axis]] if found.any()}
         members, group_of = _sorted_into_groups(root, list(distinct.values()))
         useful = set(group_of[root[on_weights]].tolist()) & set(group_of[root[where_read]].tolist())
-        parsed, broken = {}, {group for group, inside in enumerate(members) if len(inside) == 1 or group not in useful}
+        parsed = {}
+        broken = {
+            group: ALONE if len(inside) == 1 else UNREAD for group, inside in enumerate(members) if len(inside) == 1 or group not in useful
+        }
         for key, found in distinct.items():
             runs = _runs(found, members, group_of)
             if isinstance(runs, int):
-                broken.add(runs)
+                broken.setdefault(runs, DISORDER)
             else:
                 parsed[key] = runs
         if not broken:
             break
-        for group in broken:
+        for group, units.reason in broken.items():
             units.freeze(members[group])
 
     def runs_of(axis: Array) -> Axis:

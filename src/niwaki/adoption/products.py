@@ -19,7 +19,8 @@ def _convolution(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     weight = reading.of(a["weight"])
     dims = len(weight) - 2
     data, channel = reading.of(a["input"]), len(reading.of(a["input"])) - dims - 1
-    reading.freeze(*data[channel + 1 :], *weight[2:])
+    space = _slid_over(node, a, data, channel)
+    reading.freeze(*(axis for axis, new in zip(data[channel + 1 :], space, strict=True) if axis is not new.units), *weight[2:])
     into, groups = data[channel], _groups(a)
     out = weight[0]
     if groups == 1:
@@ -33,9 +34,18 @@ def _convolution(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
     else:
         _grouped(reading, node, a, into, weight)
     _bias(reading, a.get("bias"), out)
-    space = _space(node, channel)
     _count_convolution(reading, node, weight, [*reading.extents(a["input"])[:channel], *space])
     return [*data[:channel], out, *(extent.units for extent in space)]
+
+
+def _slid_over(node: fx.Node, a: Arguments, data: Axes, channel: int) -> list[Extent]:
+    """Spatial axes of what a convolution gives: where the kernel is one position at a time, as they were."""
+    found = []
+    for dim, (axis, new) in enumerate(zip(data[channel + 1 :], _space(node, channel), strict=True)):
+        stride, padding = (each if isinstance(each, str) else list(each)[min(dim, len(each) - 1)] for each in (a["stride"], a["padding"]))
+        whole = a["weight"].meta["val"].shape[2 + dim] == 1 and stride == 1 and padding in (0, "same", "valid")
+        found.append(Extent(axis, new.rows) if whole else new)
+    return found
 
 
 def _groups(a: Arguments) -> int:

@@ -151,7 +151,8 @@ class Reading:
         if touched:
             operator = str(overload(node) or getattr(node.target, "__name__", node.target))
             where = " ".join(filter(None, (layer_of(node), operator, f"({place_in_code(node)})")))
-            self.opaque[node] = layer_of(node) or operator, f"{where}: {why}; the channels it touches stay as they are"
+            layer = layer_of(node) or " ".join(filter(None, ("forward", place_in_code(node))))
+            self.opaque[node] = layer, f"{where}: {why}; the channels it touches stay as they are"
         return self.fixed_like(node.meta.get("val"))
 
     def every_axis(self) -> Iterator[Array]:

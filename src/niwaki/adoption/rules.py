@@ -24,6 +24,7 @@ from niwaki.adoption.shapes import SHAPES
 
 def read_node(reading: Reading, node: fx.Node) -> None:
     """Axes of one node of the graph."""
+    reading.units.reason = node
     if node.op == "placeholder":
         reading.axes[node] = reading.fixed_like(node.meta.get("val"))
     elif node.op == "get_attr":
@@ -32,7 +33,9 @@ def read_node(reading: Reading, node: fx.Node) -> None:
     elif node.op == "output":
         for value in pytree.tree_leaves(node.args):
             if isinstance(value, fx.Node) and value in reading.axes:
-                reading.freeze(*(axis for axis in pytree.tree_leaves(reading.axes[value]) if axis is not None))
+                for axis in pytree.tree_leaves(reading.axes[value]):
+                    if axis is not None:
+                        reading.units.settle(axis)
     elif node.target is operator.getitem and node.all_input_nodes[0] in reading.axes:
         inside: Any = reading.axes[node.all_input_nodes[0]]
         which: Any = node.args[1]

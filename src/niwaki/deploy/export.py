@@ -11,6 +11,7 @@ import copy
 import io
 import json
 import logging
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -187,8 +188,12 @@ def _audit(path: str | Path, shipment: Shipment, difference: float, began: float
     )
 
 
-def _first_lines(error: Exception) -> str:
-    return f"{type(error).__name__}: " + " ".join(str(error).strip().splitlines()[:3])[:500]
+def _first_lines(error: BaseException) -> str:
+    """What went wrong, in a line: of torch.onnx the innermost cause, which names the operator, and no colours."""
+    while error.__cause__ is not None and type(error).__module__.startswith("torch.onnx"):
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return f"{type(error).__name__}: " + " ".join(text.splitlines()[:3])[:500]
 
 
 @contextmanager

@@ -112,7 +112,8 @@ def page(word: str, found: Examination) -> str:
     lines.append(_outputs(found))
     if found.trained is not None and found.trained > TRAINED:
         lines.append(
-            "note: in training mode the owner's model does something else; this is its evaluation, with dropout and BatchNorm that follow"
+            "note: in training mode the owner's model does something else than what was read, which is its evaluation; dropout and BatchNorm alone "
+            "follow .train() and .eval()"
         )
     if found.network is None:
         lines.append("note: no description can be made of it; it can be read, cut and shrunk, but not searched")

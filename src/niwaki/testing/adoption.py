@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from random import Random
 from typing import Any
@@ -129,8 +129,14 @@ def check_adoption(
     assert found.network is not None, "the model is described as a network"
     assert (found.described or 0.0) <= TOLERANCE, f"built from its description, it gives the same; outputs differ by {found.described:.2g}"
     assert found.macs == found.counted_macs, f"the model costs {found.counted_macs:,} multiply-adds; {found.macs:,} were predicted"
-    assert opaque or not found.adopted.opaque, f"every layer is understood; {', '.join(found.adopted.opaque)} are not"
-    assert found.searchable_share >= searchable, f"{searchable:.0%} of the parameters are searchable; {found.searchable_share:.1%} are"
+    told = "".join(f"\n  {note}" for note in found.adopted.notes)
+    assert opaque or not found.adopted.opaque, (
+        f"every layer is understood, or opaque=True says that some may be left; left as they are: {', '.join(found.adopted.opaque)}{told}"
+    )
+    assert found.searchable_share >= searchable, (
+        f"at least {searchable:.0%} of the parameters of convolutions and linear layers must lie in searchable groups (searchable=...); "
+        f"{found.searchable_share:.1%} do{told}"
+    )
     assert not cut.why, f"the cut model runs, trains and exports: {cut.why}"
     assert cut.masked <= MASKED, f"the cut computes what the whole does without the removed units; outputs differ by {cut.masked:.2g}"
     assert cut.predicted_macs == cut.counted_macs, (
@@ -148,9 +154,11 @@ def check_adoption(
 def examine(model: nn.Module, example: Example, *, seed: int = 0, onnx: bool = True) -> Examination:
     """Reads a copy of `model` whose BatchNorm statistics were drawn anew, and compares everything that can be compared."""
     generator = torch.Generator().manual_seed(seed)
-    owner = read(model, example).owner  # the model's own copy; what cannot be read is refused here
+    first = read(model, example)  # what cannot be read is refused here
+    owner = first.owner  # the model's own copy, and in single precision, which only the first reading knows
     randomise_batch_norm_(owner, generator)
     adopted = read(owner, example)
+    adopted = replace(adopted, notes=tuple(dict.fromkeys((*first.notes, *adopted.notes))))
     rows, axis = _rows(example, adopted), adopted.batch
     batches = (rows, rows + 2) if adopted.symbolic else (rows,)
     examples = {batch: resampled(example, batch, generator, axis=axis) for batch in batches}
@@ -432,6 +440,7 @@ def _difference(found: Any, expected: Any) -> float:
         elif one.shape != other.shape or one.dtype != other.dtype:
             return float("inf")
         elif other.numel():
+            one, other = (torch.view_as_real(each) if each.is_complex() else each for each in (one, other))
             finite = torch.isfinite(other)
             if not torch.equal(finite, torch.isfinite(one)):
                 return float("inf")
