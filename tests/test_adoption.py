@@ -853,3 +853,13 @@ def test_a_sum_without_weights_is_checked_by_gates():
     """What a removed unit gives after a bias or an exponential is no zero: no weights of zero tell what a sum is without it."""
     for between in (Call(lambda x: x * x.exp().sum(1, keepdim=True)), Call(lambda x: x * (x + 1).sum(1, keepdim=True))):
         assert units(check_adoption(Around(between), torch.randn(1, 3, 4, 4), onnx=False).adopted) == {"before": 12, "after": 6}
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(8, {}), (12, {"before": 12})])
+def test_no_member_of_the_family_takes_the_variance_of_a_single_channel(channels, expected):
+    """PyTorch divides by one less than the count: NaN for one. An eighth of eight channels would be one."""
+    model = Around(Call(lambda x: x / (1 + x.std(1, keepdim=True))), channels=channels)
+    adopted = read(model, torch.randn(1, 3, 4, 4))
+    assert units(adopted) == expected | {"after": 6}
+    assert all("before stays at 8" in note and "single" in note for note in adopted.notes)
+    assert len(adopted.notes) == (0 if expected else 1)

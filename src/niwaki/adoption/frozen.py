@@ -21,6 +21,7 @@ SLIDES, PICKS, ORDER = "it slides along them", "it picks them by number", "it de
 WHY = (
     (("conv",), SLIDES + ", mixing neighbours"),
     (("pool", "unfold", "upsample", "grid", "pad"), SLIDES),
+    (("var", "std"), "the variance of a single one would be none"),
     (("softmax",), "it normalises over them"),
     (("index", "gather", "select", "slice", "narrow", "split", "chunk", "unbind"), PICKS),
     (("flip", "roll", "sort", "topk", "cum", "diff", "tril", "triu"), ORDER),

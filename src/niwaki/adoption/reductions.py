@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from niwaki.adoption.groups import fixed
+from niwaki.adoption.groups import Array, fixed
+from niwaki.adoption.operators import name_of
 from niwaki.adoption.reading import Arguments, Axes, NotUnderstoodError, Reading, Rule, rows_as_captured
 
 # Normalisation
@@ -110,6 +111,8 @@ def _reduce(how: str) -> Rule:
                 continue
             if how == "sum":
                 reading.meet(node, value, dim)
+            elif how == "average" and _is_of_one(reading, node, a, [axes[each] for each in gone], axes[dim]):
+                reading.freeze(axes[dim])
             elif how == "average" or (how == "extreme" and not _is_index_read(node)):
                 reading.averages[node] = tuple(gone)
             else:
@@ -118,6 +121,17 @@ def _reduce(how: str) -> Rule:
         return found if isinstance(node.meta["val"], Tensor) else [found] * len(node.meta["val"])
 
     return rule
+
+
+FEW = 12  # units, an eighth of which is one
+
+
+def _is_of_one(reading: Reading, node: fx.Node, a: Arguments, gone: Axes, axis: Array) -> bool:
+    """Whether the smallest member's variance could be that of a single number, which is none where it is divided by one less than the count."""
+    is_spread = name_of(node).startswith(("var", "std"))
+    corrected = a.get("unbiased", True) and (a.get("correction") is None or a["correction"] > 0)
+    others = math.prod(len(each) for each in gone if each is not axis)
+    return is_spread and corrected and others == 1 and len(np.unique(reading.units.find(axis))) < FEW
 
 
 def _norm(reading: Reading, node: fx.Node, a: Arguments) -> Any:

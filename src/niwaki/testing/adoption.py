@@ -467,4 +467,4 @@ def _product_weights(graph: fx.Graph) -> list[str]:
 def _rows(example: Example, adopted: Adopted) -> int:
     """How many examples there are in the example; 1 where none can be told apart."""
     axis = adopted.batch
-    return 1 if axis is None else next(tensor.shape[axis] for tensor in tensors_of(example) if has_rows(tensor, example, axis))
+    return adopted.examples if axis is None else next(tensor.shape[axis] for tensor in tensors_of(example) if has_rows(tensor, example, axis))
