@@ -101,6 +101,7 @@ class Examination:
             "choices": self.choices,
             "searchable_share": self.searchable_share,
             "opaque": list(self.adopted.opaque),
+            "notes": list(self.adopted.notes),
             "macs": self.macs,
             "examples": self.adopted.examples,
             "cut": {
@@ -467,4 +468,6 @@ def _product_weights(graph: fx.Graph) -> list[str]:
 def _rows(example: Example, adopted: Adopted) -> int:
     """How many examples there are in the example; 1 where none can be told apart."""
     axis = adopted.batch
-    return adopted.examples if axis is None else next(tensor.shape[axis] for tensor in tensors_of(example) if has_rows(tensor, example, axis))
+    return (
+        adopted.examples if axis is None else next(tensor.shape[axis] for tensor in tensors_of(example) if has_rows(tensor, example, axis))
+    )
