@@ -153,6 +153,8 @@ def test_a_budget_that_no_cut_reaches_says_the_least():
     least = MACS.cost({"a": 1, "b": 1, "c": 1})
     with pytest.raises(LandingError, match=f"macs<=1k cannot be reached .* the least is {least:,} macs .* one unit left of each of the 3"):
         expand(UNITS, Widths(UNITS), [Bound(MACS, 1000, "macs<=1k")])
+    with pytest.raises(LandingError, match=r"the least is 64 macs \(100.0% of 64\), for none of its channels may be removed"):
+        expand({}, Widths({}), [Bound(Polynomial("macs", (Term(64),)), 32, "macs<=50%")])
 
 
 # --- networks as their owners wrote them ------------------------------------------------------------------------------------------------

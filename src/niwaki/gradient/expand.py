@@ -85,10 +85,15 @@ def check_reachable(widths: Widths, bounds: Sequence[Bound]) -> None:
     for bound in bounds:
         if not bound.holds(least):
             reached, whole = bound.resource.cost(least), bound.resource.cost(most)
+            units = "one unit" if widths.multiple_of == 1 else f"{widths.multiple_of} units"
+            left = (
+                f"with {units} left of each of the {len(most)} groups"
+                if most
+                else "for none of its channels may be removed: see niwaki adopt"
+            )
             raise LandingError(
                 f"{bound.text or bound.resource.name} cannot be reached by removing channels: the least is {_number(reached)} {bound.resource.name} "
-                f"({reached / whole:.1%} of {_number(whole)}), with {'one unit' if widths.multiple_of == 1 else f'{widths.multiple_of} units'} left "
-                f"of each of the {len(most)} groups"
+                f"({reached / whole:.1%} of {_number(whole)}), {left}"
             )
 
 
