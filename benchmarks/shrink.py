@@ -317,7 +317,8 @@ def by_pressure(site: Site, job: Contestant, task: ImageClassification, module: 
 def best_landing(
     site: Site, adopted: Adopted, found: Sequence[Landing], task: ImageClassification, seed: int, teacher: Teacher
 ) -> tuple[Landing, dict[str, float]]:
-    """The best of the ways to land by validation after one epoch, as `niwaki shrink` chooses; and what they came to."""
+    """The best of the ways to land by validation after one epoch, as `niwaki shrink` chooses (which refreshes batch norms first); and what they
+    came to."""
     judged = {}
     for landing in found:
         recipe = replace(TUNE, epochs=1)
