@@ -247,7 +247,7 @@ def test_a_corrupt_image_among_good_ones_is_named(wrong, tmp_path):
         ("1 / 0", ["family.py cannot be run: ZeroDivisionError: division by zero (family.py, line 2)"]),
         ("lambda: undefined", ["family.py:network cannot be made: NameError", "(family.py, line 2)"]),
         ("3", ["is a int; a niwaki Network, a torch.nn.Module"]),
-        ("__import__('torch').nn.ReLU()", ["is a ReLU; a search needs a niwaki Network"]),
+        ("__import__('torch').nn.ReLU()", ["the network has no choices, so there is nothing to search"]),
     ],
     ids=[
         "linear on a map",
