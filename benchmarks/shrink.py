@@ -33,12 +33,12 @@ from jobs import Job, run_jobs, work_folder
 from torch import Tensor, nn
 
 from niwaki.adoption import adopt
-from niwaki.adoption.adopted import Adopted, read
+from niwaki.adoption.adopted import read
 from niwaki.cost.count import count_macs
 from niwaki.gradient.adopted import resource_of, scales_of
 from niwaki.gradient.expand import Bound, best_first
 from niwaki.gradient.figs import SMALL
-from niwaki.gradient.landing import Landing, cut, landings, pressed, take_weights_, uniform
+from niwaki.gradient.landing import Landing, cut, judged_by_training, landings, pressed, take_weights_, uniform
 from niwaki.gradient.morphnet import SHORT, Scales
 from niwaki.nn.importance import important_first
 from niwaki.run.statistics import bootstrap
@@ -305,28 +305,18 @@ def by_pressure(site: Site, job: Contestant, task: ImageClassification, module: 
             shrinking.run()
         take_weights_(adopted, shrinking)
         found = landings(adopted, shrinking, bounds)
-        landing, judged = best_landing(site, adopted, found, task, job.seed, teacher)
+        seeds = (derive_seed(job.seed, "refresh"), derive_seed(job.seed, "judge"))
+        judged = {
+            one.name: judged_by_training(adopted, one, task, TUNE, epochs=1, seeds=seeds, teacher=teacher, device=site.device)
+            for one in found
+        }
+        landing = max(found, key=lambda one: judged[one.name])
         small = tuned(site, job, task, cut(adopted, landing), teacher)
         points[str(share)] = {
             **point(site, small, task, macs.cost(landing.counts), macs.cost(units)), "landing": landing.name, "judged": judged, "alive": shrinking.history[-1].share,
             "strength": shrinking.strength[0], "counts": landing.counts,
         }  # fmt: skip
     return {"points": points, "epochs": site.plan.search + LANDINGS + site.plan.tune}
-
-
-def best_landing(
-    site: Site, adopted: Adopted, found: Sequence[Landing], task: ImageClassification, seed: int, teacher: Teacher
-) -> tuple[Landing, dict[str, float]]:
-    """The best of the ways to land by validation after one epoch, as `niwaki shrink` chooses (which refreshes batch norms first); and what they
-    came to."""
-    judged = {}
-    for landing in found:
-        recipe = replace(TUNE, epochs=1)
-        module = train(
-            cut(adopted, landing), task, recipe, task.part("train"), seed=derive_seed(seed, "judge"), device=site.device, teacher=teacher
-        )
-        judged[landing.name] = evaluate(module, task, task.part("validation"), device=site.device)["accuracy"]
-    return max(found, key=lambda landing: judged[landing.name]), judged
 
 
 def by_dmasking(site: Site, job: Contestant, task: ImageClassification, module: nn.Module) -> dict[str, Any]:

@@ -33,6 +33,8 @@ INPUT_ERRNOS = {  # of files that the user named, or of a disk that the user can
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but results and errors.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run (default: runs/<config>-<hash>).")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the folder holds of an earlier run and start anew.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Setting = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration; may be repeated.")
 ]
@@ -60,9 +62,9 @@ def search(
         int | None,
         typer.Option(help="Threads of torch, and processes that train finalists; part of the configuration, as results depend on it."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    device: Device = None,
     cascade: Cascade = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the folder holds of an earlier run and start anew.")] = False,
+    fresh: Fresh = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -367,7 +369,7 @@ def bench(
     report: Annotated[str | None, typer.Option(help="Column in which regret is told (default: the objective).")] = None,
     processes: Annotated[int | None, typer.Option(help="That search at the same time (default: one for each core).")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the searches and the report (default: runs/bench-<table>-<hash>).")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the folder holds of an earlier run and start anew.")] = False,
+    fresh: Fresh = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -423,8 +425,8 @@ def shrink(
     out: Out = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the folder holds of an earlier run and start anew.")] = False,
+    device: Device = None,
+    fresh: Fresh = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

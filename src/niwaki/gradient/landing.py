@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from niwaki.adoption.adopted import Adopted
 from niwaki.gradient.adopted import gated, places_of, scales_of
@@ -16,11 +16,15 @@ from niwaki.gradient.morphnet import MorphNet, Scales
 from niwaki.gradient.resource import Marginal, Polynomial, Tempered
 from niwaki.gradient.shrinking import Shrinking, Sparsity
 from niwaki.task.task import Task
+from niwaki.train.batch_norm import recalibrate_batch_norm_
 from niwaki.train.distill import Teacher
-from niwaki.train.loop import batches_per_epoch
+from niwaki.train.loop import batches_per_epoch, epoch_batches, evaluate, train
+from niwaki.train.recipe import Recipe
 
 Method = MorphNet | FiGS
 LOGIT_REACH = 10.0  # how far, in units of where they begin, Adam could move logits in the whole training, were there no noise
+JUDGED = 2000  # validation examples, at most, by which landings are compared before they are fine-tuned
+REFRESHED = 40  # batches that a cut network's batch norms see before it is judged
 REACH = 1.5  # how far the first pressure of MorphNet would move a scale of median cost in the whole training, were nothing against it
 
 
@@ -99,6 +103,23 @@ def landings(adopted: Adopted, shrinking: Shrinking, bounds: Sequence[Bound], *,
         keep = {group: tuple(sorted(own_order[group][:count])) for group, count in landed.items()}
         found.setdefault(tuple(landed.items()), Landing(name, keep))
     return list(found.values())
+
+
+def judged_by_training(
+    adopted: Adopted, landing: Landing, task: Task, recipe: Recipe, *, epochs: int, seeds: tuple[int, int], teacher: Teacher | None = None,
+    device: torch.device | str = "cpu",
+) -> float:  # fmt: skip
+    """The task's metric on validation examples of what a landing leaves, its batch norms refreshed, after `epochs` epochs of training by `recipe`.
+
+    seeds: of the batches that refresh, and of the training.
+    """
+    part, device = task.part("train"), torch.device(device)
+    module: nn.Module = cut(adopted, landing).to(device)
+    batches = epoch_batches(part, recipe.batch_size, seed=seeds[0])[:REFRESHED]
+    recalibrate_batch_norm_(module, [task.batch(batch, device)[0] for batch in batches])
+    if epochs:
+        module = train(module, task, replace(recipe, epochs=epochs), part, seed=seeds[1], device=device, teacher=teacher)
+    return evaluate(module, task, task.part("validation")[:JUDGED], device=device)[task.metric]
 
 
 def magnitudes(adopted: Adopted) -> dict[str, Tensor]:

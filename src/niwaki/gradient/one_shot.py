@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import cos, isfinite, pi
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from niwaki.factor.within import Within
-from niwaki.gradient.weights import load_state_, saved, sgd, state_of
+from niwaki.gradient.weights import load_state_, rising_cosine, saved, sgd, state_of
 from niwaki.net.control import Network
 from niwaki.nn.supernet import supernet
 from niwaki.task.task import Task, derive_seed
-from niwaki.train.loop import TrainingDiverged, batches_per_epoch, epoch_batches, own_randomness, seed_dropout
+from niwaki.train.loop import TrainingDiverged, batches_per_epoch, epoch_batches, own_randomness, seed_dropout, under_way
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,7 @@ class OneShotSearch:
         """Takes `max_steps` steps, or as many as are left of the epoch under way."""
         if self.finished:
             return
-        epoch, first = divmod(self.step, self.steps_per_epoch)
-        last = self.steps_per_epoch if max_steps is None else min(self.steps_per_epoch, first + max_steps)
+        epoch, first, last = under_way(self.step, self.steps_per_epoch, max_steps)
         batches = epoch_batches(self.part, self.method.batch_size, seed=derive_seed(self.seed, "weights", epoch))
         drawn = [
             space.sample_many(self.steps_per_epoch, np.random.default_rng(derive_seed(self.seed, "paths", epoch, at)))
@@ -88,7 +87,7 @@ class OneShotSearch:
         with own_randomness(self.device):
             for step in range(first, last):
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self.method.lr * (1 + cos(pi * self.step / self.total_steps)) / 2
+                    group["lr"] = rising_cosine(self.method.lr, 0.0, self.step, self.total_steps)
                 seed_dropout(derive_seed(self.seed, "dropout", epoch, step), self.device)
                 inputs, targets = self.task.augmented_batch(
                     batches[step], self.device, torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))

@@ -14,7 +14,7 @@ from niwaki.gradient.expand import Bound, Widths, best_first, lowest_level
 from niwaki.gradient.resource import penalty
 from niwaki.task.task import Task, derive_seed
 from niwaki.train.distill import Teacher
-from niwaki.train.loop import TrainingDiverged, batches_per_epoch, epoch_batches, own_randomness, seed_dropout
+from niwaki.train.loop import TrainingDiverged, batches_per_epoch, epoch_batches, own_randomness, seed_dropout, under_way
 from niwaki.train.recipe import Recipe, lr_at, optimizer_for
 
 LOOKS = 50  # at where the pressure leads, in a training; at most one a step
@@ -106,8 +106,7 @@ class Shrinking:
         """Takes `max_steps` steps, or as many as are left of the epoch under way."""
         if self.finished:
             return
-        epoch, first = divmod(self.step, self.steps_per_epoch)
-        last = self.steps_per_epoch if max_steps is None else min(self.steps_per_epoch, first + max_steps)
+        epoch, first, last = under_way(self.step, self.steps_per_epoch, max_steps)
         batches = epoch_batches(self.indices, self.recipe.batch_size, seed=derive_seed(self.seed, "order", epoch))
         self.module.train()
         with own_randomness(self.device):

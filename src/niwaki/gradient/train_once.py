@@ -28,7 +28,7 @@ from niwaki.nn.supernet import extract, supernet
 from niwaki.space.architecture import Architecture
 from niwaki.space.size import scope
 from niwaki.task.task import Task, derive_seed
-from niwaki.train.loop import TrainingDiverged, batches_per_epoch, epoch_batches, own_randomness, seed_dropout
+from niwaki.train.loop import TrainingDiverged, batches_per_epoch, epoch_batches, own_randomness, seed_dropout, under_way
 from niwaki.train.sandwich import Divergence, alpha_divergence, constant_ending, kl_divergence, sandwich_backward, without_dropout
 
 Kind = Literal["resolution", "depth", "kernel", "width"]
@@ -224,8 +224,7 @@ class TrainOnceSearch:
         """Takes `max_steps` steps, or as many as are left of the epoch under way."""
         if self.finished:
             return
-        epoch, first = divmod(self.step, self.steps_per_epoch)
-        last = self.steps_per_epoch if max_steps is None else min(self.steps_per_epoch, first + max_steps)
+        epoch, first, last = under_way(self.step, self.steps_per_epoch, max_steps)
         at = self.phase_of(epoch)
         begins = self._ends[at - 1] if at else 0
         if first == 0 and epoch == begins and at > 0:

@@ -19,7 +19,7 @@ from niwaki.gradient.weights import load_state_, rising_cosine, saved, sgd, stat
 from niwaki.net.control import Network
 from niwaki.nn.supernet import supernet
 from niwaki.task.task import Task, derive_seed
-from niwaki.train.loop import TrainingDiverged, batches_per_epoch, epoch_batches, own_randomness, seed_dropout
+from niwaki.train.loop import TrainingDiverged, batches_per_epoch, epoch_batches, own_randomness, seed_dropout, under_way
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,7 @@ class TuNASSearch:
         """Takes `max_steps` steps, or as many as are left of the epoch under way."""
         if self.finished:
             return
-        epoch, first = divmod(self.step, self.steps_per_epoch)
-        last = self.steps_per_epoch if max_steps is None else min(self.steps_per_epoch, first + max_steps)
+        epoch, first, last = under_way(self.step, self.steps_per_epoch, max_steps)
         batches = epoch_batches(self.weight_part, self.method.batch_size, seed=derive_seed(self.seed, "weights", epoch))
         validation = Rounds(
             self.architecture_part, self.method.batch_size * self.method.validation_batches, derive_seed(self.seed, "reward")

@@ -28,7 +28,7 @@ from niwaki.cost.count import layer_table
 from niwaki.deploy.card import ModelCard, versions
 from niwaki.explain.hierarchy import Hierarchy
 from niwaki.gradient.expand import Bound, Widths, check_reachable
-from niwaki.gradient.landing import Landing, cut, landings, pressed, take_weights_
+from niwaki.gradient.landing import Landing, cut, judged_by_training, landings, pressed, take_weights_
 from niwaki.gradient.shrinking import Shrinking
 from niwaki.net.control import Network
 from niwaki.net.edit import decode
@@ -63,12 +63,8 @@ from niwaki.run.shrink_plan import (
 from niwaki.run.shrink_story import record_of
 from niwaki.store.files import atomic_write
 from niwaki.task.task import derive_seed
-from niwaki.train.batch_norm import recalibrate_batch_norm_
 from niwaki.train.distill import Teacher, teacher_of, weights_hash
-from niwaki.train.loop import TrainingDiverged, epoch_batches, evaluate, start, train
-
-JUDGED = 2000  # validation examples, at most, by which landings are compared before they are fine-tuned
-REFRESHED = 40  # batches that a cut network's batch norms see before it is judged
+from niwaki.train.loop import TrainingDiverged, evaluate, start
 
 
 @dataclass(frozen=True)
@@ -496,27 +492,18 @@ def _landing(
     if len(found) > 1:
         work.progress.phase("judging landings", len(found))
         work.progress.advance(0)
+    judge = partial(
+        judged_by_training, task=work.task, recipe=work.plan.tune, epochs=work.plan.settings.judged, seeds=(work.seed("refresh"), work.seed("judge")),
+        teacher=teacher, device=work.plan.device,
+    )  # fmt: skip
     judged = {}
     for number, landing in enumerate(found):
         judged[landing.name] = (
-            once(work.folder, f"judged {at} {landing.name}", partial(_judged, work, adopted, landing, teacher)) if len(found) > 1 else None
+            once(work.folder, f"judged {at} {landing.name}", partial(judge, adopted, landing)) if len(found) > 1 else None
         )
         work.progress.advance(number + 1)
     best = max(found, key=lambda landing: judged[landing.name] or 0.0)
     return {"name": best.name, "keep": {group: list(units) for group, units in best.keep.items()}, "judged": judged}
-
-
-def _judged(work: _Work, adopted: Adopted, landing: Landing, teacher: Teacher | None) -> float:
-    """The metric on validation data of what a landing leaves, its batch norms refreshed, after `shrink.judged` epochs of training."""
-    indices, train_part = work.task.part("validation")[:JUDGED], work.task.part("train")
-    device = torch.device(work.plan.device)
-    module: nn.Module = cut(adopted, landing).to(device)
-    batches = epoch_batches(train_part, work.plan.tune.batch_size, seed=work.seed("refresh"))[:REFRESHED]
-    recalibrate_batch_norm_(module, [work.task.batch(part, device)[0] for part in batches])
-    if work.plan.settings.judged:
-        recipe = replace(work.plan.tune, epochs=work.plan.settings.judged)
-        module = train(module, work.task, recipe, train_part, seed=work.seed("judge"), device=device, teacher=teacher)
-    return evaluate(module, work.task, indices, device=device)[work.task.metric]
 
 
 def _tune(work: _Work, module: fx.GraphModule, trained: nn.Module) -> nn.Module:

@@ -77,8 +77,7 @@ class Training:
         """Takes `max_steps` steps, or as many as are left of the epoch under way: a training never runs over the end of an epoch."""
         if self.finished:
             return
-        epoch, first = divmod(self.step, self.steps_per_epoch)
-        last = self.steps_per_epoch if max_steps is None else min(self.steps_per_epoch, first + max_steps)
+        epoch, first, last = under_way(self.step, self.steps_per_epoch, max_steps)
         batches = epoch_batches(self.indices, self.recipe.batch_size, seed=derive_seed(self.seed, "order", epoch))
         losses: list[Tensor] = []
         self.module.train()
@@ -211,6 +210,16 @@ def train(
         training.run()
         after_epoch(training)
     return training.evaluation_module()
+
+
+def under_way(step: int, steps_per_epoch: int, most: int | None) -> tuple[int, int, int]:
+    """The epoch that step number `step` lies in, and its steps to take now: from, and up to but without; `most` of them, or None for all that are left.
+
+    >>> under_way(7, 5, None), under_way(7, 5, 2)
+    ((1, 2, 5), (1, 2, 4))
+    """
+    epoch, first = divmod(step, steps_per_epoch)
+    return epoch, first, steps_per_epoch if most is None else min(steps_per_epoch, first + most)
 
 
 def batches_per_epoch(examples: int, batch_size: int) -> int:
