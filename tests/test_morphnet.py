@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from random import Random
 
@@ -12,7 +13,7 @@ from torch import nn
 from niwaki.adoption.adopted import read
 from niwaki.adoption.axes import Term
 from niwaki.gradient.adopted import operators, resource_of, scales_of
-from niwaki.gradient.expand import Bound, LandingError, Widths, by_rank, expand, fill, used
+from niwaki.gradient.expand import Bound, LandingError, Widths, by_rank, check_needed, expand, fill, used
 from niwaki.gradient.morphnet import MorphNet, MorphNetError, Scale, Scales, joined, lengths
 from niwaki.gradient.resource import DEVICES, Marginal, Operator, Polynomial, charged_twice, penalty, roofline
 
@@ -155,6 +156,18 @@ def test_a_budget_that_no_cut_reaches_says_the_least():
         expand(UNITS, Widths(UNITS), [Bound(MACS, 1000, "macs<=1k")])
     with pytest.raises(LandingError, match=r"the least is 64 macs \(100.0% of 64\), for none of its channels may be removed"):
         expand({}, Widths({}), [Bound(Polynomial("macs", (Term(64),)), 32, "macs<=50%")])
+
+
+def test_a_budget_that_the_network_keeps_already_is_refused_and_one_beside_it_that_it_exceeds_is_not():
+    whole, least = MACS.cost(UNITS), MACS.cost({"a": 1, "b": 1, "c": 1})
+    loose, tight = Bound(MACS, 1.5 * whole, "macs<=150%"), Bound(replace(MACS, name="params"), whole - 1, "params<=99%")
+    with pytest.raises(
+        LandingError, match=rf"macs<=150%: there is nothing to shrink.* costs {whole:,} macs, of at most .* down to {least:,} \("
+    ):
+        check_needed(Widths(UNITS), [loose])
+    with pytest.raises(LandingError, match="nothing to shrink"):
+        check_needed(Widths(UNITS), [Bound(MACS, whole)])
+    check_needed(Widths(UNITS), [loose, tight])
 
 
 # --- networks as their owners wrote them ------------------------------------------------------------------------------------------------

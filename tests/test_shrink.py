@@ -258,6 +258,8 @@ def test_a_module_from_python_stays_as_it_is_and_what_is_frozen_in_it_too(task, 
     ("words", "said"),
     [
         (("own.py:Net", "--budget", "macs<=100"), "macs<=100 cannot be reached by removing channels: the least is"),
+        (("own.py:Net", "--budget", "macs<=150%"), "nothing to shrink, for the network as it is keeps this. It costs 50,392 macs, of at most 75,588"),
+        (("own.py:Net", "--budget", "params<=1M", "--budget", "roofline(T4)<=100%"), "roofline(T4)<=100%: there is nothing to shrink"),
         (("own.py:Net", "--budget", "flops<=50%"), "'flops' is no resource"),
         (("own.py:Net", "--budget", "macs<=50%", "--method", "morphnets"), "did you mean morphnet"),
         (("own.py:Net", "--budget", "macs<=50%", "--set", "shrink.epoch=3"), "did you mean shrink.epochs"),

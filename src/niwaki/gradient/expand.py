@@ -97,6 +97,20 @@ def check_reachable(widths: Widths, bounds: Sequence[Bound]) -> None:
             )
 
 
+def check_needed(widths: Widths, bounds: Sequence[Bound]) -> None:
+    """Raises LandingError where the owner's network keeps all bounds already, so that nothing would be removed."""
+    most, least = dict(widths.units), widths.least
+    if not kept(bounds, most):
+        return
+    given = " and ".join(bound.text or bound.resource.name for bound in bounds)
+    costs = ", ".join(
+        f"{_number(whole := bound.resource.cost(most))} {bound.resource.name}, of at most {_number(bound.upper)}; any limit below that, down to "
+        f"{_number(reached := bound.resource.cost(least))} ({reached / whole:.1%}), can be asked for"
+        for bound in bounds
+    )
+    raise LandingError(f"{given}: there is nothing to shrink, for the network as it is keeps this. It costs {costs}")
+
+
 def expand(shape: Mapping[str, float], widths: Widths, bounds: Sequence[Bound]) -> tuple[float, dict[str, int]]:
     """The largest omega for which round(omega x shape) keeps the bounds, and those numbers (MorphNet, step 3).
 

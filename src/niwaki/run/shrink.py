@@ -27,7 +27,7 @@ from niwaki.adoption.describe import adopt
 from niwaki.cost.count import layer_table
 from niwaki.deploy.card import ModelCard, versions
 from niwaki.explain.hierarchy import Hierarchy
-from niwaki.gradient.expand import Bound, Widths, check_reachable
+from niwaki.gradient.expand import Bound, Widths, check_needed, check_reachable
 from niwaki.gradient.landing import Landing, cut, judged_by_training, landings, pressed, take_weights_
 from niwaki.gradient.shrinking import Shrinking
 from niwaki.net.control import Network
@@ -227,7 +227,9 @@ def _run(
         teacher_asked(asked.config, data)  # raises ConfigError
         adopted = read(owner, example)
         units, bounds = adopted.whole, bounds_of(adopted, asked.budget)
-        check_reachable(Widths(units, asked.settings.multiple_of), bounds)
+        widths = Widths(units, asked.settings.multiple_of)
+        check_reachable(widths, bounds)
+        check_needed(widths, bounds)
         costs = costs_of(adopted, asked.budget, units)
         made = plan_of(asked, data, owner, costs["macs"])
         with repeatable(made):
