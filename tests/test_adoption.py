@@ -4,6 +4,7 @@ import copy
 import pickle
 import random
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,9 +16,14 @@ from niwaki.adoption import AdoptionError, Run, gated, read
 from niwaki.adoption.axes import positions
 from niwaki.adoption.capture import arguments_of
 from niwaki.adoption.counter import counted_macs
+from niwaki.adoption.describe import describe
 from niwaki.adoption.gates import gates_of
 from niwaki.deploy.card import ExportError
 from niwaki.deploy.plain import onnx_of
+from niwaki.gradient.adopted import resource_of
+from niwaki.gradient.expand import Bound, LandingError
+from niwaki.gradient.landing import uniform
+from niwaki.net.place import space_of
 from niwaki.testing import check_adoption
 
 
@@ -40,7 +46,7 @@ def assert_close(found, expected):
 
 def some_units(adopted, seed):
     rng = random.Random(seed)
-    return {group.name: sorted(rng.sample(range(group.units), rng.randint(1, group.units))) for group in adopted.groups}
+    return {group.name: sorted(rng.sample(range(group.units), rng.randint(group.least, group.units))) for group in adopted.groups}
 
 
 def reordered(adopted, seed):
@@ -855,11 +861,54 @@ def test_a_sum_without_weights_is_checked_by_gates():
         assert units(check_adoption(Around(between), torch.randn(1, 3, 4, 4), onnx=False).adopted) == {"before": 12, "after": 6}
 
 
-@pytest.mark.parametrize(("channels", "expected"), [(8, {}), (12, {"before": 12})])
-def test_no_member_of_the_family_takes_the_variance_of_a_single_channel(channels, expected):
-    """PyTorch divides by one less than the count: NaN for one. An eighth of eight channels would be one."""
-    model = Around(Call(lambda x: x / (1 + x.std(1, keepdim=True))), channels=channels)
-    adopted = read(model, torch.randn(1, 3, 4, 4))
-    assert units(adopted) == expected | {"after": 6}
-    assert all("before stays at 8" in note and "single" in note for note in adopted.notes)
-    assert len(adopted.notes) == (0 if expected else 1)
+SPREADS = {
+    "an unbiased deviation": lambda x: x / (1 + x.std(1, keepdim=True)),
+    "a biased variance": lambda x: x * x.var(1, correction=0, keepdim=True),
+    "a layer norm": lambda x: F.layer_norm(x.movedim(1, 3), x.shape[1:2]).movedim(3, 1),
+}
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_no_member_of_the_family_takes_the_variance_of_a_single_channel(name):
+    """PyTorch divides by one less than the count, so that it would be NaN; without that it would always be zero, as would be what is normalised."""
+    found = check_adoption(Around(Call(SPREADS[name]), channels=8), torch.randn(2, 3, 4, 4), onnx=False)
+    adopted = found.adopted
+    assert (units(adopted), adopted.least) == ({"before": 8, "after": 6}, {"before": 2, "after": 1})
+    family, _ = describe(adopted)
+    options = {decision.name: decision.options for decision in space_of(family)}
+    assert options["before"] == (2, 3, 4, 5, 6, 7, 8)
+    assert options["after"][0] == 1
+    smallest = adopted.cut({"before": [0, 5], "after": [3]}).train()(torch.randn(2, 3, 4, 4))
+    assert torch.isfinite(smallest).all()
+    for ask in (
+        lambda: adopted.cut({"before": [0]}),
+        lambda: adopted.cost("macs", {"before": 1}),
+        lambda: describe(adopted, options=lambda _: (1,)),
+    ):
+        with pytest.raises(AdoptionError, match="'before' has 2 to 8 units"):
+            ask()
+    macs = resource_of(adopted, "macs")
+    tight = Bound(macs, macs.cost({"before": 2, "after": 1}))
+    assert uniform(adopted, [tight]) == {"before": 2, "after": 1}
+    with pytest.raises(LandingError, match="with 2 units left of each of the 2 groups, or fewer"):
+        uniform(adopted, [replace(tight, upper=tight.upper - 1)])
+
+
+def test_a_variance_over_more_than_one_group_or_place_needs_no_second_channel():
+    over_space = Around(Call(lambda x: x / (1 + x.std((1, 2, 3), keepdim=True))))
+    assert set(read(over_space, torch.randn(1, 3, 4, 4)).least.values()) == {1}
+    two = Around(Call(lambda x: x / (1 + torch.cat([x, torch.ones_like(x[:, :1])], 1).std(1, keepdim=True))))
+    assert set(read(two, torch.randn(1, 3, 4, 4)).least.values()) == {1}, "one position is always there"
+
+
+def test_a_group_whose_units_a_variance_needs_all_stays_whole():
+    adopted = read(Around(Call(lambda x: x * x.std(1, keepdim=True)), channels=2), torch.randn(1, 3, 4, 4))
+    assert units(adopted) == {"after": 6}
+    assert re.match("before stays at 2: .*std.* keeps them whole, for with fewer its variance would be of a single one", adopted.notes[0])
+
+
+def test_gates_that_leave_one_channel_of_a_variance_give_no_nan():
+    adopted = read(Around(Call(lambda x: x / (1 + x.std(1, keepdim=True))), channels=4), torch.randn(1, 3, 4, 4))
+    gate = torch.nn.Parameter(torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    gated(adopted, {"before": gate})(torch.randn(2, 3, 4, 4)).sum().backward()
+    assert torch.isfinite(gate.grad).all()

@@ -270,7 +270,10 @@ def counted(module):
 def patterns(adopted, count, seed=0):
     rng = Random(seed)
     for _ in range(count):
-        yield {group: tuple(sorted(rng.sample(range(units), rng.randint(1, units)))) for group, units in adopted.whole.items()}
+        yield {
+            group: tuple(sorted(rng.sample(range(units), rng.randint(adopted.least[group], units))))
+            for group, units in adopted.whole.items()
+        }
 
 
 @pytest.mark.parametrize("network", NETWORKS)

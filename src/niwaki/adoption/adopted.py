@@ -8,8 +8,9 @@ what happens to every channel, `groups` sorts the channels.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -26,7 +27,7 @@ from niwaki.adoption.cut import plain_module
 from niwaki.adoption.frozen import frozen_notes
 from niwaki.adoption.groups import Array, Partition, partition
 from niwaki.adoption.operators import arguments, name_of, overload
-from niwaki.adoption.reading import Extent, Product, Reading, rows_for_one
+from niwaki.adoption.reading import Extent, Floor, Product, Reading, rows_for_one
 from niwaki.adoption.rules import read_node
 
 METRICS = ("macs", "params", "activation_bytes")
@@ -85,6 +86,11 @@ class Adopted:
         """Units of every group in the owner's model."""
         return {group.name: group.units for group in self.groups}
 
+    @property
+    def least(self) -> dict[str, int]:
+        """The fewest units that every group may have: one, or two where a variance or a normalisation runs over them."""
+        return {group.name: group.least for group in self.groups}
+
     def terms(self, metric: str) -> tuple[Term, ...]:
         """A cost as a sum of products of sizes. "macs": multiply-adds of maps and products; "params": all parameters, tied ones once;
         "activation_bytes": what operators write (views write nothing), in float32."""
@@ -110,8 +116,8 @@ class Adopted:
         for name, units in alive.items():
             if name not in self.whole:
                 raise AdoptionError(f"there is no group {name!r}; there are {', '.join(self.whole) or 'none'}")
-            if not 1 <= units <= self.whole[name]:
-                raise AdoptionError(f"group {name!r} has 1 to {self.whole[name]} units; given {units}")
+            if not self.least[name] <= units <= self.whole[name]:
+                raise AdoptionError(f"group {name!r} has {self.least[name]} to {self.whole[name]} units; given {units}")
         return alive
 
 
@@ -132,9 +138,7 @@ def read(model: nn.Module, example: Example) -> Adopted:
     parameters = dict(captured.owner.named_parameters())
     held = [axis for name, axes in reading.weights.items() if name in parameters for axis in _made_by(captured.graph, name, axes)]
     read_at = [reading.of(meeting.value)[meeting.axis] for meeting in reading.meetings]
-    found = partition(reading.units, [*reading.every_axis(), *extents], weights=held, read=read_at)
-    names, groups = _named(reading, found)
-    runs = _Runs(found, names)
+    runs, groups = _sorted(reading, partial(partition, reading.units, [*reading.every_axis(), *extents], weights=held, read=read_at))
     axes = {node.name: tuple(map(runs.of, axes)) for node, axes in reading.axes.items() if _is_tensor(node) and axes is not None}
     weights = {name: tuple(map(runs.of, axes)) for name, axes in reading.weights.items()}
     sizes = {node.name: runs.sizes(raw) for node, raw in reading.sizes.items()}
@@ -208,6 +212,39 @@ class _Runs:
         return Term(coefficient, tuple(sizes))
 
 
+def _sorted(reading: Reading, sort: Callable[[], Partition]) -> tuple[_Runs, tuple[Group, ...]]:
+    """The groups, each with the fewest units that it may have; one of which all are needed is fixed."""
+    while True:
+        found = sort()
+        names, groups = _named(reading, found)
+        runs = _Runs(found, names)
+        least = _least(reading.floors, runs, {name: units for name, units, _ in groups})
+        needed = {name for name, units, _ in groups if least[name] == units}
+        if not needed:
+            return runs, tuple(Group(name, units, members, least[name]) for name, units, members in groups)
+        for floor in reading.floors:
+            reading.units.reason = floor.reader
+            for extent in floor.extents:
+                start = 0
+                for part in runs.of(extent.units):
+                    if part.group in needed:
+                        reading.freeze(extent.units[start : start + part.length])
+                    start += part.length
+
+
+def _least(floors: Sequence[Floor], runs: _Runs, units: Mapping[str, int]) -> dict[str, int]:
+    """The fewest units of each group, of `units`, with which every statistic is of enough numbers; all, where that takes them."""
+    least = dict.fromkeys(units, 1)
+    for floor in floors:
+        term = runs.term(Product(1, floor.extents))
+        inside = {group for size in term.sizes for group, _ in size if group is not None}
+        for number in range(1, floor.least + 1):
+            least |= {group: max(least[group], min(number, units[group])) for group in inside}
+            if total([term], least) >= floor.least:
+                break
+    return least
+
+
 def _for_one(size: Linear, extent: Extent) -> Linear:
     """Heads that lie in one axis with the batch: as many times fewer as the batch of the capture is larger than one."""
     scaled = [(group, factor * extent.rows) for group, factor in size]
@@ -247,8 +284,9 @@ def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
 
 
-def _named(reading: Reading, found: Partition) -> tuple[list[str], tuple[Group, ...]]:
-    """Names of the groups, by number: the path of the layer that makes their channels first, numbered where it makes several."""
+def _named(reading: Reading, found: Partition) -> tuple[list[str], list[tuple[str, int, tuple[tuple[str, int], ...]]]]:
+    """Names of the groups, by number, and each with its units and members. A name is the path of the layer that makes the channels first,
+    numbered where it makes several."""
     members: dict[int, list[tuple[str, int]]] = {number: [] for number in range(len(found.sizes))}
     for node in reading.captured.graph.nodes:
         for value in node.all_input_nodes:
@@ -263,7 +301,7 @@ def _named(reading: Reading, found: Partition) -> tuple[list[str], tuple[Group, 
         name = pairs[0][0].rpartition(".")[0] or pairs[0][0] if pairs else "group"
         taken[name] = taken.get(name, 0) + 1
         names[number] = name if taken[name] == 1 else f"{name}#{taken[name]}"
-    groups = tuple(Group(names[number], found.sizes[number], tuple(members[number])) for number in members)
+    groups = [(names[number], found.sizes[number], tuple(members[number])) for number in members]
     return [names[number] for number in range(len(names))], groups
 
 

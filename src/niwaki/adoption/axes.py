@@ -44,10 +44,13 @@ class Group:
     name: str
     units: int
     members: tuple[tuple[str, int], ...] = ()  # (weight, axis) pairs that carry it, first producer first
+    least: int = 1  # of its units stay: two, where a variance or a normalisation runs over them alone
 
     def __post_init__(self) -> None:
         if self.units < 2:
             raise AdoptionError(f"group {self.name!r} has {self.units} unit; at least one stays, so there would be nothing to choose")
+        if not 1 <= self.least < self.units:
+            raise AdoptionError(f"group {self.name!r} keeps at least {self.least} of {self.units} units; it is 1 to {self.units - 1}")
 
 
 @dataclass(frozen=True)

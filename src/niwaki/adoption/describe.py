@@ -31,8 +31,8 @@ Options = Callable[[Group], Sequence[int]]
 
 
 def eighths(group: Group) -> tuple[int, ...]:
-    """One to eight eighths of the owner's units, rounded, at least one unit; the owner's own width comes last."""
-    return tuple(sorted({max(1, round(group.units * part / EIGHTHS)) for part in range(1, EIGHTHS + 1)}))
+    """One to eight eighths of the owner's units, rounded, at least as many as there have to be; the owner's own width comes last."""
+    return tuple(sorted({max(group.least, round(group.units * part / EIGHTHS)) for part in range(1, EIGHTHS + 1)}))
 
 
 def adopt(model: nn.Module, example: Example, *, options: Options = eighths) -> tuple[Network, dict[str, Tensor]]:
@@ -66,8 +66,8 @@ def choices_of(adopted: Adopted, options: Options = eighths) -> dict[str, Choice
             name, number = f"{base}_{number}", number + 1
         taken.add(name)
         sizes = tuple(dict.fromkeys((*sorted(int(size) for size in options(group) if size != group.units), group.units)))
-        if not 1 <= sizes[0] <= sizes[-2 if len(sizes) > 1 else 0] <= group.units:
-            raise AdoptionError(f"group {group.name!r} has 1 to {group.units} units; its options are {sizes}")
+        if not group.least <= sizes[0] <= sizes[-2 if len(sizes) > 1 else 0] <= group.units:
+            raise AdoptionError(f"group {group.name!r} has {group.least} to {group.units} units; its options are {sizes}")
         found[group.name] = Choice(sizes, f"/{name}")
     return found
 

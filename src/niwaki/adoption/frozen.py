@@ -21,7 +21,8 @@ SLIDES, PICKS, ORDER = "it slides along them", "it picks them by number", "it de
 WHY = (
     (("conv",), SLIDES + ", mixing neighbours"),
     (("pool", "unfold", "upsample", "grid", "pad"), SLIDES),
-    (("var", "std"), "the variance of a single one would be none"),
+    (("var", "std"), "with fewer its variance would be of a single one"),
+    (("layer_norm", "rms_norm", "group_norm", "batch_norm"), "with fewer it would normalise a single one"),
     (("softmax",), "it normalises over them"),
     (("index", "gather", "select", "slice", "narrow", "split", "chunk", "unbind"), PICKS),
     (("flip", "roll", "sort", "topk", "cum", "diff", "tril", "triu"), ORDER),

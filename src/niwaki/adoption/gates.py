@@ -144,7 +144,7 @@ def weighted_reduction(
         return mean if keepdim else mean.squeeze(tuple(dims))
     count = _count(x, mask, dims)
     spread = weighted_mean((x - mean).square(), mask, dims, True) * (count / (count - correction).clamp_min(torch.finfo(x.dtype).tiny))
-    spread = spread.sqrt() if name.startswith("std") else spread
+    spread = spread.clamp_min(torch.finfo(x.dtype).tiny).sqrt() if name.startswith("std") else spread
     spread, mean = (each if keepdim else each.squeeze(tuple(dims)) for each in (spread, mean))
     return (spread, mean) if name.endswith("mean") else spread
 

@@ -50,6 +50,15 @@ class Meeting:
     axis: int
 
 
+@dataclass(frozen=True)
+class Floor:
+    """A statistic that `reader` takes over so many numbers, the product of `extents`, of which there have to be `least`."""
+
+    reader: fx.Node
+    extents: tuple[Extent, ...]
+    least: int
+
+
 @dataclass
 class Reading:
     """Filled node by node, in the order of the graph; the rules (`rules.py`) write to it."""
@@ -62,6 +71,7 @@ class Reading:
     macs: dict[fx.Node, list[Product]] = field(default_factory=dict)
     meetings: list[Meeting] = field(default_factory=list)
     averages: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)  # operators whose statistics run over axes that may be cut
+    floors: list[Floor] = field(default_factory=list)
     uncounted: list[fx.Node] = field(default_factory=list)  # whose multiply-adds no rule counts
     opaque: dict[fx.Node, tuple[str, str]] = field(default_factory=dict)  # what was not understood: its layer, and why
 
@@ -133,6 +143,11 @@ class Reading:
         if isinstance(value, fx.Node) and not self.is_fixed(self.of(value)[axis]):
             self.meetings.append(Meeting(reader, value, axis % len(self.of(value))))
 
+    def spread(self, node: fx.Node, value: fx.Node, dims: Sequence[int], *, correction: int = 0) -> None:
+        """`node` takes a variance along `dims` of `value`, divided by the count less `correction`: of a single number it would be none, or 0 always."""
+        self.averages[node] = tuple(dims)
+        self.floors.append(Floor(node, tuple(self.extents(value, dims)), max(2, correction + 1)))
+
     def count(self, node: fx.Node, coefficient: int, extents: Sequence[Extent]) -> None:
         self.macs.setdefault(node, []).append(Product(coefficient, tuple(extents)))
 
@@ -147,6 +162,7 @@ class Reading:
         for noted in (self.sizes, self.macs, self.averages):
             noted.pop(node, None)
         self.meetings = [meeting for meeting in self.meetings if meeting.reader is not node]
+        self.floors = [floor for floor in self.floors if floor.reader is not node]
         self.uncounted.append(node)
         if touched:
             operator = str(overload(node) or getattr(node.target, "__name__", node.target))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from niwaki.adoption.groups import Array, fixed
+from niwaki.adoption.groups import fixed
 from niwaki.adoption.operators import name_of
 from niwaki.adoption.reading import Arguments, Axes, NotUnderstoodError, Reading, Rule, rows_as_captured
 
@@ -24,7 +24,7 @@ def _batch_norm(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
         if a.get(name) is not None:
             reading.join(axes[1], reading.of(a[name])[0])
     if a.get("training"):
-        reading.averages[node] = (0, *range(2, len(axes)))  # of the batch; or of a weight that is standardised
+        reading.spread(node, a["input"], (0, *range(2, len(axes))))  # of the batch; or of a weight that is standardised
     return axes
 
 
@@ -35,7 +35,7 @@ def _layer_norm(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
             for one, other in zip(axes[-dims:], reading.of(a[name]), strict=True):
                 reading.join(one, other)
     reading.sizes[node] = {"normalized_shape": axes[-dims:]}
-    reading.averages[node] = tuple(range(len(axes) - dims, len(axes)))
+    reading.spread(node, a["input"], range(len(axes) - dims, len(axes)))
     return axes
 
 
@@ -47,7 +47,7 @@ def _group_norm(reading: Reading, node: fx.Node, a: Arguments) -> Axes:
             reading.join(axes[1], reading.of(a[name])[0])
     reading.freeze(*axes[2:])
     if groups == 1:
-        reading.averages[node] = tuple(range(1, len(axes)))
+        reading.spread(node, a["input"], range(1, len(axes)))
     else:
         table = axes[1].reshape(groups, -1)
         reading.tie_along(table, 0)
@@ -111,8 +111,9 @@ def _reduce(how: str) -> Rule:
                 continue
             if how == "sum":
                 reading.meet(node, value, dim)
-            elif how == "average" and _is_of_one(reading, node, a, [axes[each] for each in gone], axes[dim]):
-                reading.freeze(axes[dim])
+            elif how == "average" and name_of(node).startswith(("var", "std")):
+                correction = a.get("correction", a.get("unbiased"))
+                reading.spread(node, value, gone, correction=1 if correction is None else int(correction))
             elif how == "average" or (how == "extreme" and not _is_index_read(node)):
                 reading.averages[node] = tuple(gone)
             else:
@@ -121,17 +122,6 @@ def _reduce(how: str) -> Rule:
         return found if isinstance(node.meta["val"], Tensor) else [found] * len(node.meta["val"])
 
     return rule
-
-
-FEW = 12  # units, an eighth of which is one
-
-
-def _is_of_one(reading: Reading, node: fx.Node, a: Arguments, gone: Axes, axis: Array) -> bool:
-    """Whether the smallest member's variance could be that of a single number, which is none where it is divided by one less than the count."""
-    is_spread = name_of(node).startswith(("var", "std"))
-    corrected = a.get("unbiased", True) and (a.get("correction") is None or a["correction"] > 0)
-    others = math.prod(len(each) for each in gone if each is not axis)
-    return is_spread and corrected and others == 1 and len(np.unique(reading.units.find(axis))) < FEW
 
 
 def _norm(reading: Reading, node: fx.Node, a: Arguments) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import floor
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import ceil, floor
 
 from torch import Tensor
 
@@ -39,25 +40,27 @@ class Bound:
 @dataclass(frozen=True)
 class Widths:
     """Which numbers of units there may be. units: of each group in the owner's model, the most. multiple_of: the numbers below that are
-    multiples of it, if the group has so many."""
+    multiples of it, if the group has so many. needed: the fewest of a group, where that is more than one."""
 
     units: Mapping[str, int]
     multiple_of: int = 1
+    needed: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.multiple_of < 1 or any(count < 1 for count in self.units.values()):
             raise LandingError(f"widths are multiples of {self.multiple_of} up to {dict(self.units)}; both are at least 1")
 
-    @property
-    def least(self) -> dict[str, int]:
-        return {group: min(self.multiple_of, most) for group, most in self.units.items()}
+    @cached_property
+    def least(self) -> Mapping[str, int]:
+        step = self.multiple_of
+        return {group: min(most, step * ceil(self.needed.get(group, 1) / step)) for group, most in self.units.items()}
 
     def near(self, group: str, width: float) -> int:
         """The possible number nearest to `width`; never less for more."""
         most, step = self.units[group], self.multiple_of
         if width >= most:
             return most
-        return min(most, max(min(step, most), step * floor(width / step + 0.5)))
+        return min(most, max(self.least[group], step * floor(width / step + 0.5)))
 
     def next(self, group: str, count: int) -> int | None:
         """The next larger number, or None."""
@@ -67,7 +70,7 @@ class Widths:
     def before(self, group: str, count: int) -> int | None:
         """The next smaller number, or None."""
         step = self.multiple_of
-        return None if count <= min(step, self.units[group]) else step * ((count - 1) // step)
+        return None if count <= self.least[group] else step * ((count - 1) // step)
 
 
 def kept(bounds: Sequence[Bound], alive: Alive) -> bool:
@@ -85,9 +88,9 @@ def check_reachable(widths: Widths, bounds: Sequence[Bound]) -> None:
     for bound in bounds:
         if not bound.holds(least):
             reached, whole = bound.resource.cost(least), bound.resource.cost(most)
-            units = "one unit" if widths.multiple_of == 1 else f"{widths.multiple_of} units"
+            units = f"{max(least.values(), default=1)} units" if any(count > 1 for count in least.values()) else "one unit"
             left = (
-                f"with {units} left of each of the {len(most)} groups"
+                f"with {units} left of each of the {len(most)} groups{'' if len(set(least.values())) == 1 else ', or fewer'}"
                 if most
                 else "for none of its channels may be removed: see niwaki adopt"
             )
@@ -207,7 +210,7 @@ def by_rank(scores: Mapping[str, Sequence[float]], widths: Widths, bounds: Seque
     """
     check_reachable(widths, bounds)
     level = lowest_level(scores, widths, bounds)
-    return widths.least if level is None else _above(level, scores, widths)
+    return dict(widths.least) if level is None else _above(level, scores, widths)
 
 
 def lowest_level(scores: Mapping[str, Sequence[float]], widths: Widths, bounds: Sequence[Bound]) -> float | None:

@@ -62,7 +62,7 @@ def pressed(
         first = REACH * (1 - method.momentum) / (steps * method.lr * _median_slope(bounds, units))
     return Shrinking(
         module, task, sparsity, units, bounds, method.recipe, indices, strength=method.strength, first_strength=first, own_lr=own_lr,
-        teacher=teacher, seed=seed, device=device,
+        needed=adopted.least, teacher=teacher, seed=seed, device=device,
     )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def landings(adopted: Adopted, shrinking: Shrinking, bounds: Sequence[Bound], *,
     "magnitude", one threshold for the units' magnitudes over all weights of their group. All are filled up with the best units that still fit, and
     never cost more than the bounds. Those that come to the same numbers are one.
     """
-    widths = Widths(adopted.whole, multiple_of)
+    widths = Widths(adopted.whole, multiple_of, adopted.least)
     scores = scores_of(adopted, shrinking)
     by_weights = magnitudes(adopted)
     shape = adopted.whole | {group: max(1, int((left > 0).sum())) for group, left in shrinking.sparsity.margins().items()}
@@ -153,7 +153,7 @@ def scores_of(adopted: Adopted, shrinking: Shrinking) -> dict[str, Tensor]:
 def uniform(adopted: Adopted, bounds: Sequence[Bound], *, multiple_of: int = 1) -> dict[str, int]:
     """The naive baseline: the owner's widths times the largest common multiplier that keeps the bounds."""
     units = adopted.whole
-    return expand(units, Widths(units, multiple_of), bounds)[1]
+    return expand(units, Widths(units, multiple_of, adopted.least), bounds)[1]
 
 
 def cut(adopted: Adopted, landing: Landing) -> fx.GraphModule:

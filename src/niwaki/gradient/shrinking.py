@@ -75,12 +75,13 @@ class Shrinking:
     def __init__(
         self, module: nn.Module, task: Task, sparsity: Sparsity, units: Mapping[str, int], bounds: Sequence[Bound], recipe: Recipe,
         indices: Tensor, *, strength: float | None = None, first_strength: float = 1.0, own_lr: float = 1e-2,
+        needed: Mapping[str, int] | None = None,
         teacher: Teacher | None = None, seed: int = 0, device: str | torch.device = "cpu",
     ) -> None:  # fmt: skip
         self.device = torch.device(device)
         self.module, self.task, self.sparsity, self.units = module.to(self.device), task, sparsity, dict(units)
         self.bounds, self.recipe, self.indices, self.seed = tuple(bounds), recipe, indices, seed
-        self.teacher = teacher
+        self.teacher, self.needed = teacher, dict(needed or {})
         self.optimizer = optimizer_for(module, recipe)
         own = sparsity.parameters()
         self.own_optimizer = torch.optim.Adam(list(own.values()), lr=own_lr) if own else None
@@ -207,7 +208,7 @@ class Shrinking:
         margins = {group: of_group.detach().cpu() for group, of_group in self.sparsity.margins().items()}
         _, ranked = best_first(margins)
         left_alive = self.units | {group: max(1, int((of_group > 0).sum())) for group, of_group in margins.items()}
-        widths = Widths(self.units)
+        widths = Widths(self.units, needed=self.needed)
         found = [lowest_level(ranked, widths, [bound]) for bound in self.bounds]
         most = max(of_group[0] for of_group in ranked.values())
         levels = [most if level is None else level for level in found]

@@ -162,7 +162,7 @@ def cut_candidates(piece: nn.Module, input_shape: Sequence[int], *, widths: Sequ
     found, known = list[Candidate](), {adopted.cost("macs")}
     for ratio in widths:
         keep = {
-            name: norms.argsort(descending=True)[: max(1, round(ratio * len(norms)))].sort().values.tolist()
+            name: norms.argsort(descending=True)[: max(adopted.least[name], round(ratio * len(norms)))].sort().values.tolist()
             for name, norms in largest.items()
         }
         macs = adopted.cost("macs", {name: len(units) for name, units in keep.items()})

@@ -227,7 +227,7 @@ def _run(
         teacher_asked(asked.config, data)  # raises ConfigError
         adopted = read(owner, example)
         units, bounds = adopted.whole, bounds_of(adopted, asked.budget)
-        widths = Widths(units, asked.settings.multiple_of)
+        widths = Widths(units, asked.settings.multiple_of, adopted.least)
         check_reachable(widths, bounds)
         check_needed(widths, bounds)
         costs = costs_of(adopted, asked.budget, units)

@@ -81,7 +81,7 @@ def shrunk(images: int, epochs: int, final: int, method: str, metric: str, share
     while not training.finished:
         training.run()
     shape = {group: max(1, int((margins > 0).sum())) for group, margins in training.sparsity.margins().items()}
-    omega, counts = expand(shape, Widths(adopted.whole), [bound])
+    omega, counts = expand(shape, Widths(adopted.whole, needed=adopted.least), [bound])
     slopes = bound.resource.slopes(adopted.whole)
     lost = [1 - counts[group] / units for group, units in adopted.whole.items()]
     return {
@@ -115,7 +115,11 @@ def baseline(images: int, final: int, kind: str, metric: str, share: float, seed
     counts = uniform(adopted, [bound])
     if kind == "random":
         rng = Random(f"{seed}/{metric}/{share}")
-        counts = expand({group: rng.uniform(0.2, 1) * units for group, units in adopted.whole.items()}, Widths(adopted.whole), [bound])[1]
+        counts = expand(
+            {group: rng.uniform(0.2, 1) * units for group, units in adopted.whole.items()},
+            Widths(adopted.whole, needed=adopted.least),
+            [bound],
+        )[1]
     return {"counts": list(counts.values()), "accuracy": retrained(adopted, task, counts, final, seed)}
 
 
