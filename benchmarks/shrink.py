@@ -38,7 +38,7 @@ from niwaki.cost.count import count_macs
 from niwaki.gradient.adopted import resource_of, scales_of
 from niwaki.gradient.expand import Bound, best_first
 from niwaki.gradient.figs import SMALL
-from niwaki.gradient.landing import Landing, cut, judged_by_training, landings, pressed, take_weights_, uniform
+from niwaki.gradient.landing import Landing, cut, judged_by_training, landings, pressed, uniform
 from niwaki.gradient.morphnet import SHORT, Scales
 from niwaki.nn.importance import important_first
 from niwaki.run.statistics import bootstrap
@@ -291,7 +291,7 @@ def macs_of(module: nn.Module, task: ImageClassification) -> float:
 
 
 def by_pressure(site: Site, job: Contestant, task: ImageClassification, module: nn.Module) -> dict[str, Any]:
-    """MorphNet or FiGS as `niwaki shrink` does it: pressure, the better of two landings by validation, fine-tuning with the owner as teacher."""
+    """MorphNet or FiGS as `niwaki shrink` does it: pressure, the best of its landings by validation after an epoch each, fine-tuning with the owner as teacher."""
     method = {"morphnet": replace(SHORT, epochs=site.plan.search), "figs": replace(SMALL, epochs=site.plan.search)}[job.method]
     teacher, points = teacher_of(module), {}
     for share in SHARES:
@@ -303,15 +303,13 @@ def by_pressure(site: Site, job: Contestant, task: ImageClassification, module: 
         )
         while not shrinking.finished:
             shrinking.run()
-        take_weights_(adopted, shrinking)
         found = landings(adopted, shrinking, bounds)
         seeds = (derive_seed(job.seed, "refresh"), derive_seed(job.seed, "judge"))
         judged = {
-            one.name: judged_by_training(adopted, one, task, TUNE, epochs=1, seeds=seeds, teacher=teacher, device=site.device)
-            for one in found
+            one.name: judged_by_training(one, task, TUNE, epochs=1, seeds=seeds, teacher=teacher, device=site.device) for one in found
         }
         landing = max(found, key=lambda one: judged[one.name])
-        small = tuned(site, job, task, cut(adopted, landing), teacher)
+        small = tuned(site, job, task, cut(landing), teacher)
         points[str(share)] = {
             **point(site, small, task, macs.cost(landing.counts), macs.cost(units)), "landing": landing.name, "judged": judged, "alive": shrinking.history[-1].share,
             "strength": shrinking.strength[0], "counts": landing.counts,
@@ -353,8 +351,8 @@ def by_uniform(site: Site, job: Contestant, task: ImageClassification, module: n
         macs, units = resource_of(adopted, "macs"), adopted.whole
         counts = uniform(adopted, [Bound(macs, int(share * macs.cost(units)))])
         order, _ = best_first(Scales(adopted.module, scales_of(adopted)).margins())
-        landing = Landing("uniform", {group: tuple(sorted(order[group][:count])) for group, count in counts.items()})
-        small = tuned(site, job, task, cut(adopted, landing))
+        landing = Landing("uniform", {group: tuple(sorted(order[group][:count])) for group, count in counts.items()}, adopted)
+        small = tuned(site, job, task, cut(landing))
         points[str(share)] = {**point(site, small, task, macs.cost(counts), macs.cost(units)), "counts": counts}
     return {"points": points, "epochs": site.plan.tune}
 

@@ -17,7 +17,7 @@ from niwaki.adoption.adopted import read
 from niwaki.gradient.adopted import resource_of
 from niwaki.gradient.expand import Bound, used
 from niwaki.gradient.figs import SMALL
-from niwaki.gradient.landing import cut, landings, pressed, take_weights_
+from niwaki.gradient.landing import cut, landings, pressed
 from niwaki.gradient.morphnet import MorphNet
 from niwaki.run.folder import RunError
 from niwaki.run.progress import Silent
@@ -76,15 +76,15 @@ def test_pressure_leads_near_the_budget_and_the_landing_within_two_percent_below
     adopted, bounds, shrinking = begun(owner, task, example, METHODS[name], 0.3)
     while not shrinking.finished:
         shrinking.run()
-    take_weights_(adopted, shrinking)
     left = {group: max(1, int((margins > 0).sum())) for group, margins in shrinking.sparsity.margins().items()}
     assert 0.4 < used(bounds, left) < 2.5, "before anything is multiplied: the controller found the strength by itself"
     found = landings(adopted, shrinking, bounds)
-    assert found
+    assert found[-1].name == "before" and found[-1].source is adopted
     for landing in found:
         assert 0.98 <= used(bounds, landing.counts) <= 1
-        module = cut(adopted, landing)
-        assert evaluate(module, task, task.part("test"))["accuracy"] > 0.2
+        accuracy = evaluate(cut(landing), task, task.part("test"))["accuracy"]
+        if landing.source is not adopted:
+            assert accuracy > 0.2, "the pressure has prepared the network for the cut, before any fine-tuning"
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,10 +32,11 @@ REACH = 1.5  # how far the first pressure of MorphNet would move a scale of medi
 
 @dataclass(frozen=True)
 class Landing:
-    """Units that are kept, and how they were chosen. keep: by group, ascending."""
+    """Units that are kept, and how they were chosen. keep: by group, ascending. source: the model that they are cut from, with its weights."""
 
     name: str
     keep: Mapping[str, tuple[int, ...]]
+    source: Adopted = field(repr=False, compare=False)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -73,40 +76,42 @@ def _median_slope(bounds: Sequence[Bound], units: Mapping[str, int]) -> float:
     return max(1e-12, float(torch.tensor(shares).median()) / bounds[0].resource.cost(units))
 
 
-def take_weights_(adopted: Adopted, shrinking: Shrinking) -> None:
-    """Puts the weights that the training led to into the adopted model's copy of the owner's, from which cuts are made."""
-    adopted.owner.load_state_dict({name: tensor.cpu() for name, tensor in shrinking.module.state_dict().items()})
+def with_weights_of(adopted: Adopted, shrinking: Shrinking) -> Adopted:
+    """The adopted model with the weights that the training led to."""
+    owner = copy.deepcopy(adopted.owner)
+    owner.load_state_dict({name: tensor.cpu() for name, tensor in shrinking.module.state_dict().items()})
+    return replace(adopted, owner=owner)
 
 
 def landings(adopted: Adopted, shrinking: Shrinking, bounds: Sequence[Bound], *, multiple_of: int = 1) -> list[Landing]:
     """Ways to use the budgets up after a training under pressure, for a short training to choose from. "multiplier": MorphNet's common multiplier of
-    what is alive. Ours: "threshold", one threshold for all units; "between", a shape half-way from the owner's to what is alive, multiplied;
-    "magnitude", one threshold for the units' magnitudes over all weights of their group. All are filled up with the best units that still fit, and
-    never cost more than the bounds. Those that come to the same numbers are one.
+    what is alive. Ours: "between", a shape half-way from the owner's to what is alive, multiplied; "magnitude", one threshold for the units'
+    magnitudes over all weights of their group; "before", the same of the weights before the pressure, which are also what is left. All are filled
+    up with the best units that still fit, and never cost more than the bounds. Those that come to the same numbers with the same weights are one.
     """
     widths = Widths(adopted.whole, multiple_of, adopted.least)
-    scores = scores_of(adopted, shrinking)
-    by_weights = magnitudes(adopted)
+    after = with_weights_of(adopted, shrinking)
     shape = adopted.whole | {group: max(1, int((left > 0).sum())) for group, left in shrinking.sparsity.margins().items()}
     between = {group: (units * shape[group]) ** 0.5 for group, units in adopted.whole.items()}
-    order, ranked = best_first(scores)
-    order_of_weights, ranked_by_weights = best_first(by_weights)
-    chosen = (
-        ("multiplier", expand(shape, widths, bounds)[1], order, ranked),
-        ("threshold", by_rank(ranked, widths, bounds), order, ranked),
-        ("between", expand(between, widths, bounds)[1], order, ranked),
-        ("magnitude", by_rank(ranked_by_weights, widths, bounds), order_of_weights, ranked_by_weights),
+    of_pressure, pressed_magnitudes, owners = (
+        best_first(scores) for scores in (scores_of(adopted, shrinking), magnitudes(after), magnitudes(adopted))
     )
-    found: dict[tuple[tuple[str, int], ...], Landing] = {}
-    for name, counts, own_order, own_ranks in chosen:
-        landed = fill(counts, widths, bounds, own_ranks)
-        keep = {group: tuple(sorted(own_order[group][:count])) for group, count in landed.items()}
-        found.setdefault(tuple(landed.items()), Landing(name, keep))
+    chosen = (
+        ("multiplier", after, expand(shape, widths, bounds)[1], of_pressure),
+        ("between", after, expand(between, widths, bounds)[1], of_pressure),
+        ("magnitude", after, by_rank(pressed_magnitudes[1], widths, bounds), pressed_magnitudes),
+        ("before", adopted, by_rank(owners[1], widths, bounds), owners),
+    )
+    found: dict[tuple[Any, ...], Landing] = {}
+    for name, source, counts, (order, ranked) in chosen:
+        landed = fill(counts, widths, bounds, ranked)
+        keep = {group: tuple(sorted(order[group][:count])) for group, count in landed.items()}
+        found.setdefault((source is after, *landed.items()), Landing(name, keep, source))
     return list(found.values())
 
 
 def judged_by_training(
-    adopted: Adopted, landing: Landing, task: Task, recipe: Recipe, *, epochs: int, seeds: tuple[int, int], teacher: Teacher | None = None,
+    landing: Landing, task: Task, recipe: Recipe, *, epochs: int, seeds: tuple[int, int], teacher: Teacher | None = None,
     device: torch.device | str = "cpu",
 ) -> float:  # fmt: skip
     """The task's metric on validation examples of what a landing leaves, its batch norms refreshed, after `epochs` epochs of training by `recipe`.
@@ -114,7 +119,7 @@ def judged_by_training(
     seeds: of the batches that refresh, and of the training.
     """
     part, device = task.part("train"), torch.device(device)
-    module: nn.Module = cut(adopted, landing).to(device)
+    module: nn.Module = cut(landing).to(device)
     batches = epoch_batches(part, recipe.batch_size, seed=seeds[0])[:REFRESHED]
     recalibrate_batch_norm_(module, [task.batch(batch, device)[0] for batch in batches])
     if epochs:
@@ -156,6 +161,6 @@ def uniform(adopted: Adopted, bounds: Sequence[Bound], *, multiple_of: int = 1) 
     return expand(units, Widths(units, multiple_of, adopted.least), bounds)[1]
 
 
-def cut(adopted: Adopted, landing: Landing) -> fx.GraphModule:
-    """The plain module with the landing's units; independent of the adopted one."""
-    return adopted.cut(landing.keep)
+def cut(landing: Landing) -> fx.GraphModule:
+    """The plain module with the landing's units; independent of the model that they come from."""
+    return landing.source.cut(landing.keep)

@@ -28,8 +28,7 @@ from niwaki.cost.count import layer_table
 from niwaki.deploy.card import ModelCard, versions
 from niwaki.explain.hierarchy import Hierarchy
 from niwaki.gradient.expand import Bound, Widths, check_needed, check_reachable
-from niwaki.gradient.landing import Landing, cut, judged_by_training, landings, pressed, take_weights_
-from niwaki.gradient.shrinking import Shrinking
+from niwaki.gradient.landing import Landing, cut, judged_by_training, landings, pressed
 from niwaki.net.control import Network
 from niwaki.net.edit import decode
 from niwaki.net.picture import picture
@@ -469,13 +468,13 @@ def _shrink(work: _Work, trained: nn.Module) -> tuple[fx.GraphModule, dict[str, 
             device=work.plan.device,
         )  # fmt: skip
         learn(shrinking, work.folder, work.progress, NoLimit(), phase="shrinking", name=f"shrinking {at}")
-        take_weights_(adopted, shrinking)
-        found = once(work.folder, f"landing {at}", partial(_landing, work, adopted, shrinking, bounds, teacher, at))
-        landing = Landing(found["name"], {group: tuple(units) for group, units in found["keep"].items()})
+        found = landings(adopted, shrinking, bounds, multiple_of=work.plan.settings.multiple_of)
+        judged = once(work.folder, f"landing {at}", partial(_judged, work, found, teacher, at))
+        landing = next(one for one in found if one.name == judged["name"])
         keeps = {group: [keeps[group][unit] for unit in units] for group, units in landing.keep.items()} | {
             group: units for group, units in keeps.items() if group not in landing.keep
         }
-        module = cut(adopted, landing)
+        module = cut(landing)
     assert isinstance(module, fx.GraphModule)
     return module, keeps
 
@@ -486,11 +485,8 @@ def _on_the_way(bound: Bound, units: Mapping[str, int], progress: float) -> Boun
     return replace(bound, upper=whole * min(1.0, bound.upper / whole) ** progress)
 
 
-def _landing(
-    work: _Work, adopted: Adopted, shrinking: Shrinking, bounds: Sequence[Bound], teacher: Teacher | None, at: int
-) -> dict[str, Any]:
-    """The landing whose network is the best on validation data after a short training, as JSON."""
-    found = landings(adopted, shrinking, bounds, multiple_of=work.plan.settings.multiple_of)
+def _judged(work: _Work, found: Sequence[Landing], teacher: Teacher | None, at: int) -> dict[str, Any]:
+    """The name of the landing whose network is the best on validation data after a short training, and how good all of them are."""
     if len(found) > 1:
         work.progress.phase("judging landings", len(found))
         work.progress.advance(0)
@@ -500,12 +496,10 @@ def _landing(
     )  # fmt: skip
     judged = {}
     for number, landing in enumerate(found):
-        judged[landing.name] = (
-            once(work.folder, f"judged {at} {landing.name}", partial(judge, adopted, landing)) if len(found) > 1 else None
-        )
+        judged[landing.name] = once(work.folder, f"judged {at} {landing.name}", partial(judge, landing)) if len(found) > 1 else None
         work.progress.advance(number + 1)
     best = max(found, key=lambda landing: judged[landing.name] or 0.0)
-    return {"name": best.name, "keep": {group: list(units) for group, units in best.keep.items()}, "judged": judged}
+    return {"name": best.name, "judged": judged}
 
 
 def _tune(work: _Work, module: fx.GraphModule, trained: nn.Module) -> nn.Module:
