@@ -79,7 +79,8 @@ def test_pressure_leads_near_the_budget_and_the_landing_within_two_percent_below
     left = {group: max(1, int((margins > 0).sum())) for group, margins in shrinking.sparsity.margins().items()}
     assert 0.4 < used(bounds, left) < 2.5, "before anything is multiplied: the controller found the strength by itself"
     found = landings(adopted, shrinking, bounds)
-    assert found[-1].name == "before" and found[-1].source is adopted
+    assert found[-1].name == "before"
+    assert found[-1].source is adopted
     for landing in found:
         assert 0.98 <= used(bounds, landing.counts) <= 1
         accuracy = evaluate(cut(landing), task, task.part("test"))["accuracy"]
