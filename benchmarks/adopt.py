@@ -208,7 +208,7 @@ def result(
         claims=tuple(claims),
         tables=(harness.Table("Both remove the units with the smallest L2 norm, in one process each, in turns", columns, tuple(rows)),),
         notes=(
-            f"{rounds} rounds after one to warm up; the median with quartiles. Reading goes through torch.export, which traces the whole model.",
+            f"{rounds} rounds after one to warm up; the median with quartiles. Reading follows every call of the model twice, on tensors without numbers.",
             "Torch-Pruning takes a share of the channels, not a budget"
             + (
                 f"; pruning again and again met it after {budget['tries']} tries, {budget['seconds']:.2f} s of CPU time." if budget else "."

@@ -21,9 +21,10 @@ from torch.utils import _pytree as pytree
 
 from niwaki.adoption.axes import AdoptionError, Axis, Group, Linear, Run, Size, Term, groups_of, length, linear, total
 from niwaki.adoption.batch import are_equal, gradients, run
-from niwaki.adoption.capture import Arguments, Captured, Example, capture, first_names
+from niwaki.adoption.capture import Arguments, Captured, Example, capture
 from niwaki.adoption.counter import macs_of_nodes
 from niwaki.adoption.cut import plain_module
+from niwaki.adoption.flat import first_names
 from niwaki.adoption.frozen import frozen_notes
 from niwaki.adoption.groups import Array, Partition, partition
 from niwaki.adoption.operators import arguments, name_of, overload

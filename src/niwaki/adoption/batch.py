@@ -138,7 +138,11 @@ def side_by_side(examples: Sequence[Arguments], axis: int) -> Arguments:
     return pytree.tree_unflatten(rows, leaves[0][1])
 
 
+def rows_of(arguments: Any, axis: int) -> int:
+    """How many rows the inputs have along an axis: those of the first that has it."""
+    return next(int(leaf.shape[axis]) for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.dim() > axis)
+
+
 def has_rows(leaf: Any, arguments: Any, axis: int) -> bool:
     """Whether an input has the batch: as many rows as the first input that has such an axis."""
-    sizes = [each.shape[axis] for each in pytree.tree_leaves(arguments) if isinstance(each, Tensor) and each.dim() > axis]
-    return isinstance(leaf, Tensor) and leaf.dim() > axis and leaf.shape[axis] == sizes[0]
+    return isinstance(leaf, Tensor) and leaf.dim() > axis and leaf.shape[axis] == rows_of(arguments, axis)

@@ -1,12 +1,13 @@
-"""A user's PyTorch model as a flat graph of aten operators, by torch.export, with weights under the owner's names. The model is never touched."""
+"""A user's PyTorch model as a flat graph of aten operators, with weights under the owner's names. The model is never touched.
+
+A plain model is traced (`trace`), which is quick; any other goes through torch.export, which also says what is wrong where a model cannot be read.
+"""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import logging
-import operator
-import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,22 +19,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from niwaki.adoption.axes import AdoptionError
-from niwaki.adoption.batch import Arguments, batch_axis, fixed_examples, has_rows, run, side_by_side
-from niwaki.adoption.operators import aten, name_of, overload
-from niwaki.adoption.writing import without_writing_
+from niwaki.adoption.batch import Arguments, batch_axis, fixed_examples, has_rows, rows_of, run, side_by_side
+from niwaki.adoption.flat import flat_graph, is_torch, nodes_of, traced_graph
+from niwaki.adoption.trace import HALVES, trace
 
 Example = Any  # a tensor, a tuple of positional arguments, or a dict of keyword arguments
-HALVES = (torch.float16, torch.bfloat16)
 RESERVED = frozenset({"graph", "code", "meta", "forward"})  # of torch.fx.GraphModule
 ROWS = 5  # a batch of one is repeated to this many while the graph is captured: torch.export takes sizes 0 and 1 for constants
 MODULE_STATE = frozenset(vars(nn.Module()))  # the tables of parameters, buffers, children and hooks
-NO_EFFECT = {"_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size"}
 DATA_DEPENDENT = ("data-dependent", "DataDependent", "Unbacked")
 
 
@@ -60,7 +57,7 @@ def arguments_of(example: Example) -> Arguments:
 
 
 def capture(model: nn.Module, example: Example) -> Captured:
-    """Export a copy of `model` in evaluation mode, with a free batch size where the model allows it."""
+    """Trace or export a copy of `model` in evaluation mode, with a free batch size where the model allows it."""
     if not isinstance(model, nn.Module):
         raise AdoptionError(f"a model is a torch.nn.Module; given {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
@@ -75,7 +72,11 @@ def capture(model: nn.Module, example: Example) -> Captured:
     arguments = arguments[0], {name: arguments[1][name] for name in [*bound, *arguments[1]] if name in arguments[1]}  # as forward has them
     outputs = _outputs(owner, arguments)
     rows = batch_axis(owner, arguments, outputs)
-    program, batch = _export(owner, arguments, bound, rows)
+    graph = _traced(owner, arguments, bound, rows)
+    batch = rows[0]
+    if graph is None:
+        program, batch = _export(owner, arguments, bound, rows)
+        graph = flat_graph(program, owner, bound)
     notes += [f"{name} asks whether it is trained: what it does only then is not read, dropout aside" for name in _asking_for_mode(owner)]
     examples = 1
     if batch is None:
@@ -83,29 +84,9 @@ def capture(model: nn.Module, example: Example) -> Captured:
         notes.append("the batch size is the example's: the model works it into a number, or its first axis is no batch")
         if examples > 1:
             notes.append(f"multiply-adds and bytes are those of the {examples} examples together; give one example for those of one")
-    graph, known = _flat_graph(program, owner, bound), None if rows == (0, 0) else outputs
+    known = None if rows == (0, 0) else outputs
     backwards = backwards_by_hand(owner, arguments)
     return Captured(graph, owner, arguments, bound, known, batch, examples, backwards, tuple(notes))
-
-
-def first_names(model: nn.Module) -> dict[str, str]:
-    """For every name of a parameter or buffer, the first name of the same tensor: tied weights are one weight."""
-    first: dict[int, str] = {}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
-
-
-def place_in_code(node: fx.Node) -> str:
-    """`model.py:12`, the innermost line outside PyTorch that made this node, or nothing."""
-    lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    own = [(file, line) for file, line in lines if not _is_torch(file)]
-    return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
-
-
-def layer_of(node: fx.Node) -> str:
-    """Path of the module whose forward made this node, as its owner wrote it."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return re.sub(r"@\d+$", "", stack[-1][0]) if stack else ""
 
 
 def _copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
@@ -228,11 +209,26 @@ def _line_of(kind: type) -> str:
         return "written where no file is"
 
 
+def _traced(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch: tuple[int | None, int]) -> fx.Graph | None:
+    """The graph of a plain model with a free batch size; None where it takes torch.export to read a model, or to say why it cannot be."""
+    axis, outputs = batch
+    if axis is None or not outputs:
+        return None
+    try:
+        with _quietly():
+            found = trace(owner, arguments, axis, lambda file: not is_torch(file))
+    except Exception:  # the model's own, too: it may ask for what these tensors do not have
+        return None
+    rows = rows_of(arguments, axis)
+    graph = traced_graph(found, owner, bound, axis=axis, rows=ROWS if rows == 1 else rows)
+    return graph if _is_free(graph, outputs) else None
+
+
 def _export(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch: tuple[int | None, int]) -> tuple[Any, int | None]:
     """The exported program, with the axis of the batch if its size is free."""
     axis, outputs = batch
     if axis is not None:
-        rows = next(leaf.shape[axis] for leaf in pytree.tree_leaves(arguments) if has_rows(leaf, arguments, axis))
+        rows = rows_of(arguments, axis)
         args, kwargs = side_by_side([arguments] * ROWS, axis) if rows == 1 else arguments
         free = pytree.tree_map(lambda leaf: {axis: torch.export.Dim.AUTO} if has_rows(leaf, bound, axis) else None, bound)
         try:
@@ -242,7 +238,7 @@ def _export(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch
             if any(word in f"{type(error).__name__}: {error}" for word in DATA_DEPENDENT):
                 raise AdoptionError(_explanation(error)) from error
         else:
-            if _is_free(program, axis, outputs):
+            if _is_free(program.graph, outputs):
                 return program, axis
     try:
         with _quietly():
@@ -251,9 +247,9 @@ def _export(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch
         raise AdoptionError(_explanation(error)) from error
 
 
-def _is_free(program: Any, axis: int, outputs: int) -> bool:
+def _is_free(graph: fx.Graph, outputs: int) -> bool:
     """Whether torch.export found nothing that needs one number of rows: as many outputs have a symbolic size as have a batch."""
-    (output,) = _of(program.graph, "output")
+    (output,) = nodes_of(graph, "output")
     values = [node.meta.get("val") for node in pytree.tree_leaves(output.args) if isinstance(node, fx.Node)]
     symbolic = [each for each in values if isinstance(each, Tensor) and any(isinstance(size, torch.SymInt) for size in each.shape)]
     return len(symbolic) >= max(1, outputs)
@@ -297,152 +293,11 @@ def _explanation(error: BaseException) -> str:
 def _where(error: BaseException | None) -> str:
     """`net.py:12, in forward: if x.sum() > 0: ` - the innermost line of the user's own code that led to an error."""
     while error is not None:
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_torch(frame.filename)]
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_torch(frame.filename)]
         if own:
             return f"{own[-1].filename}:{own[-1].lineno}, in {own[-1].name}: `{(own[-1].line or '').strip()}`: "
         error = error.__cause__ or error.__context__
     return ""
-
-
-def _is_torch(file: str) -> bool:
-    return str(Path(torch.__file__).parent) in file or str(Path(__file__).parent) in file or file.startswith("<")
-
-
-def _flat_graph(program: Any, owner: nn.Module, bound: dict[str, Any]) -> fx.Graph:
-    """The exported graph with weights read by name, the owner's arguments as placeholders, and its structure of outputs."""
-    _refuse_sizes_of_values(program.graph)
-    graph = fx.Graph()
-    replaced: dict[fx.Node, Any] = {}
-    first = first_names(owner)
-    leaves = _placeholders(graph, bound, inspect.signature(owner.forward).parameters)
-    for spec, node in zip(program.graph_signature.input_specs, _of(program.graph, "placeholder"), strict=True):
-        if spec.kind == InputKind.USER_INPUT:
-            replaced[node] = next(leaves)
-            if isinstance(replaced[node], fx.Node):
-                replaced[node].meta.update(node.meta)
-        elif node.users:
-            name = first.get(spec.target, spec.target)
-            if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER) or spec.target not in first:
-                name = _keep_constant(owner, spec.target, program)
-            replaced[node] = graph.create_node("get_attr", name, name=re.sub(r"\W", "_", name))
-            replaced[node].meta.update(node.meta)
-    _append(graph, program.graph_module, replaced, owner)
-    (output,) = _of(program.graph, "output")
-    results: Any = output.args[0]
-    flat = [replaced[value] if isinstance(value, fx.Node) else value for value in results]
-    mutations = len(flat) - len(program.graph_signature.user_outputs)
-    structure = pytree.tree_unflatten(flat[mutations:], program.call_spec.out_spec)
-    try:
-        graph.output(structure)
-    except Exception as error:
-        raise AdoptionError(
-            f"the model returns a {type(structure).__name__}; return tensors, or tuples, lists and dicts of tensors"
-        ) from error
-    without_writing_(graph)
-    for node in reversed(list(graph.nodes)):
-        if not node.users and node.op in ("call_function", "get_attr") and not node.is_impure():
-            graph.erase_node(node)
-    return graph
-
-
-def _refuse_sizes_of_values(graph: fx.Graph) -> None:
-    """A size that is known only when the model runs (`x[x > 0.5]`, nonzero) has no number that could be counted or cut."""
-    for node in graph.nodes:
-        if free_unbacked_symbols([value for value in pytree.tree_leaves(node.meta.get("val")) if isinstance(value, Tensor)]):
-            where = f"{place}: " if (place := place_in_code(node)) else ""
-            raise AdoptionError(
-                f"{where}the size of what {overload(node) or node.name} gives depends on the values of a tensor. Keep the size, as in "
-                f"torch.where(mask, x, 0) or x * mask, move it out of forward, or adopt the parts before and after it as models of their own"
-            )
-
-
-def _append(graph: fx.Graph, module: fx.GraphModule, replaced: dict[fx.Node, Any], owner: nn.Module) -> None:
-    """The operators of an exported graph. Blocks with another mode of gradients, or with autocast switched off, are written out."""
-    for node in module.graph.nodes:
-        if node.op == "get_attr":  # the body of a higher-order operator
-            replaced[node] = getattr(module, node.target)
-        elif node.op == "call_function" and (block := _plain_block(node)) is not None:
-            replaced[node] = _written_out(graph, *block, replaced, owner)
-        elif node.op == "call_function" and node.target is operator.getitem and isinstance(replaced[node.args[0]], tuple):
-            replaced[node] = replaced[node.args[0]][node.args[1]]
-        elif node.op == "call_function" and not _is_assertion(node):
-            replaced[node] = new = graph.node_copy(node, lambda old: _node_of(graph, replaced[old], owner))
-            if new.target is aten.view.default:
-                new.target = aten.reshape.default  # whether a view is possible depends on the kernels of the machine that traced it
-
-
-def _plain_block(node: fx.Node) -> tuple[fx.Node, Sequence[Any], bool] | None:
-    """Body, arguments and mode of gradients of a block that may be written out."""
-    args: Any = node.args
-    if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
-        return args[1], args[2:], args[0]
-    if node.target is torch.ops.higher_order.wrap_with_autocast and not args[2]:
-        return args[4], args[5:], True
-    return None
-
-
-def _written_out(
-    graph: fx.Graph, body: fx.Node, args: Sequence[Any], gradients: bool, replaced: dict[fx.Node, Any], owner: nn.Module
-) -> tuple[Any, ...]:
-    module = replaced[body]
-    inside = dict(zip(_of(module.graph, "placeholder"), (replaced.get(arg, arg) for arg in args), strict=True))
-    _append(graph, module, inside, owner)
-    (output,) = _of(module.graph, "output")
-    results: Any = output.args[0]
-    found = [inside.get(value, value) for value in results]
-    if gradients:
-        return tuple(found)
-    detached = []
-    for value, old in zip(found, results, strict=True):
-        new = graph.call_function(aten.detach.default, (value,)) if isinstance(value, fx.Node) else value
-        if isinstance(new, fx.Node):
-            new.meta.update(old.meta)
-        detached.append(new)
-    return tuple(detached)
-
-
-def _node_of(graph: fx.Graph, value: Any, owner: nn.Module) -> Any:
-    """A node for what a node of the exported graph became; the body of a higher-order operator is kept as a module of its own."""
-    if not isinstance(value, fx.GraphModule):
-        return value
-    name = next((name for name, child in owner.named_children() if child is value), None)
-    if name is None:
-        name = next(free for number in range(len(owner._modules) + 1) if (free := f"body_{number}") not in owner._modules)
-        owner.add_module(name, value)
-    return graph.get_attr(name)
-
-
-def _of(graph: fx.Graph, op: str) -> list[fx.Node]:
-    return [node for node in graph.nodes if node.op == op]
-
-
-def _is_assertion(node: fx.Node) -> bool:
-    return not node.users and name_of(node) in NO_EFFECT
-
-
-def _placeholders(graph: fx.Graph, bound: dict[str, Any], parameters: Mapping[str, inspect.Parameter]) -> Iterator[Any]:
-    """One placeholder per argument of the owner's `forward`; then, leaf by leaf of their structure, the node that holds it."""
-    stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-    nodes = {name: graph.placeholder(stars.get(parameters[name].kind, "") + name) for name in bound}
-    steps: Any
-    for steps, _ in pytree.tree_flatten_with_path(bound)[0]:
-        node = nodes[steps[0].key]
-        for step in steps[1:]:
-            if isinstance(step, pytree.GetAttrKey):
-                node = graph.call_function(getattr, (node, step.name))
-            else:
-                key = step.idx if isinstance(step, pytree.SequenceKey) else step.key
-                node = graph.call_function(operator.getitem, (node, key))
-        yield node
-
-
-def _keep_constant(owner: nn.Module, name: str, program: Any) -> str:
-    """A tensor that forward makes out of Python numbers becomes a buffer outside the state dict, so that it moves with the module."""
-    tensor = program.constants[name]
-    flat = "constant_" + re.sub(r"\W", "_", name)
-    if flat not in dict(owner.named_buffers(recurse=False)):
-        owner.register_buffer(flat, tensor.detach().clone(), persistent=False)
-    return flat
 
 
 def differs(found: Any, expected: Any) -> float:

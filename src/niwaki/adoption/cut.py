@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from niwaki.adoption.axes import Axis, Size, alive_length, length, positions
-from niwaki.adoption.capture import first_names, layer_of
+from niwaki.adoption.flat import first_names, layer_of
 from niwaki.adoption.layers import DROPOUTS, LAYERS, PLAIN
 from niwaki.adoption.operators import arguments, aten, name_of, overload
 

@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 
 from niwaki.adoption.adopted import Adopted, read
 from niwaki.adoption.axes import AdoptionError, Axis, Group, Run, Size, Term, groups_of, length
-from niwaki.adoption.capture import Example, first_names, layer_of
+from niwaki.adoption.capture import Example
+from niwaki.adoption.flat import first_names, layer_of
 from niwaki.adoption.operators import arguments, name_of, overload
 from niwaki.adoption.reading import rows_as_captured, rows_for_one
 from niwaki.net import axes

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from niwaki.adoption.capture import layer_of, place_in_code
+from niwaki.adoption.flat import layer_of, place_in_code
 from niwaki.adoption.groups import Array
 from niwaki.adoption.operators import arguments, name_of
 from niwaki.adoption.reading import Reading

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from niwaki.adoption.capture import Captured, layer_of, place_in_code
+from niwaki.adoption.capture import Captured
+from niwaki.adoption.flat import layer_of, place_in_code
 from niwaki.adoption.groups import Array, Units, fixed
 from niwaki.adoption.operators import overload
 

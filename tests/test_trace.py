@@ -1,0 +1,157 @@
+"""The quick way to a model's graph: it is the graph that torch.export gives, and what it cannot prove it leaves to torch.export."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models import SMALL
+from niwaki.adoption import AdoptionError, capture, read
+from niwaki.adoption.capture import arguments_of
+from niwaki.adoption.trace import SIZES, NotPlainError, Rows, trace
+
+SAME = ("groups", "weights", "costs", "averages", "opaque", "notes", "batch", "examples")
+MODELS = ("resnet-basic", "mobilenet-v3", "shufflenet-v2", "unet-bilinear", "vit-multihead", "gpt-flash", "edsr")
+
+
+def traced(model, example, axis=0):
+    return trace(model.eval(), ((example,), {}), axis, lambda file: file == __file__)
+
+
+def by_export(monkeypatch, model, example):
+    def refuses(*_):
+        raise NotPlainError("not now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(capture, "trace", refuses)
+        return read(model, example)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_traced_model_is_read_as_an_exported_one(monkeypatch, name):
+    torch.manual_seed(0)
+    model, example = SMALL[name].make(), SMALL[name].example()
+    quick, slow = read(model, example), by_export(monkeypatch, model, example)
+    for what in SAME:
+        assert getattr(quick, what) == getattr(slow, what), what
+    leaves = [each.cut({group.name: [group.units - 1] for group in each.groups})(*arguments_of(example)[0]) for each in (quick, slow)]
+    torch.testing.assert_close(*leaves, rtol=0, atol=0)
+
+
+class Calls(nn.Module):
+    """A convolution, then whatever is given."""
+
+    def __init__(self, then):
+        super().__init__()
+        self.conv, self.then = nn.Conv2d(3, 4, 1), then
+        self.register_buffer("seen", torch.zeros(4))
+
+    def forward(self, x):
+        return self.then(self, self.conv(x))
+
+
+def test_sizes_that_follow_the_batch_are_told_from_those_that_do_not():
+    found = traced(Calls(lambda _, x: x.reshape(len(x) * 4, 2, len(x.shape[1:]))[:2].sum()), torch.randn(1, 3, 2, 3))
+    (call,) = [call for call in found.calls if str(call.target) == "aten.reshape.default"]
+    assert call.args[1] == [Rows(4), SIZES[0], 3]
+
+
+def test_a_shared_layer_is_found_under_the_name_it_is_called_by():
+    act = nn.ReLU()
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), act), nn.Sequential(nn.Linear(2, 2), act))
+    assert [call.layer for call in traced(model, torch.randn(1, 2)).calls] == ["0.0", "0.1", "1.0", "1.1"]
+
+
+def test_the_line_of_a_call_is_the_owner_s():
+    found = traced(Calls(lambda _, x: x.relu()), torch.randn(1, 3, 2, 2))
+    assert found.calls[-1].place.startswith(f'  File "{__file__}", line ')
+    assert not traced(nn.Sequential(nn.ReLU()), torch.randn(1, 3)).calls[0].place
+
+
+def without_gradients(_, x):
+    with torch.no_grad():
+        return x.relu()
+
+
+def in_half(_, x):
+    with torch.autocast("cpu"):
+        return x @ x
+
+
+def swallowed(_, x):
+    try:
+        return x * x.sum().item()
+    except Exception:
+        return x
+
+
+def kept(model, x):
+    model.last = x if not hasattr(model, "last") else model.last
+    return x + model.last[:1]
+
+
+REFUSED = {
+    "a branch on a value": lambda _, x: x if x.sum() > 0 else -x,
+    "a number of a value": lambda _, x: x * float(x.max()),
+    "a number of a weight": lambda model, x: x * model.conv.weight.tolist()[0][0][0][0],
+    "a size of a value": lambda _, x: x[x > 0],
+    "an error that the model catches": swallowed,
+    "no gradients": without_gradients,
+    "autocast": in_half,
+    "a number that follows the batch": lambda _, x: x * (1 / len(x)),
+    "half the batch": lambda _, x: x[: len(x) // 2 + 1],
+    "a branch on the batch": lambda _, x: x.relu() if len(x) > 100 else x.tanh(),
+    "a loop over the batch": lambda _, x: torch.stack([row.relu() for row in x]),
+    "its batch size": lambda _, x: (x, len(x)),
+    "a tensor of unknown origin": lambda _, x: x * torch.tensor([1.0, 2.0]),
+    "a weight that is written": lambda model, x: x + model.seen.add_(1).sum(),
+    "a part of a weight that is written": lambda model, x: x + model.seen[1:].mul_(2).sum(),
+    "a tensor that is kept": kept,
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_is_not_plain_is_left_to_torch_export(why):
+    with pytest.raises(Exception) as raised:  # the model's own, or ours where the model catches it
+        traced(Calls(REFUSED[why]), torch.randn(1, 3, 2, 2))
+    assert not isinstance(raised.value, AssertionError)
+
+
+def test_what_is_left_to_torch_export_is_read_as_before(monkeypatch):
+    for then in (without_gradients, lambda _, x: x * torch.tensor([1.0, 2.0]), lambda _, x: torch.stack([row.relu() for row in x])):
+        model, example = Calls(then), torch.randn(1, 3, 2, 2)
+        one, other = read(model, example), by_export(monkeypatch, model, example)
+        assert one.module.code == other.module.code
+        assert one.notes == other.notes
+
+
+def test_nothing_is_left_in_the_owner_s_model():
+    model = Calls(kept)
+    read(model, torch.randn(1, 3, 2, 2))
+    assert not hasattr(model, "last")
+    assert all(type(parameter) is nn.Parameter for parameter in model.parameters())
+
+
+def test_a_gradient_that_is_stopped_stays_so():
+    for stop in (lambda x: x.detach(), lambda x: x.data):
+        model = nn.Sequential(nn.Linear(2, 3), Straight(stop), nn.Linear(3, 1))
+        module = read(model, torch.randn(1, 2)).module
+        for each in (model, module):
+            each(torch.ones(1, 2)).sum().backward()
+        torch.testing.assert_close(module.get_submodule("0").weight.grad, model[0].weight.grad)
+
+
+class Straight(nn.Module):
+    """Signs forwards, as if they were the identity backwards."""
+
+    def __init__(self, stop):
+        super().__init__()
+        self.stop = stop
+
+    def forward(self, x):
+        return x + self.stop(torch.sign(x) - F.relu(x))
+
+
+def test_a_branch_on_a_value_is_told_with_its_line():
+    with pytest.raises(AdoptionError, match=r"test_trace.py:\d+"):
+        read(Calls(REFUSED["a branch on a value"]), torch.randn(1, 3, 2, 2))
