@@ -34,7 +34,10 @@ def test_a_traced_model_is_read_as_an_exported_one(monkeypatch, name):
     quick, slow = read(model, example), by_export(monkeypatch, model, example)
     for what in SAME:
         assert getattr(quick, what) == getattr(slow, what), what
-    leaves = [each.cut({group.name: [group.units - 1] for group in each.groups})(*arguments_of(example)[0]) for each in (quick, slow)]
+    leaves = [
+        each.cut({group.name: range(group.units // 2, group.units) for group in each.groups})(*arguments_of(example)[0])
+        for each in (quick, slow)
+    ]
     torch.testing.assert_close(*leaves, rtol=0, atol=0)
 
 
