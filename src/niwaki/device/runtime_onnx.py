@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 
 from niwaki.device.measure import MeasureError, Step
@@ -22,17 +27,48 @@ def to_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
 
     Only for timing: what is delivered is made, and checked, by `deploy`.
     """
-    modes = [module.training for module in model.modules()]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that are not there
+    with _evaluating(model):
+        program = torch.onnx.export(model, (torch.zeros(1, *input_shape),), dynamo=True, verbose=False)
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
+def traced_onnx(model: nn.Module, input_shape: Sequence[int], *, batch: int = 1) -> bytes:
+    """The same for `batch` examples, by the older exporter, which follows one run: a fiftieth of the time, where hundreds are measured."""
+    file = io.BytesIO()
+    with _evaluating(model):
+        torch.onnx.export(model, (torch.zeros(batch, *input_shape),), file, dynamo=False, verbose=False)
+    return file.getvalue()
+
+
+def dynamic_int8(content: bytes) -> bytes:
+    """The model with weights of 8 bits, and inputs of its convolutions and linear layers that become so when it runs (no calibration data)."""
+    root = logging.getLogger()
+    level = root.level
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        before.write_bytes(content)
+        root.setLevel(logging.ERROR)  # it advises to prepare the model, which the exporters have done
+        try:
+            quantize_dynamic(before, after, weight_type=QuantType.QUInt8)  # int8 weights have no convolution on the CPU
+        finally:
+            root.setLevel(level)
+        return after.read_bytes()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, and without the exporters' warnings."""
+    modes = [module.training for module in model.modules()]
+    model.eval()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(model.eval(), (torch.zeros(1, *input_shape),), dynamo=True, verbose=False)
+            yield
     finally:
         for module, mode in zip(model.modules(), modes, strict=True):
             module.training = mode
-    assert program is not None
-    return program.model_proto.SerializeToString()
 
 
 def onnx_step(content: bytes, *, threads: int = 1, batch: np.ndarray | None = None) -> Step:

@@ -11,6 +11,7 @@ from niwaki.net.block import Columns
 from niwaki.net.control import Network
 from niwaki.space.choice import SpaceError
 from niwaki.zoo import bignas as _bignas
+from niwaki.zoo import digits as _digits
 from niwaki.zoo import fbnet as _fbnet
 from niwaki.zoo import fbnetv2 as _fbnetv2
 from niwaki.zoo import mnasnet as _mnasnet
@@ -49,6 +50,7 @@ SPACES: Mapping[str, Callable[..., Network]] = {
     "mobiledets-fused": _mobiledets.mobiledets_fused,
     "mobiledets-cpu": _mobiledets.mobiledets_cpu,
     "mobiledets-small": _mobiledets.mobiledets_small,
+    "digits-cnn": _digits.digits_cnn,
     "mobilenet-multi": _multihardware.mobilenet_multi,
     "mobilenet-multi-small": _multihardware.mobilenet_multi_small,
 }
