@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from niwaki.device.measure import MeasureError, Protocol, Samples, in_turns
-from niwaki.device.runtime_onnx import NAME, onnx_step, to_onnx
+from niwaki.device.runtime_onnx import NAME, dynamic_int8, onnx_step, to_onnx, traced_onnx
 
 
 class Clock:
@@ -81,3 +81,17 @@ def test_onnx_runtime_computes_what_the_network_does_and_a_wide_network_takes_lo
     assert found["64"].ratio > 3
     assert found["64"].runtime.startswith("onnxruntime")
     assert found["64"].protocol.threads == 1
+
+
+def test_a_traced_model_computes_the_same_and_its_8_bit_form_nearly():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).train()
+    x = torch.rand(8, 1, 8, 8)
+    content = traced_onnx(model, (1, 8, 8), batch=8)
+    expected = model(x).detach().numpy()
+    (plain,), (small,) = (onnx_step(one, batch=x.numpy())() for one in (content, dynamic_int8(content)))
+    assert plain == pytest.approx(expected, abs=1e-5)
+    assert small == pytest.approx(expected, abs=0.05)
+    assert np.abs(small - expected).max() > 1e-5  # it is another model
+    assert b"ConvInteger" in dynamic_int8(content)
+    assert model.training

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import tempfile
 import warnings
@@ -36,10 +35,10 @@ def to_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
 
 def traced_onnx(model: nn.Module, input_shape: Sequence[int], *, batch: int = 1) -> bytes:
     """The same for `batch` examples, by the older exporter, which follows one run: a fiftieth of the time, where hundreds are measured."""
-    file = io.BytesIO()
-    with _evaluating(model):
-        torch.onnx.export(model, (torch.zeros(batch, *input_shape),), file, dynamo=False, verbose=False)
-    return file.getvalue()
+    with _evaluating(model), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "traced.onnx"
+        torch.onnx.export(model, (torch.zeros(batch, *input_shape),), path, dynamo=False, verbose=False)
+        return path.read_bytes()
 
 
 def dynamic_int8(content: bytes) -> bytes:

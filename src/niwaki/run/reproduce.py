@@ -39,6 +39,7 @@ from niwaki.run.experiments import (
     tabnas,
     tunas,
     zero_cost,
+    zero_cost_digits,
 )
 from niwaki.run.experiments.experiment import Experiment, Plan
 from niwaki.run.folder import Folder, RunError
@@ -48,6 +49,7 @@ from niwaki.store.files import atomic_write
 EXPERIMENTS: tuple[Experiment, ...] = (
     dmasking.EXPERIMENT,
     zero_cost.EXPERIMENT,
+    zero_cost_digits.EXPERIMENT,
     tabnas.EXPERIMENT,
     mnasnet.EXPERIMENT,
     tunas.EXPERIMENT,

@@ -160,6 +160,20 @@ def kendall(a: ArrayLike, b: ArrayLike) -> float | None:
     return float((pairs - tied_a - tied_b + tied_both - 2 * swaps) / np.sqrt((pairs - tied_a) * (pairs - tied_b)))
 
 
+def kendall_resampled(a: ArrayLike, b: ArrayLike, counts: np.ndarray) -> np.ndarray:
+    """(R,): `kendall` of each of R resamples of the N candidates; 0 where it is None. counts: (R, N), how often a resample has each."""
+    given = [np.asarray(x, dtype=np.float64) for x in (a, b)]
+    if not all(np.isfinite(x).all() for x in given):
+        raise ValueError("candidates are compared by finite numbers; where a score is infinite, take its ranks")
+    signs = [np.sign(x[:, None] - x[None, :]) for x in given]
+    weights = counts.astype(np.float64)
+    agreeing, apart_a, apart_b = (
+        ((weights @ pairs) * weights).sum(axis=1) for pairs in (signs[0] * signs[1], signs[0] ** 2, signs[1] ** 2)
+    )
+    apart = np.sqrt(apart_a * apart_b)
+    return np.divide(agreeing, apart, out=np.zeros(len(weights)), where=apart > 0)
+
+
 def _inversions(values: np.ndarray) -> tuple[int, np.ndarray]:
     """How many pairs are in the wrong order, the first the larger; and `values` sorted. By merging, as in Knight's method."""
     if len(values) <= 64:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from torch import nn
 
 from niwaki import zoo
 from niwaki.evaluate.table import Table, load_table
@@ -60,7 +61,7 @@ def both_seeds(table: Table, part: Literal["validation", "test"]) -> np.ndarray:
 
 def train_member(number: int, seed: int, recipe: Recipe) -> dict[str, float]:
     """Accuracy in % on the validation and the test part after training on the train part, and the CPU seconds of that."""
-    module = build(network(), members()[number], seed=derive_seed(seed, "weights", number))
+    module: nn.Module = build(network(), members()[number], seed=derive_seed(seed, "weights", number))
     began = time.process_time()
     try:
         module = train(module, task(), recipe, task().part("train"), seed=derive_seed(seed, "training", number))
