@@ -47,7 +47,7 @@ class Plan:
     rounds: int = 30
     least_ms: float = 0.5  # of a sample; short, so that on a busy machine some of them are not disturbed
     chunk: int = 24
-    minutes: str = "about 10 minutes on one core"
+    minutes: str = "about 13 minutes on one core"
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key != "minutes"}
