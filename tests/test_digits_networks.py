@@ -109,6 +109,14 @@ def test_the_tau_of_resamples_is_that_of_the_candidates_drawn():
         kendall_resampled(np.full(40, np.inf), b, counts)
 
 
+def test_what_has_no_noise_may_pass_another_training_by_so_much():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=4000)
+    first, second = (truth + 0.7 * rng.normal(size=4000) for _ in range(2))
+    assert digits.noise_free(kendall(first, second)) == pytest.approx(kendall(truth, first), abs=0.02)
+    assert kendall(truth, first) > kendall(first, second) + 0.05
+
+
 def test_the_mean_over_log_time_is_that_of_a_fine_grid():
     finished, after, span = [0.5, 2.0, 3.0, 30.0], [-1.0, -2.0, -2.5, -9.0], (1.0, 20.0)
     grid = np.exp(np.linspace(*np.log(span), 400_001))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import asin, pi, sin, sqrt
 from random import Random
 from typing import Any
 
@@ -18,13 +19,13 @@ from niwaki.gradient.one_shot import OneShot, OneShotSearch
 from niwaki.net.place import space_of
 from niwaki.objective import Objective
 from niwaki.run.asking import asked_of, begun, told
-from niwaki.run.claims import Claim, Section, Table
+from niwaki.run.claims import Claim, Section, Table, percent
 from niwaki.run.experiments.digits_networks import SPACE, TRAINING, both_seeds, known, members, network, task, train_member
 from niwaki.run.experiments.experiment import Experiment
 from niwaki.run.experiments.verdicts import above, below, claim, section
 from niwaki.run.folder import Folder
 from niwaki.run.progress import Progress
-from niwaki.run.statistics import Interval, bootstrap, expected_pick, expected_picks, kendall_resampled, ranks
+from niwaki.run.statistics import Interval, bootstrap, expected_pick, expected_picks, kendall, kendall_resampled, ranks
 from niwaki.run.strategies import strategy_named
 from niwaki.run.workers import Job, Workers
 from niwaki.trial import Trial
@@ -54,7 +55,7 @@ class Plan:
     supernets: int = 3
     supernet_epochs: int = 150
     subnets: int = 72
-    minutes: str = "about 6 minutes on one core"
+    minutes: str = "about 5 minutes on one core"
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key != "minutes"}
@@ -359,7 +360,7 @@ def _beats(text: str, found: Outcome) -> Claim:
     return claim(
         f"{text}: the area under log10 regret over log time, less that of random search, the whole interval below 0",
         "-",
-        f"{found.area.text(sign=True)}; at the end ({found.evaluations} networks, {found.seconds:.0f} s of which the strategy {found.own_share:.1%}) "
+        f"{found.area.text(sign=True)}; at the end ({found.evaluations} networks, {found.seconds:.0f} s of which the strategy {percent(found.own_share)}) "
         f"regret {found.regret[0].text()} points",
         f"regret {found.regret[1].text()} points, with {found.draws:.0f} draws",
         below(found.area),
@@ -374,8 +375,9 @@ def _about(results: dict[str, Any]) -> tuple[str, ...]:
         f"digits, {np.mean(results['seconds']):.2f} s of CPU each; test accuracy {test.mean():.1f} % on average, {test.mean(axis=0).std():.1f} points of standard "
         f"deviation between networks, {np.abs(test[0] - test[1]).mean() / 1.128:.1f} between trainings of one. {plan['networks']} of them are scored on "
         f"{plan['images']} training images, means of {plan['initialisations']} initialisations. Kendall's tau-b is with the test accuracy of one "
-        "training, the mean over the two: what another training tells is then the ceiling. Quartiles are of multiply-adds: within them no score can live "
-        "on size alone. Intervals (95 %) are bootstrapped over networks.",
+        "training, the mean over the two, so that what another training tells stands beside as the ceiling. It is as noisy as the first: what has no noise "
+        f"of its own may pass it, up to about {noise_free(_another(results)):.2f} were all normal. Quartiles are of multiply-adds: within them no score can "
+        "live on size alone. Intervals (95 %) are bootstrapped over networks.",
         f"**Searches** are told validation accuracy. Regret is in validation points: on the table by the mean of both trainings, which is also what is told, "
         f"{plan['seeds']} seeds; where networks are trained ({plan['training_seeds']} seeds of training that the table has not) by the table's trainings, one at a "
         "time, and random search picks by the other one. Time is CPU time of trainings and strategy on one thread; random search, in closed form, draws "
@@ -404,8 +406,26 @@ def _taus(
         rows.append((name, found[name].text(), share, *within_, control))
     quartiles = ("smallest quartile", "second", "third", "largest")
     return Table(
-        "Kendall's tau with the test accuracy of one training", ("score", "tau", "of the ceiling", *quartiles, "shuffled"), tuple(rows)
+        "Kendall's tau with the test accuracy of one training",
+        ("score", "tau", "of another training's", *quartiles, "shuffled"),
+        tuple(rows),
     )
+
+
+def _another(results: Mapping[str, Any]) -> float:
+    """Tau of another training with one, over the networks that are scored."""
+    first, second = np.array(results["test"])[:, results["scored"]]
+    return kendall(first, second) or 0.0
+
+
+def noise_free(tau: float) -> float:
+    """What a score without noise could reach at most where two trainings reach `tau`: normal figures of correlation sin(pi tau / 2), of which
+    a noise-free one has the root (Greiner's relation; Spearman's attenuation).
+
+    >>> round(noise_free(1.0), 3), round(noise_free(0.5), 3)
+    (1.0, 0.636)
+    """
+    return 2 / pi * asin(sqrt(sin(pi / 2 * max(tau, 0.0))))
 
 
 def _searches(results: Mapping[str, Any], table: Outcome, real: Outcome) -> Table:
