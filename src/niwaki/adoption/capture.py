@@ -117,6 +117,8 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _if_not_copied_as_usual(value: Any) -> list[Any]:
+    if isinstance(value, int | float | str | None):
+        return []  # quickly: a module has dozens
     if isinstance(value, Tensor):
         return [] if value.is_leaf else [value.detach().clone()]
     try:

@@ -23,12 +23,13 @@ def weights_left(owner: nn.Module, axes: Mapping[str, tuple[Axis, ...]], keep: K
     """The owner's parameters and buffers, by their first names, without what belongs to removed units. Frozen parameters stay frozen."""
     first = first_names(owner)
     tensors = {**dict(owner.named_parameters()), **dict(owner.named_buffers())}
+    alive = {group: len(units) for group, units in keep.items()}
     left = {}
     for name, tensor in tensors.items():
         data = tensor.detach()
         for dim, axis in enumerate(axes.get(first[name], ())):
-            if len(at := positions(axis, keep)) < length(axis):
-                data = data.index_select(dim, torch.tensor(at, dtype=torch.long))
+            if alive_length(axis, alive) < length(axis):
+                data = data.index_select(dim, torch.tensor(positions(axis, keep), dtype=torch.long))
         data = data.clone(memory_format=torch.contiguous_format)
         left[name] = nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
     return left
@@ -94,6 +95,10 @@ class _Copier:
         self.owner, self.weights, self.sizes = owner, weights, sizes
         self.modules = dict(owner.named_modules(remove_duplicate=False))
         self.names = first_names(owner)
+        self.holders: dict[tuple[str, str], list[str]] = {}  # by first name, and name in the module: paths of the modules
+        for name, weight in self.names.items():
+            path, _, key = name.rpartition(".")
+            self.holders.setdefault((weight, key), []).append(path)
         self.layers: dict[str, nn.Module] = {}
         self.graph = fx.Graph()
         self.nodes: dict[fx.Node, fx.Node] = {}
@@ -209,9 +214,8 @@ class _Copier:
         if not read or not all(map(_is_weight, read.values())):
             return []
         key, tensor = next(iter(read.items()))
-        paths = [name.rpartition(".")[0] for name, first in self.names.items() if first == tensor.target and name.rpartition(".")[2] == key]
         found = []
-        for path in filter(None, paths):
+        for path in filter(None, self.holders.get((str(tensor.target), key), ())):
             held = {key: self.names[f"{path}.{key}"] for key in _held(self.modules[path])}
             if held == {key: each.target for key, each in read.items()} and not _holds_more(self.modules[path]):
                 found.append(path)

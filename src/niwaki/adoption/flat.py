@@ -6,7 +6,7 @@ import inspect
 import operator
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ def traced_graph(found: Trace, owner: nn.Module, bound: dict[str, Any], *, axis:
     nodes: dict[Any, fx.Node] = {}  # by `Value` and by `Rows`
     examples: dict[Any, Tensor] = {}
 
+    @cache
     def example(kind: Kind) -> Tensor:
         shape = [each.times * size if isinstance(each, Rows) else each for each in kind.shape]
         return torch.empty(shape, dtype=kind.dtype, device="meta")

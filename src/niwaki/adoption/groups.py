@@ -37,69 +37,76 @@ class Units:
     """
 
     def __init__(self) -> None:
-        self._parent: list[int] = [0]
+        self._count = 1
+        self._parent = np.arange(1024)  # longer than needed; a unit that is not yet made is its own
         self._fixed: dict[int, Any] = {0: None}  # by root
+        self._is_fixed = self._parent == 0  # the same, by root
         self.reason: Any = None
 
     def fresh(self, count: int) -> Array:
         """Units that nothing is known of yet; a single one is fixed at once, because the last unit of a group always stays."""
         if count < 2:
             return fixed(count)
-        first = len(self._parent)
-        self._parent.extend(range(first, first + count))
-        return np.arange(first, first + count)
+        first, self._count = self._count, self._count + count
+        if self._count > (room := len(self._parent)):
+            self._parent = np.append(self._parent, np.arange(room, 2 * self._count))
+            self._is_fixed = np.append(self._is_fixed, np.zeros(len(self._parent) - room, bool))
+        return np.arange(first, self._count)
 
-    def _root(self, unit: int) -> int:
-        parent = self._parent
-        while parent[unit] != unit:
-            parent[unit] = parent[parent[unit]]
-            unit = parent[unit]
-        return unit
+    def _roots(self, axis: Array) -> Array:
+        found = self._parent[axis]
+        while ((above := self._parent[found]) != found).any():
+            found = above
+        self._parent[axis] = found  # the next way is shorter
+        return found
 
     def find(self, axis: Array) -> Array:
         """The axis with every unit replaced by its root."""
-        if not axis.any():
-            return fixed(len(axis))
-        return np.array([self._found(unit) for unit in axis.tolist()], np.int64)
-
-    def _found(self, unit: int) -> int:
-        root = self._root(unit)
-        return 0 if root in self._fixed else root
+        found = self._roots(axis)
+        found[self._is_fixed[found]] = 0
+        return found
 
     def is_fixed(self, axis: Array) -> bool:
-        return not self.find(axis).any()
+        return bool(self._is_fixed[self._roots(axis)].all())
 
     def join(self, a: Array, b: Array) -> None:
         """Position by position, the units of two axes become one."""
-        for one, other in zip(a.tolist(), b.tolist(), strict=True):
-            if one == other:
-                continue
-            if not one or not other:
-                self._fixed.setdefault(self._root(one or other), self.reason)
-                continue
-            low, high = sorted((self._root(one), self._root(other)))
-            if low != high:
-                self._parent[high] = low
-                if high in self._fixed:
-                    self._fixed.setdefault(low, self._fixed.pop(high))
+        if a.shape != b.shape:
+            raise ValueError(f"axes of {len(a)} and {len(b)} positions are joined")
+        while True:
+            one, other = self._roots(a), self._roots(b)
+            apart = (one != other) & (a != 0) & (b != 0)
+            if not apart.any():
+                break
+            high = np.maximum(one, other)[apart]
+            np.minimum.at(self._parent, high, np.minimum(one, other)[apart])  # of several, the smallest; the others come next time
+            merged = np.unique(high[self._is_fixed[high]])
+            for old, new in zip(merged.tolist(), self._roots(merged).tolist(), strict=True):
+                self._fix(new, self._fixed.pop(old))
+                self._is_fixed[old] = False
+        self.freeze(np.maximum(a, b)[(a == 0) | (b == 0)])
+
+    def _fix(self, root: int, reason: Any) -> None:
+        self._fixed.setdefault(root, reason)
+        self._is_fixed[root] = True
 
     def freeze(self, axis: Array) -> None:
-        for unit in axis.tolist():
-            self._fixed.setdefault(self._root(unit), self.reason)
+        found = self._roots(axis)
+        for root in dict.fromkeys(found[~self._is_fixed[found]].tolist()):
+            self._fix(root, self.reason)
 
     def settle(self, axis: Array) -> None:
         """Freezes an axis for a reason that stands before all others."""
-        for unit in axis.tolist():
-            if unit:
-                self._fixed[self._root(unit)] = self.reason
+        self.freeze(axis)
+        self._fixed |= dict.fromkeys(self._roots(axis[axis != 0]).tolist(), self.reason)
 
     def reasons(self, axis: Array) -> list[Any]:
         """Why the units of an axis are fixed, each reason once; None for those that always were."""
-        return list(dict.fromkeys(self._fixed[root] for root in map(self._root, axis.tolist()) if root in self._fixed))
+        return list(dict.fromkeys(self._fixed[root] for root in self._roots(axis).tolist() if root in self._fixed))
 
     def roots(self) -> Array:
         """The root of every unit, by its number; 0 for those that are fixed."""
-        return np.array([self._found(unit) for unit in range(len(self._parent))], np.int64)
+        return self.find(np.arange(self._count))
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ def partition(units: Units, axes: Iterable[Array], *, weights: Iterable[Array], 
     never read). Fixing merges neighbouring positions, so the sorting starts again until nothing is fixed any more.
     """
     kept = {id(axis): axis for axis in axes}
-    on_weights, where_read = (np.unique(np.concatenate([fixed(1), *some])) for some in (weights, read))
+    on_weights, where_read = (_lying_on(len(units.roots()), some) for some in (weights, read))
     while True:
         root = units.roots()
         distinct = {found.tobytes(): found for axis in kept.values() for found in [root[axis]] if found.any()}
@@ -148,26 +155,34 @@ def partition(units: Units, axes: Iterable[Array], *, weights: Iterable[Array], 
     return Partition(tuple(len(inside) for inside in members), runs_of)
 
 
+def _lying_on(count: int, axes: Iterable[Array]) -> Array:
+    """Which of `count` units lie on some of the axes; the fixed one does."""
+    found = np.zeros(count, bool)
+    found[0] = True
+    for axis in axes:
+        found[axis] = True
+    return np.flatnonzero(found)
+
+
 def _sorted_into_groups(root: Array, axes: Sequence[Array]) -> tuple[list[Array], Array]:
     """Members of each group, smallest first, and the group of every unit (-1: fixed)."""
     signature = np.zeros(len(root), np.uint64)
     seen = np.zeros(len(root), bool)
     with np.errstate(over="ignore"):
         for number, axis in enumerate(axes):
-            found, counts = np.unique(axis, return_counts=True)
-            mark = np.array([hash((number, count)) & 0xFFFFFFFFFFFFFFFF for count in counts.tolist()], np.uint64)
+            counts = np.bincount(axis)
+            found = np.flatnonzero(counts)
+            times, which = np.unique(counts[found], return_inverse=True)
+            mark = np.array([hash((number, count)) & 0xFFFFFFFFFFFFFFFF for count in times.tolist()], np.uint64)[which]
             signature[found] = signature[found] * np.uint64(6364136223846793005) + mark  # the mixing constant of Knuth's MMIX generator
             seen[found] = True
     seen[0] = False
     present = np.flatnonzero(seen)
     group_of = np.full(len(root), -1, np.int64)
-    members: list[Array] = []
-    by_signature: dict[int, list[int]] = {}
-    for unit in present.tolist():
-        by_signature.setdefault(int(signature[unit]), []).append(unit)
-    for inside in by_signature.values():
-        group_of[inside] = len(members)
-        members.append(np.array(inside, np.int64))
+    _, first, which = np.unique(signature[present], return_index=True, return_inverse=True)
+    group_of[present] = np.argsort(np.argsort(first))[which]  # numbered in the order of their first units
+    order = present[np.argsort(group_of[present], kind="stable")]
+    members = np.split(order, np.cumsum(np.bincount(group_of[present]))[:-1]) if len(present) else []
     return members, group_of
 
 

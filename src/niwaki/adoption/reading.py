@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -192,7 +193,11 @@ def rows_for_one(size: Any) -> int:
     """A size with the batch set to one."""
     if not isinstance(size, torch.SymInt):
         return int(size)
-    expression = size.node.expr
+    return _of_one(size.node.expr)
+
+
+@lru_cache(maxsize=4096)
+def _of_one(expression: Any) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
 
 
