@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from niwaki.factor import eliminate
+from niwaki.factor import chain, eliminate
 from niwaki.factor.chain import all_rows
 from niwaki.factor.draw import Sampler
 from niwaki.factor.eliminate import Binned, Feasible
@@ -436,3 +436,85 @@ def test_rounding_a_path_never_leaves_the_bounds_that_the_bins_state():
                 bundle = int(part.group[np.flatnonzero(part.fits == arc)[0]])
                 spent, bins, state = spent + int(arcs.spend[arc, 0]), bins + int(part.moves.shift[bundle]), int(arcs.target[arc])
             assert binned.under[0] <= spent - bins * binned.width[0] <= binned.over[0]
+
+
+# --- states that no later cost tells apart --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(0, 200, 10))
+def test_a_chain_of_merged_states_says_what_the_whole_list_of_architectures_says(seed, monkeypatch):
+    monkeypatch.setattr(chain, "_cuts", lambda space, frontiers: ([], float("inf")))
+    this = Case(seed)
+    limits = [this.limit(0, 0.5), this.limit(3, 0.8)]
+    kept = this.kept(limits)
+    assert [cost.minimum()[0] for cost in this.costs] == [amounts.min() for amounts in this.amounts]
+    assert [cost.maximum()[0] for cost in this.costs] == [amounts.max() for amounts in this.amounts]
+    if not kept.any():
+        return
+    feasible = Feasible(this.space, limits)
+    assert feasible.chain.is_merged
+    count = feasible.count_by_elimination()
+    assert count.lo == kept.sum() == count.hi
+    both = [*limits, this.limit(1, 0.7)]
+    assert (loose := Feasible(this.space, both).count_by_elimination(work=30_000_000)).lo <= this.kept(both).sum() <= loose.hi
+    found, gradient = feasible.log_total_by_elimination(this.probabilities)
+    assert found == pytest.approx(log((this.chances * kept).sum()), abs=1e-9)
+    for name, slope in this.gradient(kept).items():
+        assert gradient[name] * (this.chances * kept).sum() == pytest.approx(slope, abs=1e-9)
+    best = most_likely(feasible, this.probabilities)
+    assert this.chances[this.architectures.index(best)] == pytest.approx((this.chances * kept).max())
+    rows = Sampler(feasible, this.probabilities).draw(200, np.random.default_rng(0))
+    assert feasible.keeps(rows).all()
+
+
+def dense(layers, growths=(1, 2, 3)):
+    """Maps side by side, as in a DenseNet: every layer reads all before it. Space, cost, and the sizes of its two choices a layer."""
+    decisions = [Decision(f"{kind}{at}", growths) for at in range(layers) for kind in ("inner", "growth")]
+    factors = [
+        Factor((f"growth{before}", f"inner{at}"), np.outer(growths, growths).astype(np.int64))
+        for at in range(layers)
+        for before in range(at)
+    ]
+    space = Space(tuple(decisions))
+    return space, Cost("macs", "", tuple(factors), space)
+
+
+def test_a_layer_that_reads_many_others_depends_on_their_total_width_alone():
+    space, macs = dense(14)
+    ways = {(0, 0): 1}  # by the total width so far and the cost so far
+    for _ in range(14):
+        after: dict[tuple[int, int], int] = {}
+        for (width, spent), times in ways.items():
+            for inner in (1, 2, 3):
+                for growth in (1, 2, 3):
+                    key = width + growth, spent + inner * width
+                    after[key] = after.get(key, 0) + times
+        ways = after
+    costs = sorted({spent for _, spent in ways})
+    assert (macs.minimum()[0], macs.maximum()[0]) == (costs[0], costs[-1])
+    for share in (0.15, 0.6):
+        upper = int(share * costs[-1])
+        space_within = within(space, [Limit(macs, upper)])
+        assert space_within.feasible.chain.is_merged
+        assert max(len(stage.states) for stage in space_within.feasible.chain.stages) <= 3 * 40
+        count = space_within.count
+        true = sum(times for (_, spent), times in ways.items() if spent <= upper)
+        assert count.lo <= true <= count.hi
+        assert count.count == pytest.approx(true, rel=0.02)
+        assert all(macs(space_within.sample(Random(at))) <= upper for at in range(5))
+        assert macs(space_within.mode({d.name: np.array([0.2, 0.3, 0.5]) for d in space.decisions})) <= upper
+
+
+def test_draws_within_a_loose_budget_of_a_large_chain_are_spread_as_those_of_an_eliminated_one(monkeypatch):
+    space, macs = dense(5)
+    limits, probabilities = [Limit(macs, int(0.5 * macs.maximum()[0]))], {d.name: np.array([0.5, 0.3, 0.2]) for d in space.decisions}
+    eliminated = Sampler(Feasible(space, limits), probabilities).draw(20_000, np.random.default_rng(1))
+    monkeypatch.setattr(chain, "_cuts", lambda space, frontiers: ([], float("inf")))
+    space, macs = dense(5)
+    sampler = Sampler(Feasible(space, [Limit(macs, limits[0].upper)]), probabilities)
+    assert sampler._plain is not None
+    plain = sampler.draw(20_000, np.random.default_rng(2))
+    assert sampler.feasible.keeps(plain).all()
+    for column in range(len(space)):
+        one, other = (np.bincount(rows[:, column], minlength=3) / len(rows) for rows in (eliminated, plain))
+        assert np.abs(one - other).max() < 0.02  # four standard deviations of a difference

@@ -8,7 +8,8 @@ operator and the expansion of a block disappear inside its stage and the states 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from niwaki.factor.factor import Factor
 
 MOST_ARCS = 8_000_000  # in one stage
+MANY_ARCS = 1_000_000  # in all: with more, it is worth while to see which states are alike
 STAGE_OVERHEAD = 64  # arcs that one more stage must save to be worth it
 UNREACHABLE = np.int64(1 << 62)
 
@@ -48,27 +50,39 @@ class Stage:
 
 
 class Chain:
-    """The stages of `space` for tables over `scopes` (names of decisions)."""
+    """The stages of `space`, for tables over `scopes` (names of decisions) and for sums of factors.
 
-    def __init__(self, space: Space, scopes: Iterable[Sequence[str]]) -> None:
+    Where the frontiers of a space have too many combinations, states that no sum and no condition can tell apart any more are one: a layer that
+    reads twenty maps side by side costs by their total width, of which there are few, and not by the twenty widths.
+    """
+
+    def __init__(self, space: Space, scopes: Iterable[Sequence[str]], sums: Sequence[Sequence[Factor]] = ()) -> None:
+        """sums: the factors of each cost that is a sum."""
         self.space = space
-        count = len(space.decisions)
-        groups = {tuple(space.position(name) for name in scope) for scope in scopes}
-        groups |= {(position, *(space.position(ref.name) for ref in refs(d.condition))) for position, d in enumerate(space.decisions)}
-        last = list(range(count))
-        for group in groups:
-            for position in group:
-                last[position] = max(last[position], *group)
-        frontiers = [tuple(p for p in range(cut) if last[p] >= cut) for cut in range(count + 1)]
+        told = {tuple(space.position(name) for name in scope) for scope in scopes}
+        told |= {(position, *(space.position(ref.name) for ref in refs(d.condition))) for position, d in enumerate(space.decisions)}
+        summed = {tuple(space.position(name) for name in factor.scope) for factors in sums for factor in factors}
+        frontiers, apart = _frontiers(space, told | summed), _frontiers(space, told)
+        cuts, arcs = _cuts(space, frontiers)
+        signatures = None
+        if arcs > MANY_ARCS and (sums or arcs == float("inf")):
+            # one decision at a time: states that have become alike are one before the next decision multiplies them
+            cuts, signatures = [(at, at + 1) for at in range(len(space.decisions))], Signatures(space, sums)
+        self.is_merged = signatures is not None
         self.stages: list[Stage] = []
         states = np.zeros((1, 0), dtype=np.int32)
-        for start, stop in _cuts(space, frontiers):
+        for start, stop in cuts:
+            if len(states) * prod(len(decision.options) for decision in space.decisions[start:stop]) > MOST_ARCS:
+                raise _too_many(space, [*frontiers[start], start], len(states) * len(space.decisions[start].options))
             rows = {position: states[:, axis] for axis, position in enumerate(frontiers[start])}
             origin, options, exists = _expanded(space, rows, len(states), start, stop)
             code = np.zeros(len(origin), dtype=np.int64)
-            for position in frontiers[stop]:
+            for position in frontiers[stop] if signatures is None else apart[stop]:
                 code = code * len(space.decisions[position].options) + rows[position]
-            _, first, target = np.unique(code, return_index=True, return_inverse=True)
+            if signatures is None:
+                _, first, target = np.unique(code, return_index=True, return_inverse=True)
+            else:
+                first, target = signatures.classes(rows, code, stop)
             self.stages.append(Stage(start, stop, options, exists, origin, target, frontiers[start], states, len(first)))
             states = np.stack([rows[p][first] for p in frontiers[stop]], axis=1) if frontiers[stop] else np.zeros((1, 0), dtype=np.int32)
 
@@ -102,6 +116,59 @@ class Chain:
             row.append(stage.options[arc])
             state = stage.target[arc]
         return np.concatenate(row) if row else np.zeros(0, dtype=np.int32)
+
+
+class Signatures:
+    """Tells which partial architectures are alike for all that is still to come, for the costs that are sums.
+
+    Two are if, for every set of later decisions, what factors charge for these together is the same function of them. Functions are compared by
+    two random linear forms, modulo 2^64: different ones are taken for equal with a chance of about 2^-128 a pair.
+    """
+
+    def __init__(self, space: Space, sums: Sequence[Sequence[Factor]]) -> None:
+        self._generator = np.random.default_rng(0)
+        self._numbers: dict[tuple[int, ...], np.ndarray] = {}
+        self._options = [len(decision.options) for decision in space.decisions]
+        self._factors: list[tuple[int, tuple[int, ...], np.ndarray]] = []  # number of the sum, positions, table
+        for number, factors in enumerate(sums):
+            unit = np.gcd.reduce([np.gcd.reduce(factor.table, axis=None) for factor in factors] or [np.int64(1)]) or 1
+            for factor in factors:
+                positions = [space.position(name) for name in factor.scope]
+                order = np.argsort(positions)
+                self._factors.append((number, tuple(sorted(positions)), (factor.table // unit).transpose(order)))
+
+    def classes(self, rows: Mapping[int, np.ndarray], code: np.ndarray, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first of each class of the partial architectures `rows` of the decisions before `stop`, and the class of each, (N,).
+
+        code: (N,) ints, by which they are told apart in any case.
+        """
+        marks = code.astype(np.uint64)[:, None] * self._drawn(())
+        for past, table in self._pending(stop).items():
+            marks += table[tuple(rows[position] for position in past)]
+        order = np.lexsort(marks.T)
+        new = np.ones(len(order), dtype=bool)
+        new[1:] = (np.diff(marks[order], axis=0) != 0).any(axis=1)
+        target = np.empty(len(order), dtype=np.int64)
+        target[order] = np.cumsum(new) - 1
+        return order[new], target
+
+    def _pending(self, stop: int) -> dict[tuple[int, ...], np.ndarray]:
+        """By the decisions before `stop` that they depend on: the forms of all that later decisions will be charged with them, (..., 2)."""
+        found: dict[tuple[int, ...], np.ndarray] = {}
+        for number, positions, table in self._factors:
+            past = bisect_left(positions, stop)
+            if 0 < past < len(positions):
+                before, shape = positions[:past], table.shape[:past]
+                form = table.reshape(prod(shape), -1).astype(np.uint64) @ self._drawn((number, *positions[past:]))
+                found[before] = found.get(before, np.uint64(0)) + form.reshape(*shape, 2)
+        return found
+
+    def _drawn(self, key: tuple[int, ...]) -> np.ndarray:
+        """(combinations, 2): coefficients for the number of a sum and later decisions."""
+        if key not in self._numbers:
+            combinations = prod(self._options[position] for position in key[1:])
+            self._numbers[key] = self._generator.integers(0, 1 << 64, (combinations, 2), dtype=np.uint64)
+        return self._numbers[key]
 
 
 def all_rows(space: Space) -> tuple[np.ndarray, np.ndarray]:
@@ -151,11 +218,30 @@ def _expanded(space: Space, rows: dict[int, np.ndarray], count: int, start: int,
     return origin, np.stack([rows[p] for p in range(start, stop)], axis=1), np.stack(exists, axis=1)
 
 
-def _cuts(space: Space, frontiers: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
-    """The stages as (start, stop), of the fewest arcs in all: a shortest path over the cuts."""
+def _frontiers(space: Space, groups: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
+    """For each cut, the positions before it that some group has together with one behind it."""
+    count = len(space.decisions)
+    last = list(range(count))
+    for group in groups:
+        for position in group:
+            last[position] = max(last[position], *group)
+    return [tuple(p for p in range(cut) if last[p] >= cut) for cut in range(count + 1)]
+
+
+def _too_many(space: Space, together: Sequence[int], combinations: int) -> SpaceError:
+    listed = ", ".join(f"{space.decisions[p].name} ({len(space.decisions[p].options)})" for p in together)
+    return SpaceError(
+        f"at {space.decisions[together[-1]].name!r} the costs depend on {len(together)} choices at once, "
+        f"{combinations:,} combinations where at most {MOST_ARCS:,} are held: {listed}; "
+        f"tie some of them by a name, or give them fewer options"
+    )
+
+
+def _cuts(space: Space, frontiers: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, int]], float]:
+    """The stages as (start, stop), of the fewest arcs in all, a shortest path over the cuts; and how many, infinite where a stage has too many."""
     count = len(space.decisions)
     if count == 0:
-        return [(0, 0)]
+        return [(0, 0)], 1
     options = [len(decision.options) for decision in space.decisions]
     states = [prod(options[p] for p in frontier) for frontier in frontiers]
     best: list[tuple[float, int]] = [(0, 0)] + [(float("inf"), 0)] * count
@@ -167,18 +253,8 @@ def _cuts(space: Space, frontiers: Sequence[tuple[int, ...]]) -> list[tuple[int,
                 break
             if states[start] * ways <= MOST_ARCS:
                 best[stop] = min(best[stop], (best[start][0] + states[start] * ways + STAGE_OVERHEAD, start))
-    for stop in range(1, count + 1):
-        if best[stop][0] == float("inf"):
-            start = stop - 1
-            together = [*frontiers[start], start]
-            listed = ", ".join(f"{space.decisions[p].name} ({options[p]})" for p in together)
-            raise SpaceError(
-                f"at {space.decisions[start].name!r} the costs depend on {len(together)} choices at once, "
-                f"{states[start] * options[start]:,} combinations where at most {MOST_ARCS:,} are held: {listed}; "
-                f"tie some of them by a name, or give them fewer options"
-            )
-    cuts, stop = [], count
+    cuts, stop = [], count if best[count][0] < float("inf") else 0
     while stop:
         cuts.append((best[stop][1], stop))
         stop = best[stop][1]
-    return cuts[::-1]
+    return cuts[::-1], best[count][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,10 @@ DRAW_WORK = 250_000_000  # arcs times cells of the one pass; about a quarter of 
 ACCEPTED = 0.9  # part of the proposals that should turn out to keep the budgets
 BATCH = 65_536  # proposals at a time: many of them share a state and an amount of slack, and so one table
 MOST_PROPOSALS = 4_000_000  # without a single one accepted
+TRIED, ENOUGH = (
+    4_096,
+    0.02,
+)  # plain draws, and the part of them within the budgets with which nothing better is needed: of large chains only
 
 
 class Sampler:
@@ -27,6 +32,10 @@ class Sampler:
     def __init__(self, feasible: Feasible, probabilities: Weights | None = None) -> None:
         self.feasible = feasible
         given = None if probabilities is None else feasible.checked_probabilities(probabilities)
+        self._plain = _cumulative(feasible, given) if feasible.chain.is_merged else None
+        if self._plain is not None and feasible.keeps(self.propose(TRIED, np.random.default_rng(0))).mean() >= ENOUGH:
+            return
+        self._plain = None
         stages, slack = feasible.stages, feasible.slack
         raw = [np.ones(len(arcs.raw)) if given is None else feasible.raw_weights(given, number) for number, arcs in enumerate(stages)]
         weights = [np.bincount(arcs.group, weights=w, minlength=len(arcs.source)) for arcs, w in zip(stages, raw, strict=True)]
@@ -66,6 +75,9 @@ class Sampler:
     def propose(self, count: int, generator: np.random.Generator) -> np.ndarray:
         """(count, decisions): option numbers of draws from the superset."""
         space = self.feasible.space
+        if self._plain is not None:
+            columns = [np.searchsorted(steps, generator.random(count), side="right") for steps in self._plain]
+            return np.stack(columns, axis=1).astype(index_type(space))
         rows = np.zeros((count, len(space)), dtype=index_type(space))
         state, cell = np.zeros(count, dtype=np.int64), np.full(count, self._binned.grid.cells - 1)
         for number, stage in enumerate(self.feasible.chain.stages):
@@ -97,6 +109,18 @@ class Sampler:
             at = np.searchsorted(tables.ravel(), which + u[here], side="right") - which * (high - low)
             bundle[here] = low + np.minimum(at, high - low - 1)
         return bundle
+
+
+def _cumulative(feasible: Feasible, given: dict[Any, np.ndarray] | None) -> list[np.ndarray] | None:
+    """For each decision the sums of its probabilities before each option but the first; None where decisions do not always exist, or weights
+    are of several together. Draws by these are as the distribution says before the budgets are looked at."""
+    space = feasible.space
+    if feasible.joint or any(decision.condition is not True for decision in space.decisions):
+        return None
+    weights = [np.ones(len(d.options)) if given is None else given[d.name] for d in space.decisions]
+    if any(not weight.sum() for weight in weights):
+        return None
+    return [np.cumsum(weight / weight.sum())[:-1] for weight in weights]
 
 
 class _Members:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from niwaki.factor.chain import UNREACHABLE, Chain, all_rows, through
-from niwaki.factor.factor import Cost, CostError, Limit, aligned
+from niwaki.factor.factor import Cost, CostError, Limit, aligned, chain_of
 from niwaki.factor.message import Grid, Moves, meet, pull, scaled_
 from niwaki.space.choice import BudgetError, Value
 from niwaki.space.size import refs, values
@@ -644,4 +644,4 @@ def _least_along(stages: Sequence[Arcs], amounts: Sequence[np.ndarray]) -> int:
 
 @lru_cache(maxsize=8)
 def _chain(space: Space, costs: tuple[Cost, ...], joint: tuple[tuple[str, ...], ...]) -> Chain:
-    return Chain(space, [*(factor.scope for cost in costs for factor in cost.factors), *joint])
+    return chain_of(space, costs, joint)

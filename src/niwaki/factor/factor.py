@@ -163,7 +163,7 @@ class Cost:
     @cached_property
     def _extremes(self) -> tuple[tuple[int, Architecture], ...]:
         combine = np.add if self.kind == "sum" else np.maximum
-        chain = Chain(self.space, [factor.scope for factor in self.factors])
+        chain = chain_of(self.space, [self])
         charges = chain.charged(self.factors, combine)
         # the largest is the least of what is negated; negated, a maximum is a minimum
         rows = chain.cheapest(charges, combine), chain.cheapest([-part for part in charges], np.add if self.kind == "sum" else np.minimum)
@@ -242,6 +242,12 @@ def aligned(table: np.ndarray, scope: Sequence[str], wider: Sequence[str]) -> np
     table = table.transpose([scope.index(name) for name in wider if name in scope])
     lengths = iter(table.shape)
     return table.reshape([next(lengths) if name in scope else 1 for name in wider])
+
+
+def chain_of(space: Space, costs: Sequence[Cost], scopes: Iterable[Sequence[str]] = ()) -> Chain:
+    """The stages of `space` along which all `costs` can be added up, and the decisions of each of `scopes` are told apart together."""
+    largest = [factor.scope for cost in costs if cost.kind == "max" for factor in cost.factors]
+    return Chain(space, [*largest, *scopes], [cost.factors for cost in costs if cost.kind == "sum"])
 
 
 def _decisions(exprs: Iterable[Expr]) -> list[Ref]:
