@@ -242,7 +242,7 @@ def test_a_module_from_python_stays_as_it_is_and_what_is_frozen_in_it_too(task, 
     model.head.weight.requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     settings = {"shrink.epochs": 1, "train.epochs": 1, "shrink.distill": 0.0}
-    result = niwaki.shrink(model, ["macs<=60%", "params<=70%"], task, method="figs", out=tmp_path / "run", settings=settings)
+    result = niwaki.shrink(model, ["macs<=60%", "params<=70%"], task, method="morphnet", out=tmp_path / "run", settings=settings)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     kept = next(one for one in result.summary["widths"] if one["group"] == "last.0")["kept"]
     assert torch.equal(result.model.state_dict()["head.weight"], before["head.weight"][:, kept])

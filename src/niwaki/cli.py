@@ -421,7 +421,7 @@ def shrink(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="shrink.*, data.* or train.* (the fine-tuning); may be repeated."),
     ] = None,
-    method: Annotated[str, typer.Option(help="morphnet or figs.")] = "morphnet",
+    method: Annotated[str, typer.Option(help="figs or morphnet.")] = "figs",
     out: Out = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,

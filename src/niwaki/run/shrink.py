@@ -1,6 +1,6 @@
 """`niwaki shrink`: a user's own network made smaller for a budget, from its weights on, fine-tuned, shipped, and what it cost told.
 
-Steps, each stored when it is done: the owner's network is trained if it was not; it is trained under pressure, by MorphNet or FiGS; its units
+Steps, each stored when it is done: the owner's network is trained if it was not; it is trained under pressure, by FiGS or MorphNet; its units
 are chosen so that the budget is used up; what is left is fine-tuned, with the owner's network as its teacher; and exported.
 """
 
@@ -83,7 +83,7 @@ class Shrunken:
 
 
 def shrink(
-    model: nn.Module | str, budget: str | Sequence[str], task: AnyTask | None = None, *, method: str = "morphnet", seed: int = 0,
+    model: nn.Module | str, budget: str | Sequence[str], task: AnyTask | None = None, *, method: str = "figs", seed: int = 0,
     out: str | Path | None = None, settings: Mapping[str, Any] | Sequence[str] = (), data: str | None = None, inputs: Sequence[str] = (),
     threads: int | None = None, device: str | None = None, fresh: bool = False, progress: Progress | None = None, command: str = "niwaki.shrink(...)",
 ) -> Shrunken:  # fmt: skip
@@ -91,7 +91,7 @@ def shrink(
 
     model: a torch module, which stays as it is, or a word that names one ("file.py:attr", a zoo name). budget: "macs<=50%" of what it costs
     now, "params<=1M", "activation_bytes<=200kB", "roofline(T4)<=60%", or several. task: else `data` or settings say where the examples lie;
-    Fashion-MNIST if the shared folder has it, or the digits, if nothing does. method: "morphnet" or "figs". The same call goes on with an
+    Fashion-MNIST if the shared folder has it, or the digits, if nothing does. method: "figs" or "morphnet". The same call goes on with an
     unfinished run.
     """
     own_model = None if isinstance(model, str) else model
