@@ -283,5 +283,11 @@ def test_budgets_are_of_several_resources_each_once():
     first, second, third = parse_bounds("macs<=50% and params<=10k, activation_bytes<=2MB")
     assert (first.share, second.upper, third.upper) == (0.5, 10_000, 2_000_000)
     assert parse_bounds(["roofline(T4)<=0.5ms"])[0].upper == 0.5
+    with pytest.raises(
+        BudgetError, match=r"'latency\(onnxruntime\)<=60%': measured latency is no budget of shrink yet; roofline\(K80\) and"
+    ):
+        parse_bounds("macs<=50%, latency(onnxruntime)<=60%")
+    with pytest.raises(BudgetError, match="no standard deviation"):
+        parse_bounds("roofline(T4)+2std<=60%")
     with pytest.raises(BudgetError, match="macs is limited twice"):
         parse_bounds("macs<=50%, macs<=1M")

@@ -207,8 +207,15 @@ def parse_bounds(budget: str | Sequence[str]) -> tuple[Constraint, ...]:
     """The limits of one budget, joined by commas or "and", or in a list."""
     texts = [budget] if isinstance(budget, str) else list(budget)
     parts = [part for text in texts for part in text.replace(" and ", ",").split(",")]
+    if timed := [part for part in parts if part.strip().startswith("latency")]:
+        raise BudgetError(
+            f"{timed[0].strip()!r}: measured latency is no budget of shrink yet; {next(iter(ROOFLINES))} and the like are a model of a device's "
+            f"limits, and there are {', '.join(COUNTED)}"
+        )
     limits = [parse_limit(part, resources=RESOURCES) for part in parts]
     for at, limit in enumerate(limits):
+        if limit.margin:
+            raise BudgetError(f"{limit}: what shrink limits has no standard deviation; give the limit alone")
         if any(limit.resource.name == other.resource.name for other in limits[:at]):
             raise BudgetError(f"{', '.join(map(str, limits))}: {limit.resource.name} is limited twice")
     return tuple(limits)
