@@ -24,6 +24,8 @@ from niwaki.gradient.adopted import resource_of
 from niwaki.gradient.expand import Bound, LandingError
 from niwaki.gradient.landing import uniform
 from niwaki.net.place import space_of
+from niwaki.nn.build import build
+from niwaki.nn.supernet import Supernet, load_owned_
 from niwaki.testing import check_adoption
 
 
@@ -912,3 +914,142 @@ def test_gates_that_leave_one_channel_of_a_variance_give_no_nan():
     gate = torch.nn.Parameter(torch.tensor([0.0, 1.0, 0.0, 0.0]))
     gated(adopted, {"before": gate})(torch.randn(2, 3, 4, 4)).sum().backward()
     assert torch.isfinite(gate.grad).all()
+
+
+# --- writing in place, mode, dimensions ------------------------------------------------------------------------------------------
+
+
+class Writes(nn.Module):
+    def __init__(self, write):
+        super().__init__()
+        self.a, self.b, self.write = nn.Linear(4, 8), nn.Linear(8, 3), write
+        self.register_buffer("mu", torch.ones(8))
+
+    def forward(self, x):
+        return self.b(self.write(self, self.a(x)))
+
+
+def average(self, y):
+    self.mu.mul_(0.5).add_(1).clamp_(max=1.6)
+    return y * self.mu
+
+
+def transposed(self, y):
+    y = y.view(-1, 2, 4)
+    y.transpose(1, 2).mul_(2).add_(1)
+    return y.flatten(1)
+
+
+def parts(self, y):
+    y[:, :4].mul_(2)[:, :2].add_(5)
+    return y
+
+
+def part_again(self, y):
+    whole = y.clone()
+    half = whole[:, :4]
+    half.mul_(2)
+    half[:, 1:3].add_(3)
+    half.sub_(y[:, :4])
+    return torch.cat([whole[:, :4] + half, whole[:, 4:]], 1)
+
+
+@pytest.mark.parametrize("write", [average, transposed, parts, part_again])
+def test_what_is_written_through_the_result_of_writing_reaches_the_memory(write):
+    torch.manual_seed(0)
+    model, x = Writes(write).eval(), torch.randn(6, 4)
+    module = read(model, x[:4]).module
+    for _ in range(3):
+        assert_close(module(x), model(x))
+    assert_close(module.state_dict()["mu"], model.mu)
+
+
+class Clips(nn.Module):
+    """Frames of clips, (B, T, 3, H, W), through a network for images."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3), nn.Linear(6, 2)
+
+    def forward(self, x):
+        y = self.b(self.norm(self.a(x.flatten(0, 1))).relu()).mean((2, 3))
+        return self.head(y.view(len(x), -1, 6).mean(1))
+
+
+class Points(nn.Module):
+    """Points of clouds, (B, N, 4), each by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.head = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.norm(self.a(x.flatten(0, 1))).view(*x.shape[:2], 8).relu().amax(1))
+
+
+class WholeBatch(nn.Module):
+    """Its batch is fixed: every output is one of the batch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        y = self.b(self.norm(self.a(torch.cat([x, x.flip(3)]))).relu())
+        return (y - y.mean(0, keepdim=True)).reshape(4, -1)
+
+
+@pytest.mark.parametrize(("model", "shape"), [(Clips, (1, 4, 3, 6, 6)), (Points, (2, 5, 4)), (WholeBatch, (2, 3, 6, 6))])
+def test_a_batch_norm_over_frames_or_points_is_built_for_the_dimensions_that_it_gets(model, shape):
+    found = check_adoption(model(), torch.randn(shape), searchable=0.0, onnx=False)
+    assert found.cut.counted_macs < found.macs
+
+
+class HeldNorms(nn.Module):
+    """Batch norms held at their statistics while the rest is trained, as detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, x):
+        return self.b(self.norm(self.a(x)).relu()).mean((2, 3))
+
+
+class BorrowedNorm(nn.Module):
+    """The tensors of a batch norm in a function that never trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3)
+
+    def forward(self, x):
+        norm = self.norm
+        y = F.batch_norm(self.a(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False)
+        return self.b(y.relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "told"), [(HeldNorms, "the batch norm norm stays in evaluation"), (BorrowedNorm, "is a function, not a layer")]
+)
+def test_a_batch_norm_that_never_trains_is_one_in_everything_that_is_made_of_it(model, told):
+    model, x = randomised(model()), torch.randn(4, 3, 6, 6)
+    adopted = read(model, x)
+    network, weights = describe(adopted)
+    space = space_of(network)
+    built = build(network, space.architecture({each.name: each.options[-1] for each in space.decisions}))
+    built.load_state_dict({name: weights[name] for name in built.state_dict()})
+    supernet = Supernet(network)
+    load_owned_(supernet, weights)
+    expected = model.train()(x)
+    for module in (adopted.module, adopted.cut({}), read(adopted.cut({}), x).module, built):
+        before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        assert_close(module.train()(x), expected)
+        assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in before.items())
+    assert_close(supernet.train()(x, {each.name: each.options[-1] for each in space.decisions}), expected)
+    assert any(told in note for note in adopted.notes)

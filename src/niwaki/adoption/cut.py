@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from niwaki.adoption.axes import Axis, Size, alive_length, length, positions
 from niwaki.adoption.flat import first_names, layer_of
@@ -33,6 +34,16 @@ def weights_left(owner: nn.Module, axes: Mapping[str, tuple[Axis, ...]], keep: K
         data = data.clone(memory_format=torch.contiguous_format)
         left[name] = nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
     return left
+
+
+def evaluated_always(owner: nn.Module) -> list[str]:
+    """Paths of the batch norms that stay in evaluation when the owner's model is told to train: frozen by a `train` of its own, as in detectors."""
+    if all(getattr(module.train, "__func__", None) is nn.Module.train for module in owner.modules()):
+        return []
+    trained = copy.deepcopy(owner).train()
+    return [
+        path for path, module in trained.named_modules(remove_duplicate=False) if isinstance(module, _BatchNorm) and not module.training
+    ]
 
 
 def plain_module(
@@ -99,6 +110,7 @@ class _Copier:
         for name, weight in self.names.items():
             path, _, key = name.rpartition(".")
             self.holders.setdefault((weight, key), []).append(path)
+        self.evaluated = set(evaluated_always(owner))
         self.layers: dict[str, nn.Module] = {}
         self.graph = fx.Graph()
         self.nodes: dict[fx.Node, fx.Node] = {}
@@ -139,6 +151,8 @@ class _Copier:
         if name_of(node) in RECURRENT and (recurrent := self._recurrent(node, given)) is not None:
             return recurrent
         sizes = dict(self.sizes.get(node.name, {}))
+        if name_of(node) == "batch_norm" and layer_of(node) in self.evaluated:
+            return self._frozen_norm(node, given)
         called = self._layer(node, {**given, **sizes})
         if called is not None:
             path, inputs = called
@@ -179,6 +193,8 @@ class _Copier:
         tensors = {key: self.weights[str(given[key].target)] for key in WEIGHT_NAMES if _is_weight(given.get(key))}
         for path in self._owners_of_weights(node, given) if len(data) == 1 else ():
             owner = self.modules[path]
+            if isinstance(owner, _BatchNorm) and not f"{layer_of(node)}.".startswith(f"{path}."):
+                continue  # its tensors given to a function, which does not follow the layer's mode
             layer = next((make(name, owner, given, tensors) for kind, make in LAYERS if isinstance(owner, kind)), None)
             if layer is None or repr(self.layers.setdefault(path, layer)) != repr(layer):
                 continue  # another kind of layer, or one whose owner calls the weights with other settings elsewhere
@@ -190,6 +206,12 @@ class _Copier:
             self.layers.setdefault(path, _not_in_place(self.modules[path]))
             return path, inputs
         return None
+
+    def _frozen_norm(self, node: fx.Node, given: Mapping[str, Any]) -> fx.Node:
+        args = [self._new(given[key]) for key in ("input", "running_mean", "running_var", "weight", "bias")]
+        return self.graph.create_node(
+            "call_function", nn.functional.batch_norm, (*args, False, given["momentum"], given["eps"]), name=node.name
+        )
 
     def _recurrent(self, node: fx.Node, given: Mapping[str, Any]) -> fx.Node | None:
         """A recurrent layer is called as its owner's, so that its dropout follows the mode and a GPU gets its fused kernel."""

@@ -88,6 +88,7 @@ class _Describer:
         for name, first in first_names(owner).items():
             self.names.setdefault(first, []).append(name)
         self.statistics = {name for name in self.names if name.rpartition(".")[2] in STATISTICS}
+        self.functions = {node.name for node in adopted.module.graph.nodes if node.op == "call_function"}
         self.read: set[str] = set()  # tensors, by their first name
         self.labels: dict[fx.Node, str] = {}
         self.taken: set[str] = set()
@@ -148,7 +149,7 @@ class _Describer:
         positional = tuple(self.argument(value, given, node) for value in args)
         named = tuple((key, self.argument(value, given, node)) for key, value in keywords.items())
         if called == "aten.batch_norm.default":
-            named = self.batches(positional)
+            named = self.batches(node, positional)
         layer = Operation(called, positional, named, self.shape(node), self.macs(node), self.note(node))
         label = self.labels[node] = self.label(self.path(node))
         return label, Node(layer, self.sources(given))
@@ -190,14 +191,17 @@ class _Describer:
             return tuple(self.labels[value] for value in given)
         return (next(iter(self.labels.values())),)  # it makes something up, and reads nothing of its input
 
-    def batches(self, positional: Sequence[Any]) -> tuple[tuple[str, Weight], ...]:
-        """The owner's count of batches beside a batch norm's running mean."""
+    def batches(self, node: fx.Node, positional: Sequence[Any]) -> tuple[tuple[str, Any], ...]:
+        """How many dimensions a batch norm's input has, and the owner's count of batches beside its running mean, or that it counts none."""
         mean = positional[3] if len(positional) > 3 else None
+        dims = (("dims", node.meta["val"].dim()),)
         if not isinstance(mean, Weight):
-            return ()
+            return dims
+        if node.name in self.functions:
+            return (*dims, ("frozen", True))
         name = f"{mean.name.rpartition('.')[0]}.num_batches_tracked"
         first = next((first for first, names in self.names.items() if name in names), None)
-        return () if first is None else (("num_batches_tracked", self.weight(first, None, called=name)),)
+        return dims if first is None else (*dims, ("num_batches_tracked", self.weight(first, None, called=name)))
 
     # --- sizes -------------------------------------------------------------------------------------------------------------
 

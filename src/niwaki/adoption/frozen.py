@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from niwaki.adoption.cut import evaluated_always
 from niwaki.adoption.flat import layer_of, place_in_code
 from niwaki.adoption.groups import Array
 from niwaki.adoption.operators import arguments, name_of
@@ -47,7 +48,16 @@ def frozen_notes(reading: Reading) -> list[str]:
     notes: dict[str, dict[str, int]] = {}
     for reason, layers in found.items():
         notes.setdefault(_told(reason), {}).update(layers)
-    return [f"{_layers(layers)}: {told}" for told, layers in notes.items()]
+    return [f"{_layers(layers)}: {told}" for told, layers in notes.items()] + _always_evaluated(reading)
+
+
+def _always_evaluated(reading: Reading) -> list[str]:
+    norms = evaluated_always(reading.captured.owner)
+    named = ", ".join(norms[:SHOWN]) + (f" and {len(norms) - SHOWN} more" if len(norms) > SHOWN else "")
+    told = f"the batch norm {named} stays" if len(norms) == 1 else f"the batch norms {named} stay"
+    return (
+        [f"{told} in evaluation while the model is trained, as its own train() has it, and so in all that is made of it"] if norms else []
+    )
 
 
 def _made(reading: Reading, node: fx.Node) -> Array | None:

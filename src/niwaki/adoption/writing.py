@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx
+from torch.utils import _pytree as pytree
 
-from niwaki.adoption.operators import aten, name_of, overload
+from niwaki.adoption.operators import arguments, aten, name_of, overload
 
 SCATTERS: Mapping[Any, Any] = {aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten.select_scatter.default}
 RESHAPES = ("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "ravel")
@@ -30,14 +31,18 @@ def without_writing_(graph: fx.Graph) -> None:
             continue
         read_later = {each for each in shared - {written} if any(order[user] > order[node] for user in each.users)}
         chain = _views(written)
-        if read_later and not (len(chain) > 1 and read_later == {chain[0]}):
+        if not read_later <= set(chain):
             continue
         value = _plain(node, plain)
-        _replace_later(written, value, order, order[node])
         if read_later:
-            _replace_later(chain[0], _scattered(graph, node, value, chain), order, order[node])
-        if value is not node:
-            node.replace_all_uses_with(value)
+            whole = _scattered(graph, node, value, chain)
+            for old, new in zip(chain, [whole, *_viewed_again(graph, whole, chain)], strict=True):
+                _replace_later(old, new, order, order[node])
+                value = new
+        else:
+            _replace_later(written, value, order, order[node])
+        _replace_later(node, value, order, order[node])
+        if node.target is not plain:
             graph.erase_node(node)
 
 
@@ -81,6 +86,16 @@ def _scattered(graph: fx.Graph, node: fx.Node, value: fx.Node, chain: Sequence[f
     return value
 
 
+def _viewed_again(graph: fx.Graph, whole: fx.Node, chain: Sequence[fx.Node]) -> list[fx.Node]:
+    """The same views of the new whole as were taken of the old one: what is written to them next is to reach the whole again."""
+    views: list[fx.Node] = []
+    for view, old in zip(chain[1:], chain, strict=False):
+        new = views[-1] if views else whole
+        with graph.inserting_after(new):
+            views.append(graph.node_copy(view, lambda each, old=old, new=new: new if each is old else each))  # type: ignore[misc]
+    return views
+
+
 def _views(node: fx.Node) -> list[fx.Node]:
     """The tensor that a node is a view of, by slices, selections and reshapes alone, the views between, and the node; or the node alone."""
     chain = [node]
@@ -94,18 +109,26 @@ def _in_the_same_memory(node: fx.Node, order: dict[fx.Node, int], before: int) -
     found, queue = {node}, [node]
     while queue:
         here = queue.pop()
-        near = list(here.all_input_nodes) if shares_memory(here) else []
-        near += [user for user in here.users if shares_memory(user) and order[user] < before]
+        near = [*aliased(here), *(user for user in here.users if order[user] < before and here in aliased(user))]
         queue += [other for other in near if other not in found]
         found.update(near)
     return found
 
 
 def shares_memory(node: fx.Node) -> bool:
-    """Whether a node gives a view of what it is given, or one of several that another node gives."""
+    """Whether a node gives a view of what it is given, one of several that another node gives, or what it wrote into."""
+    return bool(aliased(node))
+
+
+def aliased(node: fx.Node) -> list[fx.Node]:
+    """Inputs in whose memory the result of a node lies: what it is a view of, or wrote into and gives back."""
     if node.op != "call_function":
-        return False
+        return []
     if node.target is operator.getitem:
-        return all(map(shares_memory, node.all_input_nodes))
-    returns = overload(node)._schema.returns if overload(node) is not None else ()
-    return any(result.alias_info is not None and not result.alias_info.is_write for result in returns)
+        return [whole for whole in node.all_input_nodes if shares_memory(whole)]
+    target = overload(node)
+    if target is None or all(result.alias_info is None for result in target._schema.returns):
+        return []
+    shared = [argument.name for argument in target._schema.arguments if argument.alias_info is not None]
+    given = arguments(node)
+    return [each for name in shared for each in pytree.tree_leaves(given[name]) if isinstance(each, fx.Node)]

@@ -87,7 +87,8 @@ class Operation(Layer):
 
     target: "aten.conv2d.default" and its kin, as `torch.export` names them; "operator.getitem" and other functions of PLAIN, of numbers or
     tuples; "return" and "unused". arguments, keywords: numbers, texts, None, tuples, sizes (expressions of choices), and `In`, `Weight`,
-    `Named`. A batch norm keeps the keyword num_batches_tracked; its argument `training`, as that of a dropout, follows the module's mode.
+    `Named`. Keywords of a batch norm are num_batches_tracked, `dims`, how many its input has, and `frozen`, where its statistics are
+    constants; else its argument `training`, as that of a dropout, follows the module's mode.
     shape: the output's axes without the batch; None where the output is no tensor (a number, a tuple of tensors).
     macs: products of sizes whose sum is the multiply-adds for one example. note: why it was left as it is, in words.
     """

@@ -407,7 +407,7 @@ def _(layer: Operation, item: Placed, wires: Wires, inputs: list[fx.Node]) -> fx
     args = [wires.filled(value, inputs) for value in layer.arguments]
     if layer.kind == "batch_norm":
         x, weight, bias, mean, var, _, momentum, eps, *_ = args
-        training = True if mean is None else wires.attribute("training")
+        training = True if mean is None else False if ("frozen", True) in layer.keywords else wires.attribute("training")
         return wires.call(nn.functional.batch_norm, x, mean, var, weight, bias, training, momentum, eps)
     if layer.target in METHODS:
         return wires.graph.create_node("call_method", METHODS[layer.target], _spread(args), {}, name=wires.name)

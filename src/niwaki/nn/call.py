@@ -110,11 +110,11 @@ class Call:
 
     def _batch_norm(self, args: list[Any], layers: nn.ModuleDict) -> Tensor:
         x, weight, bias, mean, var, _, momentum, eps, *_ = args
-        training = layers.training or mean is None
+        training = mean is None or (layers.training and "frozen" not in self.keywords)
         if training and "num_batches_tracked" in self.keywords:
             self.keywords["num_batches_tracked"](None, layers).add_(1)
         y = F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
-        if layers.training and mean is not None:  # scattered channels were cut by copy
+        if training and mean is not None:  # scattered channels were cut by copy
             for at, value in ((3, mean), (4, var)):
                 stored = self._stored(self.arguments[at], layers)
                 if stored is not None:

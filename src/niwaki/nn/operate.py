@@ -252,10 +252,9 @@ def form_of(layer: Operation, item: Placed) -> Form | None:
         named = {"weight": argument(1), "bias": argument(2)}
         out, into = map(size_of, argument(1).axes)
         build = lambda: nn.Linear(into, out, bias=argument(2) is not None)  # noqa: E731
-    elif kind == "batch_norm" and "num_batches_tracked" in keywords and item.shape.axes is not None and 1 <= len(item.shape.axes) <= 4:
+    elif kind == "batch_norm" and "num_batches_tracked" in keywords and (norm := _batch_norm_of(keywords, item)) is not None:
         named = {"weight": args[1], "bias": args[2], "running_mean": args[3], "running_var": args[4]}
         named["num_batches_tracked"] = keywords["num_batches_tracked"]
-        norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm1d, 3: nn.BatchNorm2d, 4: nn.BatchNorm3d}[len(item.shape.axes)]
         channels = size_of(args[3].axes[0])
         build = lambda: norm(channels, eps=args[7], momentum=args[6], affine=args[1] is not None)  # noqa: E731
     elif kind == "layer_norm" and isinstance(argument(2), Weight):
@@ -281,6 +280,12 @@ def form_of(layer: Operation, item: Placed) -> Form | None:
     if not prefix or any(weight.name != f"{prefix}.{key}" for key, weight in weights.items()):
         return None
     return Form(prefix, weights, build, args[1 if kind == "embedding" else 0])
+
+
+def _batch_norm_of(keywords: Mapping[str, Any], item: Placed) -> Callable[..., nn.Module] | None:
+    """The class for an input of that many dimensions. A shape does not tell: batch and time in one axis stay in it, the batch alone does not."""
+    dims = keywords.get("dims", len(item.shape.axes or ()) + 1)
+    return {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(dims)
 
 
 def _one(value: Any) -> Any:
