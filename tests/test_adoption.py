@@ -773,6 +773,8 @@ def test_a_backward_written_by_hand_is_said_to_be_lost_where_gradients_are_other
     (note,) = read(Around(Call(Rounded.apply)), torch.randn(1, 3, 4, 4)).notes
     assert re.search(r"Rounded \(test_adoption.py:\d+\) defines is not kept.*before.weight, before.bias would get no gradient at all", note)
     assert read(Around(Call(Doubled.apply)), torch.randn(1, 3, 4, 4)).notes == ()
+    with_statistics = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), Call(Rounded.apply), nn.Conv2d(4, 2, 1))
+    assert "Rounded" in read(with_statistics, torch.randn(1, 3, 4, 4)).notes[0]
     straight = Call(lambda x: x + (torch.round(x) - x).detach())
     assert read(Around(straight), torch.randn(1, 3, 4, 4)).notes == ()
 

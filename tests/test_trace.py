@@ -1,5 +1,9 @@
 """The quick way to a model's graph: it is the graph that torch.export gives, and what it cannot prove it leaves to torch.export."""
 
+import logging
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +11,7 @@ from torch.nn import functional as F
 
 from models import SMALL
 from niwaki.adoption import AdoptionError, capture, read
+from niwaki.adoption import trace as tracing
 from niwaki.adoption.capture import arguments_of
 from niwaki.adoption.trace import SIZES, NotPlainError, Rows, trace
 
@@ -118,6 +123,61 @@ def test_what_is_not_plain_is_left_to_torch_export(why):
     with pytest.raises(Exception) as raised:  # the model's own, or ours where the model catches it
         traced(Calls(REFUSED[why]), torch.randn(1, 3, 2, 2))
     assert not isinstance(raised.value, AssertionError)
+
+
+FOLLOWS_BATCH = {
+    "at most two": lambda _, x: x * min(len(x), 2) / 2,
+    "some sizes": lambda _, x: x * 2 if 4 <= len(x) <= 512 else x,
+    "one alone": lambda _, x: x[0] if len(x) == 1 else x,
+    "fours": lambda _, x: torch.cat([part.relu() for part in x.split(4)]),
+    "halves": lambda _, x: torch.cat([x.chunk(2)[0], x.chunk(2)[1]]),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("name", FOLLOWS_BATCH)
+def test_a_batch_that_is_free_gives_what_the_model_gives_for_other_sizes(name, rows):
+    torch.manual_seed(0)
+    model = Calls(FOLLOWS_BATCH[name]).eval()
+    try:
+        adopted = read(model, torch.randn(rows, 3, 2, 2))
+    except AdoptionError:
+        assert (name, rows) == ("halves", 1)
+        return
+    assert (adopted.batch is None) == any("the batch size is the example's" in note for note in adopted.notes)
+    for other in (1, 2, 4, 7) if adopted.symbolic else (rows,):
+        x = torch.randn(other, 3, 2, 2)
+        torch.testing.assert_close(adopted.module(x), model(x))
+
+
+def test_a_batch_that_only_seems_free_is_told_with_the_number_of_rows():
+    (note, _) = read(Calls(FOLLOWS_BATCH["at most two"]), torch.randn(4, 3, 2, 2)).notes
+    assert note.endswith("what was read for any gives other outputs than the model for 1")
+
+
+def test_why_a_model_is_left_to_torch_export_is_logged(caplog):
+    caplog.set_level(logging.DEBUG, logger=capture.__name__)
+    read(Calls(without_gradients), torch.randn(1, 3, 2, 2))
+    assert "Calls is left to torch.export: a block with another mode of gradients" in caplog.text
+
+
+def test_a_mistake_of_the_tracer_s_own_is_not_taken_for_the_model_s(monkeypatch):
+    monkeypatch.setattr(tracing, "HALVES", None)
+    with pytest.raises(TypeError, match="NoneType"):
+        read(Calls(lambda _, x: x.relu()), torch.randn(1, 3, 2, 2))
+
+
+def test_modules_of_others_run_undisturbed_while_a_model_is_traced():
+    def without_hooks(_, x):
+        assert not nn.modules.module._global_forward_hooks
+        return x
+
+    assert traced(Calls(without_hooks), torch.randn(1, 3, 2, 2)).calls
+
+
+def test_importing_the_tracer_does_not_import_the_compiler():
+    code = "import sys, niwaki.adoption; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_what_is_left_to_torch_export_is_read_as_before(monkeypatch):

@@ -1,7 +1,7 @@
 """`read(model, example) -> Adopted`: a user's own PyTorch model, and which of its channels may be removed together.
 
 `Adopted` is the analysed graph with plain numbers and no choices: groups, the runs on every axis, costs as polynomials in the units alive,
-and `cut`, the plain module with fewer units. How it is found out: `capture` exports the model, `rules` say operator by operator
+and `cut`, the plain module with fewer units. How it is found out: `capture` traces or exports the model, `rules` say operator by operator
 what happens to every channel, `groups` sorts the channels.
 """
 

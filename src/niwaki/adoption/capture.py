@@ -10,7 +10,7 @@ import inspect
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -23,14 +23,15 @@ from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from niwaki.adoption.axes import AdoptionError
-from niwaki.adoption.batch import Arguments, batch_axis, fixed_examples, has_rows, rows_of, run, side_by_side
-from niwaki.adoption.flat import flat_graph, is_torch, nodes_of, traced_graph
-from niwaki.adoption.trace import HALVES, trace
+from niwaki.adoption.batch import Arguments, Batch, are_equal, batch_of, buffers_kept, fixed_examples, has_rows, rows_of, run, side_by_side
+from niwaki.adoption.flat import ByName, flat_graph, is_torch, nodes_of, traced_graph
+from niwaki.adoption.trace import HALVES, NotPlainError, trace
 
 Example = Any  # a tensor, a tuple of positional arguments, or a dict of keyword arguments
 RESERVED = frozenset({"graph", "code", "meta", "forward"})  # of torch.fx.GraphModule
 ROWS = 5  # a batch of one is repeated to this many while the graph is captured: torch.export takes sizes 0 and 1 for constants
 MODULE_STATE = frozenset(vars(nn.Module()))  # the tables of parameters, buffers, children and hooks
+logger = logging.getLogger(__name__)
 DATA_DEPENDENT = ("data-dependent", "DataDependent", "Unbacked")
 
 
@@ -71,22 +72,18 @@ def capture(model: nn.Module, example: Example) -> Captured:
     bound = _bind(owner, *arguments)
     arguments = arguments[0], {name: arguments[1][name] for name in [*bound, *arguments[1]] if name in arguments[1]}  # as forward has them
     outputs = _outputs(owner, arguments)
-    rows = batch_axis(owner, arguments, outputs)
-    graph = _traced(owner, arguments, bound, rows)
-    batch = rows[0]
-    if graph is None:
-        program, batch = _export(owner, arguments, bound, rows)
-        graph = flat_graph(program, owner, bound)
+    batch = batch_of(owner, arguments, outputs)
+    drawn = batch.axis is not None and not batch.outputs
+    graph, axis, why = _graph(owner, arguments, bound, batch)
     notes += [f"{name} asks whether it is trained: what it does only then is not read, dropout aside" for name in _asking_for_mode(owner)]
     examples = 1
-    if batch is None:
-        examples = fixed_examples(owner, arguments, outputs) if rows != (0, 0) else 1
-        notes.append("the batch size is the example's: the model works it into a number, or its first axis is no batch")
+    if axis is None:
+        examples = fixed_examples(owner, arguments, outputs) if not drawn else 1
+        notes.append(f"the batch size is the example's: {why or 'the model works it into a number, or its first axis is no batch'}")
         if examples > 1:
             notes.append(f"multiply-adds and bytes are those of the {examples} examples together; give one example for those of one")
-    known = None if rows == (0, 0) else outputs
     backwards = backwards_by_hand(owner, arguments)
-    return Captured(graph, owner, arguments, bound, known, batch, examples, backwards, tuple(notes))
+    return Captured(graph, owner, arguments, bound, None if drawn else outputs, axis, examples, backwards, tuple(notes))
 
 
 def _copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
@@ -168,7 +165,7 @@ def _shape(value: Any) -> str:
 
 
 def _outputs(owner: nn.Module, arguments: Arguments) -> list[Any]:
-    """What the model gives for the example, as it is, before anything is asked of torch.export."""
+    """What the model gives for the example, as it is, before it is traced."""
     try:
         outputs = pytree.tree_leaves(run(owner, arguments))
     except Exception as error:
@@ -183,8 +180,9 @@ def backwards_by_hand(owner: nn.Module, arguments: Arguments) -> dict[str, str]:
     """Functions with a `backward` of their own (torch.autograd.Function) that the outputs depend on, and the line where each begins."""
     if not any(not kind.__module__.startswith("torch.") for kind in _descendants(torch.autograd.Function)):
         return {}
-    with torch.enable_grad():
-        queue = [leaf.grad_fn for leaf in pytree.tree_leaves(run(owner, arguments, gradients=True)) if isinstance(leaf, Tensor)]
+    args, kwargs = copy.deepcopy(arguments)
+    with buffers_kept(owner), torch.enable_grad():
+        queue = [leaf.grad_fn for leaf in pytree.tree_leaves(owner(*args, **kwargs)) if isinstance(leaf, Tensor)]
     found, seen = {}, set(queue)
     while queue:
         function = queue.pop()
@@ -211,46 +209,70 @@ def _line_of(kind: type) -> str:
         return "written where no file is"
 
 
-def _traced(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch: tuple[int | None, int]) -> fx.Graph | None:
-    """The graph of a plain model with a free batch size; None where it takes torch.export to read a model, or to say why it cannot be."""
-    axis, outputs = batch
-    if axis is None or not outputs:
-        return None
+def _graph(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch: Batch) -> tuple[fx.Graph, int | None, str]:
+    """The graph, with the axis of the batch if its size is free; if it only seemed so, why not."""
+    why = ""
+    for capture_free in (_traced, _exported) if batch.axis is not None else ():
+        own = dict(owner._buffers), dict(owner._modules)
+        graph = capture_free(owner, arguments, bound, batch)
+        if graph is not None:
+            if not (why := _difference(graph, owner, batch)):
+                return graph, batch.axis, ""
+            owner._buffers, owner._modules = own  # without the constants and bodies of the graph that is given up
     try:
         with _quietly():
-            found = trace(owner, arguments, axis, lambda file: not is_torch(file))
-    except Exception:  # the model's own, too: it may ask for what these tensors do not have
-        return None
-    rows = rows_of(arguments, axis)
-    graph = traced_graph(found, owner, bound, axis=axis, rows=ROWS if rows == 1 else rows)
-    return graph if _is_free(graph, outputs) else None
-
-
-def _export(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch: tuple[int | None, int]) -> tuple[Any, int | None]:
-    """The exported program, with the axis of the batch if its size is free."""
-    axis, outputs = batch
-    if axis is not None:
-        rows = rows_of(arguments, axis)
-        args, kwargs = side_by_side([arguments] * ROWS, axis) if rows == 1 else arguments
-        free = pytree.tree_map(lambda leaf: {axis: torch.export.Dim.AUTO} if has_rows(leaf, bound, axis) else None, bound)
-        try:
-            with _quietly():
-                program = torch.export.export(owner, args, kwargs, dynamic_shapes=free, strict=False)
-        except Exception as error:
-            if any(word in f"{type(error).__name__}: {error}" for word in DATA_DEPENDENT):
-                raise AdoptionError(_explanation(error)) from error
-        else:
-            if _is_free(program.graph, outputs):
-                return program, axis
-    try:
-        with _quietly():
-            return torch.export.export(owner, arguments[0], arguments[1], strict=False), None
+            program = torch.export.export(owner, arguments[0], arguments[1], strict=False)
     except Exception as error:
         raise AdoptionError(_explanation(error)) from error
+    return flat_graph(program, owner, bound), None, why
+
+
+def _difference(graph: fx.Graph, owner: nn.Module, batch: Batch) -> str:
+    """For which number of rows a graph is not the model, of those tried: what follows the batch may be seen in no graph (`min(len(x), 2)`)."""
+    for arguments, outputs in batch.tried:
+        bound = _bind(owner, *copy.deepcopy(arguments))
+        try:
+            with buffers_kept(owner), torch.no_grad():
+                found = pytree.tree_leaves(ByName(graph, owner, bound).run())
+        except Exception:
+            found = None
+        if found is None or not are_equal(found, outputs):
+            return f"what was read for any gives other outputs than the model for {rows_of(arguments, batch.axis or 0)}"
+    return ""
+
+
+def _traced(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch: Batch) -> fx.Graph | None:
+    """The graph of a plain model with a free batch size; None where it takes torch.export to read a model, or to say why it cannot be."""
+    if batch.axis is None or not batch.outputs:
+        return None
+    try:
+        with _quietly():
+            found = trace(owner, arguments, batch.axis, lambda file: not is_torch(file))
+    except NotPlainError as error:
+        logger.debug("%s is left to torch.export: %s", type(owner).__name__, error)
+        return None
+    rows = rows_of(arguments, batch.axis)
+    graph = traced_graph(found, owner, bound, axis=batch.axis, rows=ROWS if rows == 1 else rows)
+    return graph if _is_free(graph, batch.outputs) else None
+
+
+def _exported(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch: Batch) -> fx.Graph | None:
+    """The graph that torch.export finds for any batch size; None where it finds that it needs one."""
+    axis = batch.axis or 0
+    args, kwargs = side_by_side([arguments] * ROWS, axis) if rows_of(arguments, axis) == 1 else arguments
+    free = pytree.tree_map(lambda leaf: {axis: torch.export.Dim.AUTO} if has_rows(leaf, bound, axis) else None, bound)
+    try:
+        with _quietly():
+            program = torch.export.export(owner, args, kwargs, dynamic_shapes=free, strict=False)
+    except Exception as error:
+        if any(word in f"{type(error).__name__}: {error}" for word in DATA_DEPENDENT):
+            raise AdoptionError(_explanation(error)) from error
+        return None
+    return flat_graph(program, owner, bound) if _is_free(program.graph, batch.outputs) else None
 
 
 def _is_free(graph: fx.Graph, outputs: int) -> bool:
-    """Whether torch.export found nothing that needs one number of rows: as many outputs have a symbolic size as have a batch."""
+    """Whether nothing was found that needs one number of rows: as many outputs have a symbolic size as have a batch."""
     (output,) = nodes_of(graph, "output")
     values = [node.meta.get("val") for node in pytree.tree_leaves(output.args) if isinstance(node, fx.Node)]
     symbolic = [each for each in values if isinstance(each, Tensor) and any(isinstance(size, torch.SymInt) for size in each.shape)]
@@ -300,14 +322,3 @@ def _where(error: BaseException | None) -> str:
             return f"{own[-1].filename}:{own[-1].lineno}, in {own[-1].name}: `{(own[-1].line or '').strip()}`: "
         error = error.__cause__ or error.__context__
     return ""
-
-
-def differs(found: Any, expected: Any) -> float:
-    """Largest absolute difference of two structures of tensors, relative to the largest magnitude expected (at least 1)."""
-    pairs: Sequence[tuple[Any, Any]] = list(zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True))
-    worst = 0.0
-    for one, other in pairs:
-        if isinstance(other, Tensor) and other.numel():
-            scale = max(1.0, float(other.abs().max())) if other.is_floating_point() else 1.0
-            worst = max(worst, float((one.double() - other.double()).abs().max()) / scale)
-    return worst

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from niwaki.adoption.batch import buffers_kept, has_rows
+from niwaki.adoption.batch import buffers_kept, one_row
 from niwaki.adoption.capture import Captured
+from niwaki.adoption.flat import ByName
 
 
 @contextmanager
@@ -41,11 +41,6 @@ def counted_macs(module: nn.Module, *args: Any, **kwargs: Any) -> int:
     return counter.get_total_flops() // 2
 
 
-def one_row(arguments: Any, axis: int) -> Any:
-    """The first row of every tensor that has the batch."""
-    return pytree.tree_map(lambda value: value.narrow(axis, 0, 1) if has_rows(value, arguments, axis) else value, arguments)
-
-
 def macs_of_nodes(captured: Captured, nodes: Iterable[fx.Node]) -> Mapping[fx.Node, int]:
     """Multiply-adds of single nodes of a captured graph, on one row of the example where the batch size is free."""
     wanted = [node for node in nodes if node.op == "call_function"]
@@ -53,10 +48,7 @@ def macs_of_nodes(captured: Captured, nodes: Iterable[fx.Node]) -> Mapping[fx.No
         return {}
     found: dict[fx.Node, int] = {}
 
-    class Counter(fx.Interpreter):
-        def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-            return values[target.lstrip("*")]
-
+    class Counter(ByName):
         def run_node(self, n: fx.Node) -> Any:
             if n not in wanted:
                 return super().run_node(n)
@@ -66,6 +58,6 @@ def macs_of_nodes(captured: Captured, nodes: Iterable[fx.Node]) -> Mapping[fx.No
             return result
 
     values = captured.bound if captured.batch is None else one_row(captured.bound, captured.batch)
-    with buffers_kept(captured.owner):
-        Counter(captured.owner, graph=captured.graph).run()
+    with buffers_kept(captured.owner), torch.no_grad():
+        Counter(captured.graph, captured.owner, values).run()
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,17 @@ from niwaki.adoption.trace import Kind, Rows, Trace, Value, symbolic_size
 from niwaki.adoption.writing import without_writing_
 
 NO_EFFECT = {"_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size"}
+
+
+class ByName(fx.Interpreter):
+    """Runs a graph of `owner`'s on arguments by the names of its `forward`."""
+
+    def __init__(self, graph: fx.Graph, owner: nn.Module, bound: Mapping[str, Any]) -> None:
+        super().__init__(owner, graph=graph)
+        self.bound = bound
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self.bound[target.lstrip("*")]
 
 
 def first_names(model: nn.Module) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.source import ConstantSource
+from torch._guards import GuardSource, Source
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -89,7 +89,10 @@ def trace(owner: nn.Module, arguments: Arguments, axis: int, is_own: Callable[[s
     if any(isinstance(leaf, Tensor) and not leaf.is_contiguous() for leaf in pytree.tree_leaves(arguments)):
         raise NotPlainError("an input that does not lie in memory row by row")
     tensors = dict([*owner.named_parameters(), *owner.named_buffers()])
-    runner = copy.deepcopy(owner, {id(tensor): tensor for tensor in tensors.values()})  # a forward may keep what it computes
+    try:
+        runner = copy.deepcopy(owner, {id(tensor): tensor for tensor in tensors.values()})  # a forward may keep what it computes
+    except Exception as error:
+        raise NotPlainError(f"it cannot be copied: {type(error).__name__}: {error}") from error
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in tensors.items()}
     known: dict[int, Value] = {}
@@ -112,15 +115,27 @@ def _recorded(recorder: _Recorder, runner: nn.Module, weights: dict[str, Tensor]
         if isinstance(leaf, Tensor):
             recorder.know(leaf, Value("input", number))
     with _paths_of_modules(runner, recorder.layers), recorder:
-        outputs = torch.func.functional_call(runner, weights, args, kwargs)
+        try:
+            outputs = torch.func.functional_call(runner, weights, args, kwargs)
+        except Exception as error:  # the model's: it may ask for what these tensors do not have
+            if traceback.extract_tb(error.__traceback__)[-1].filename == __file__:
+                raise  # ours
+            raise NotPlainError(f"{type(error).__name__}: {error}") from error
     if recorder.refused:
         raise NotPlainError(recorder.refused)
     return pytree.tree_map(recorder.value, outputs)
 
 
+class _Batch(Source):
+    """Names the size in its guards. PyTorch has a class for such names, in torch._dynamo, which takes long to import."""
+
+    name: Any = (lambda _: "batch") if callable(Source.name) else "batch"  # a method until it became a property
+    guard_source: Any = (lambda _: GuardSource.CONSTANT) if callable(Source.name) else GuardSource.CONSTANT
+
+
 def symbolic_size(hint: int) -> torch.SymInt:
     """A batch size that is free, as torch.export has it; `hint` is the number it stands for where one is needed."""
-    shapes, source = ShapeEnv(), ConstantSource("batch")
+    shapes, source = ShapeEnv(), _Batch()
     symbol = shapes.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
     size: Any = shapes.create_symintnode(symbol, hint=hint, source=source)
     return size
@@ -195,14 +210,14 @@ def _paths_of_modules(runner: nn.Module, layers: list[str]) -> Iterator[None]:
         paths.setdefault(id(module), []).append(path)
 
     def enter(module: nn.Module, _: Any) -> None:
-        here = layers[-1]
-        known = paths.get(id(module), [here])
+        here, known = layers[-1], paths[id(module)]
         layers.append(next((path for path in known if path.startswith(f"{here}." if here else "")), known[0]))
 
     def leave(*_: Any) -> None:
         layers.pop()
 
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+    handles = [module.register_forward_pre_hook(enter, prepend=True) for module in runner.modules()]
+    handles += [module.register_forward_hook(leave, prepend=True, always_call=True) for module in runner.modules()]
     try:
         yield
     finally:
