@@ -34,7 +34,6 @@ from torch import Tensor, nn
 
 from niwaki.adoption import adopt
 from niwaki.adoption.adopted import read
-from niwaki.adoption.describe import eighths
 from niwaki.cost.count import count_macs
 from niwaki.gradient.adopted import resource_of, scales_of
 from niwaki.gradient.expand import Bound, best_first
@@ -59,7 +58,7 @@ SETS = {"fashion": "fashion_mnist", "cifar": "cifar10"}
 OURS = ("morphnet", "figs")
 METHODS = ("uniform", "torch-pruning", "morphnet", "figs", "dmasking", "bignas")
 LANDINGS = 4  # at most, of one epoch of a smaller network each
-NARROWEST = 3  # eighths of the owner's widths, of BigNAS's members: about 15 % of the multiply-adds, as its own space goes down to a tenth
+NARROWEST = 3 / 8  # of the owner's widths, of BigNAS's members: about 15 % of the multiply-adds, as its own space goes down to a tenth
 TORCH_PRUNING = HERE / "work" / "torch-pruning"
 
 
@@ -332,9 +331,7 @@ def by_dmasking(site: Site, job: Contestant, task: ImageClassification, module: 
 
 def by_bignas(site: Site, job: Contestant, task: ImageClassification, module: nn.Module) -> dict[str, Any]:
     """One supernet for both budgets, from the owner's weights; its members are taken as they are."""
-    network, weights = adopt(
-        module, example_of(task), options=lambda group: [size for size in eighths(group) if 8 * size >= NARROWEST * group.units]
-    )
+    network, weights = adopt(module, example_of(task), narrowest=NARROWEST)
     trained = train_once(
         network, task, epochs=site.plan.supernet, weights=weights, budgets=[f"macs<={100 * share:g}%" for share in SHARES],
         seed=derive_seed(job.seed, "bignas"), device=site.device,
@@ -460,7 +457,7 @@ def summary(plan: Plan, results: Sequence[dict[str, Any]], methods: Sequence[str
     notes = (
         f"Owners are trained for {plan.owner} epochs on {', '.join(f'{count:,} images of {name}' for name, count in plan.images)}, a fifth of "
         f"them kept for validation; {plan.seeds} seeds. Test accuracy, measured once per network, mean and range over seeds.",
-        f"All begin from the owner's weights, and are fine-tuned for {plan.tune} epochs by the same recipe (BigNAS: not at all; its members have at least {NARROWEST}/8 of each width). Epochs: for one budget, "
+        f"All begin from the owner's weights, and are fine-tuned for {plan.tune} epochs by the same recipe (BigNAS: not at all; its members have at least {NARROWEST:g} of each width). Epochs: for one budget, "
         f"pressure, search and the choice between landings (up to {LANDINGS} epochs) included, and in brackets the seconds of both budgets together. MorphNet and FiGS have {plan.search} epochs of "
         "pressure before; in those and in the fine-tuning they learn from the owner's network, too (distillation), which the baselines do not.",
         "Torch-Pruning: GroupMagnitudeImportance, global, its ratio bisected until the network is within the budget, for a ratio of 0.5 leaves far less "

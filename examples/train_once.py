@@ -6,10 +6,10 @@ from my_model import net
 import niwaki
 
 task = niwaki.ImageClassification(niwaki.digits())
-network, weights = niwaki.adopt(net(), torch.zeros(2, *task.input_shape))  # its widths are choices now
+network, weights = niwaki.adopt(net(), torch.zeros(2, *task.input_shape), narrowest=3 / 8)  # its widths are choices now
 trained = niwaki.train_once(network, task, weights=weights, epochs=20, out="runs/train-once")
 files = []
-for budget in ("macs<=10%", "macs<=30%", "macs<=100%"):
+for budget in ("macs<=25%", "macs<=50%", "macs<=100%"):
     member, module = trained.best(budget)  # plain PyTorch
     files.append(f"runs/train-once/{budget.strip('macs<=%')}.onnx")
     trained.export(member, files[-1])

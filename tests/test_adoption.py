@@ -16,7 +16,7 @@ from niwaki.adoption import AdoptionError, Run, gated, read
 from niwaki.adoption.axes import positions
 from niwaki.adoption.capture import arguments_of
 from niwaki.adoption.counter import counted_macs
-from niwaki.adoption.describe import describe
+from niwaki.adoption.describe import adopt, describe
 from niwaki.adoption.gates import gates_of
 from niwaki.deploy.card import ExportError
 from niwaki.deploy.plain import onnx_of
@@ -882,6 +882,10 @@ def test_no_member_of_the_family_takes_the_variance_of_a_single_channel(name):
     options = {decision.name: decision.options for decision in space_of(family)}
     assert options["before"] == (2, 3, 4, 5, 6, 7, 8)
     assert options["after"][0] == 1
+    narrow = {
+        decision.name: decision.options for decision in space_of(adopt(found.adopted.owner, torch.randn(2, 3, 4, 4), narrowest=0.5)[0])
+    }
+    assert narrow == {"before": (4, 5, 6, 7, 8), "after": (3, 4, 5, 6)}, "eighths from a half on, rounded"
     smallest = adopted.cut({"before": [0, 5], "after": [3]}).train()(torch.randn(2, 3, 4, 4))
     assert torch.isfinite(smallest).all()
     for ask in (

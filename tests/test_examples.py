@@ -67,7 +67,7 @@ def test_the_example_that_trains_once_ends_with_three_files_and_a_cascade(monkey
     monkeypatch.syspath_prepend(ROOT / "examples")
     runpy.run_path(str(ROOT / "examples" / "train_once.py"))
     made = {path.name for path in (tmp_path / "runs" / "train-once").glob("*.onnx")}
-    assert made == {"10.onnx", "30.onnx", "100.onnx", "cascade.onnx"}
+    assert made == {"25.onnx", "50.onnx", "100.onnx", "cascade.onnx"}
     assert "258 of the validation part" in capsys.readouterr().out
     code = (ROOT / "examples" / "train_once.py").read_text().partition('"""\n\n')[2]
     assert len([line for line in code.splitlines() if line]) <= 15

@@ -7,6 +7,7 @@ import operator
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,17 +32,24 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 Options = Callable[[Group], Sequence[int]]
 
 
-def eighths(group: Group) -> tuple[int, ...]:
-    """One to eight eighths of the owner's units, rounded, at least as many as there have to be; the owner's own width comes last."""
-    return tuple(sorted({max(group.least, round(group.units * part / EIGHTHS)) for part in range(1, EIGHTHS + 1)}))
+def eighths(group: Group, narrowest: float = 1 / EIGHTHS) -> tuple[int, ...]:
+    """Eighths of the owner's units from the share `narrowest` on, rounded, at least as many as there have to be; the owner's own width comes last."""
+    parts = [part for part in range(1, EIGHTHS + 1) if part >= EIGHTHS * narrowest]
+    return tuple(sorted({max(group.least, round(group.units * part / EIGHTHS)) for part in parts}))
 
 
-def adopt(model: nn.Module, example: Example, *, options: Options = eighths) -> tuple[Network, dict[str, Tensor]]:
+def adopt(
+    model: nn.Module, example: Example, *, narrowest: float = 1 / EIGHTHS, options: Options | None = None
+) -> tuple[Network, dict[str, Tensor]]:
     """Read a model by running it on an example: its description, in which the size of every group of channels is a choice, and its weights.
 
-    options: of a group, how many of its units there may be; its own number is always among them. What is not understood keeps its channels.
+    The widths are eighths of the owner's, from the share `narrowest` on. Where members share weights (`train_once`), 3 / 8 is better than all of
+    them: the cheapest member then takes about a seventh of the owner's multiply-adds, not a fiftieth. options: of a group, how many of its units
+    there may be instead; its own number is always among them. What is not understood keeps its channels.
     """
-    return describe(read(model, example), options=options)
+    if not 0 < narrowest <= 1:
+        raise AdoptionError(f"narrowest is a share of a group's units, above 0 and at most 1; given {narrowest}")
+    return describe(read(model, example), options=options or partial(eighths, narrowest=narrowest))
 
 
 def describe(adopted: Adopted, *, options: Options = eighths) -> tuple[Network, dict[str, Tensor]]:
