@@ -27,6 +27,7 @@ from niwaki.net.place import space_of
 from niwaki.nn.build import build
 from niwaki.nn.supernet import Supernet, load_owned_
 from niwaki.testing import check_adoption
+from niwaki.testing.adoption import examine
 
 
 def randomised(model):
@@ -1059,3 +1060,81 @@ def test_a_batch_norm_that_never_trains_is_one_in_everything_that_is_made_of_it(
         assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in before.items())
     assert_close(supernet.train()(x, {each.name: each.options[-1] for each in space.decisions}), expected)
     assert any(told in note for note in adopted.notes)
+
+
+def test_a_model_that_counts_its_calls_passes_the_check():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            return self.b(self.a(x).relu())
+
+    assert check_adoption(Counting(), torch.randn(4, 4), onnx=False).same_weights
+
+
+def test_a_count_that_is_lost_fails_the_check(monkeypatch):
+    monkeypatch.setattr("niwaki.adoption.writing.aliased", lambda node: [])
+    with pytest.raises(AssertionError, match="leaves the same buffers"):
+        check_adoption(Writes(counted_twice), torch.randn(4, 4), opaque=True, searchable=0.0, onnx=False)
+
+
+def counted_twice(self, y):
+    self.mu.add_(1).add_(1)
+    return y
+
+
+class AsksInAMethod(nn.Module):
+    """Its forward does not ask for the mode itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def hidden(self, x):
+        y = self.a(x).relu()
+        return 2 * y if self.training else y
+
+    def forward(self, x):
+        return self.b(self.hidden(x))
+
+
+class SaysThatItAsks(AsksInAMethod):
+    def forward(self, x):
+        y = self.a(x).relu()
+        return self.b(2 * y if self.training else y)
+
+
+class Drops(AsksInAMethod):
+    def hidden(self, x):
+        return F.dropout(self.a(x).relu(), 0.3, self.training)
+
+
+def test_training_mode_is_proved_or_a_note_tells_that_it_differs():
+    x = torch.randn(4, 4)
+    with pytest.raises(AssertionError, match="in training mode it does the same, or a note says that it does not"):
+        check_adoption(AsksInAMethod(), x, onnx=False)
+    told = check_adoption(SaysThatItAsks(), x, onnx=False)
+    assert told.trains_otherwise
+    assert told.to_json()["trained"] > 0.1
+    assert check_adoption(Drops(), x, onnx=False).trained == 0, "the same random numbers, of the same seed"
+
+
+def test_a_model_without_a_description_is_told_why_after_its_cut_was_tested():
+    class Star(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, *xs):
+            return self.b(self.a(xs[0]).relu())
+
+    with pytest.raises(AssertionError, match="the model is described as a network: the argument '_xs' of the model is no tensor"):
+        check_adoption(Star(), torch.randn(4, 4), onnx=False)
+    found = examine(Star(), torch.randn(4, 4), onnx=False)
+    assert "give them as arguments of their own" in found.to_json()["undescribed"]
+    assert not found.cut.why
+    assert found.cut.predicted_macs == found.cut.counted_macs < found.macs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -17,11 +18,12 @@ from niwaki.adoption.adopted import read
 from niwaki.gradient.adopted import resource_of
 from niwaki.gradient.expand import Bound, used
 from niwaki.gradient.figs import SMALL
-from niwaki.gradient.landing import cut, landings, pressed
+from niwaki.gradient.landing import WAYS, cut, landings, pressed
 from niwaki.gradient.morphnet import MorphNet
-from niwaki.run.folder import RunError
+from niwaki.run.folder import Folder, RunError
 from niwaki.run.progress import Silent
 from niwaki.run.shrink_plan import parse_bounds
+from niwaki.run.shrink_story import told_landing
 from niwaki.space.choice import BudgetError
 from niwaki.task.classify import ImageClassification
 from niwaki.task.embedded import digits
@@ -163,7 +165,7 @@ def shrunken(niwaki_command, model_file, tmp_path_factory):
     return folder, words, answer
 
 
-def test_one_call_lands_within_two_percent_below_the_budget_and_says_what_it_cost(shrunken):
+def test_one_call_lands_within_two_percent_below_the_budget_and_says_what_it_cost(shrunken, niwaki_command):
     folder, _, answer = shrunken
     found = answer.json
     limit = found["limits"]["macs"]
@@ -177,6 +179,13 @@ def test_one_call_lands_within_two_percent_below_the_budget_and_says_what_it_cos
     page = (folder / "report.html").read_text()
     assert "Widths before and after" in page
     assert f"{found['macs']:,}" in page
+    (landing,) = found["landings"]
+    assert set(landing["judged"]) <= set(WAYS)
+    assert landing["name"] == max(landing["judged"], key=lambda name: landing["judged"][name])
+    assert f"landing: {landing['name']}, {WAYS[landing['name']]}".replace("'", "&#x27;") in page
+    assert ("which were better than FiGS" in page) == (landing["name"] == "before")
+    for again in (niwaki_command("resume", folder), niwaki_command("resume", folder, "--quiet")):
+        assert re.search(rf"^landing +{landing['name']} \(judged on validation: ", again.out, re.M)
 
 
 def test_shrunken_networks_are_members_of_a_cascade(shrunken, tmp_path):
@@ -277,6 +286,53 @@ def test_what_cannot_be_is_said_before_any_work(niwaki_command, model_file, tmp_
     assert answer.code == 2, answer.err
     assert said in answer.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_landing_is_told_in_one_line_with_what_each_way_was_judged_at():
+    judged = {"multiplier": 0.5, "before": 0.75}
+    told = told_landing({"name": "before", "judged": judged}, "accuracy", 2)
+    assert told.replace("\xa0", " ") == (
+        "landing: before, the largest magnitudes of the owner's weights, without the pressure; validation accuracy after 2 epochs of training: "
+        "before 75 %, multiplier 50 %"
+    )
+    assert told_landing({"name": "between", "judged": {"between": None}}, "accuracy", 1).endswith("all ways come to the same")
+
+
+class Held(nn.Module):
+    """Its batch norm is held at its statistics; another part asks for the mode, in a method of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(1, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Conv2d(8, 12, 2)
+        self.head = nn.Linear(12, 10)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def noisier(self, y):
+        return 1.5 * y if self.training else y
+
+    def forward(self, x):
+        return self.head(self.noisier(self.b(self.norm(self.a(x)).relu()).relu().mean((2, 3))))
+
+
+def test_what_is_held_while_the_owner_trains_is_held_and_what_is_trained_otherwise_is_said(task, tmp_path):
+    torch.manual_seed(0)
+    model = Held()
+    model.norm.running_mean.normal_()
+    settings = {"shrink.before": 0, "shrink.epochs": 1, "shrink.judged": 0, "train.epochs": 1}
+    result = niwaki.shrink(model, "macs<=60%", task, out=tmp_path / "run", settings=settings)
+    kept = next(one for one in result.summary["widths"] if one["group"] == "a")["kept"]
+    assert torch.equal(result.model.state_dict()["norm.running_mean"], model.norm.running_mean[kept])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "the batch norm norm stays in evaluation while the model is trained" in page
+    assert "in training mode the owner&#x27;s model does something else than what was read" in page
+    Folder(tmp_path / "run").store.set_fact("finished", False)
+    Folder(tmp_path / "run").store.set_fact("result landing 0", {"name": "gone", "judged": {"gone": None}})
+    with pytest.raises(RunError, match="chose the landing 'gone', and its training leads to"):
+        niwaki.shrink(model, "macs<=60%", task, out=tmp_path / "run", settings=settings)
 
 
 def test_budgets_are_of_several_resources_each_once():

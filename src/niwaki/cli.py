@@ -652,6 +652,10 @@ def _print_shrunken(summary: dict[str, Any], as_json: bool, quiet: bool) -> None
     for part in ("validation", "test"):
         values = (figure(metric, summary["metrics"][when][part][metric], 2) for when in ("before", "after"))
         print(f"{part + ' ' + figure_name(metric):<20} {next(values):>14} -> {next(values):>14}")
+    for landing in summary.get("landings", ()):
+        judged = landing["judged"].items()
+        told = ", ".join(f"{name} {figure(metric, value, 2)}" for name, value in judged) if len(judged) > 1 else "all ways come to the same"
+        print(f"{'landing':<20} {landing['name']:>14} (judged on validation: {told})")
     if not quiet:
         print(f"report: {summary['folder']}/report.html\nmodel:  {summary['folder']}/model.onnx")
 

@@ -27,6 +27,12 @@ Method = MorphNet | FiGS
 LOGIT_REACH = 10.0  # how far, in units of where they begin, Adam could move logits in the whole training, were there no noise
 JUDGED = 2000  # validation examples, at most, by which landings are compared before they are fine-tuned
 REFRESHED = 40  # batches that a cut network's batch norms see before it is judged
+WAYS = {
+    "multiplier": "a common multiplier of what the pressure left",
+    "between": "half-way from the owner's shape to what the pressure left",
+    "magnitude": "the largest magnitudes after the pressure",
+    "before": "the largest magnitudes of the owner's weights, without the pressure",
+}  # of choosing units, by the names of landings
 REACH = 1.5  # how far the first pressure of MorphNet would move a scale of median cost in the whole training, were nothing against it
 
 

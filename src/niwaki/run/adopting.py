@@ -22,7 +22,7 @@ from niwaki.run.claims import grid
 from niwaki.run.model import Input, ModelError, load_model, parse_input
 from niwaki.space.size import Ref, leaves
 from niwaki.store.files import atomic_write
-from niwaki.testing.adoption import TRAINED, Examination, couplings, examine
+from niwaki.testing.adoption import TRAINS_OTHERWISE, Examination, couplings, examine
 
 SHOWN = 40  # groups in the table for people
 READ = 3  # layers named in a row of it
@@ -110,13 +110,12 @@ def page(word: str, found: Examination) -> str:
     lines += [f"left as it is: {name}" for name in adopted.opaque]
     lines += [f"note: {note}" for note in adopted.notes]
     lines.append(_outputs(found))
-    if found.trained is not None and found.trained > TRAINED:
-        lines.append(
-            "note: in training mode the owner's model does something else than what was read, which is its evaluation; dropout and BatchNorm alone "
-            "follow .train() and .eval()"
-        )
+    if found.trains_otherwise:
+        lines.append(f"note: {TRAINS_OTHERWISE} (outputs or buffers differ by {found.trained:.1e})")
     if found.network is None:
-        lines.append("note: no description can be made of it; it can be read, cut and shrunk, but not searched")
+        lines.append(f"note: no description can be made of it: {found.undescribed}. It can be read, cut and shrunk, but not searched")
+    elif found.undescribed:
+        lines.append(f"note: what its description is built to does not run: {found.undescribed}")
     least = found.least
     if least > found.budget:
         lines.append(f"note: no cut reaches {found.budget:,} multiply-adds; the smallest member has {least:,}")

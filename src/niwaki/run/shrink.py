@@ -59,11 +59,14 @@ from niwaki.run.shrink_plan import (
     plan_of,
     seconds_of,
 )
-from niwaki.run.shrink_story import record_of
+from niwaki.run.shrink_story import landings_of, record_of, told_landing
 from niwaki.store.files import atomic_write
 from niwaki.task.task import derive_seed
+from niwaki.testing.adoption import TRAINED, TRAINS_OTHERWISE, resampled, training_difference
 from niwaki.train.distill import Teacher, teacher_of, weights_hash
 from niwaki.train.loop import TrainingDiverged, evaluate, start
+
+SEEN_TRAINING = 8  # examples on which what was read is compared with the owner's model in training mode
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,7 @@ def _run(
         progress.advance(1)
         return {
             "plan": made.to_json(), "data": data.describe(), "weights": weights_hash(owner), "units": units, "layers": layers_of(adopted), "costs": costs,
-            "opaque": list(adopted.opaque), "notes": remarks(adopted, owner), "expected_s": expected,
+            "opaque": list(adopted.opaque), "notes": remarks(adopted, owner, trained=_training_difference(adopted, example)), "expected_s": expected,
             "limits": [{"text": bound.text, "resource": bound.resource.name, "upper": bound.upper} for bound in bounds],
         }  # fmt: skip
 
@@ -287,13 +290,22 @@ def _stored(folder: Folder) -> Shrunken:
     return Shrunken(summary["metrics"], {one["group"]: one["after"] for one in summary["widths"]}, folder.path, summary, load)
 
 
-def remarks(adopted: Adopted, owner: nn.Module) -> list[str]:
-    """What an owner should know of a model before it is shrunk."""
+def _training_difference(adopted: Adopted, example: Tensor) -> float | None:
+    """How far what was read is from the owner's model in training mode, on a few examples; None where that is random."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = resampled(example, SEEN_TRAINING, generator, axis=adopted.batch) if adopted.symbolic else example
+    return training_difference(adopted.module, adopted.owner, inputs)
+
+
+def remarks(adopted: Adopted, owner: nn.Module, *, trained: float | None = None) -> list[str]:
+    """What an owner should know of a model before it is shrunk. trained: how far what was read is from it in training mode."""
     untouched = [
         name for name, layer in owner.named_modules() if isinstance(layer, _BatchNorm) and layer.num_batches_tracked is not None and layer.num_batches_tracked == 0
     ]  # fmt: skip
     frozen = [name for name, parameter in owner.named_parameters() if not parameter.requires_grad]
     found = list(adopted.notes)
+    if trained is not None and trained > TRAINED:
+        found.append(f"{TRAINS_OTHERWISE}, and that is what is trained here (outputs or buffers differ by {trained:.1e}).")
     if untouched:
         found.append(
             f"{len(untouched)} batch norms, {untouched[0]} the first of them, have never seen data: their statistics are those of their making."
@@ -393,6 +405,7 @@ def _finish(work: _Work, owner: nn.Module) -> None:
             "budget": [one["text"] for one in plan["limits"]],
             "limits": {one["resource"]: one["upper"] for one in plan["limits"]},
             "method": work.asked.method,
+            "landings": landings_of(folder),
             "macs": costs["after"]["macs"],
             "params": costs["after"]["params"],
             "costs": costs,
@@ -470,13 +483,24 @@ def _shrink(work: _Work, trained: nn.Module) -> tuple[fx.GraphModule, dict[str, 
         learn(shrinking, work.folder, work.progress, NoLimit(), phase="shrinking", name=f"shrinking {at}")
         found = landings(adopted, shrinking, bounds, multiple_of=work.plan.settings.multiple_of)
         judged = once(work.folder, f"landing {at}", partial(_judged, work, found, teacher, at))
-        landing = next(one for one in found if one.name == judged["name"])
+        landing = _named(found, judged["name"], work.folder.path)
+        work.progress.note(told_landing(judged, work.task.metric, work.plan.settings.judged))
         keeps = {group: [keeps[group][unit] for unit in units] for group, units in landing.keep.items()} | {
             group: units for group, units in keeps.items() if group not in landing.keep
         }
         module = cut(landing)
     assert isinstance(module, fx.GraphModule)
     return module, keeps
+
+
+def _named(found: Sequence[Landing], name: str, path: Path) -> Landing:
+    for one in found:
+        if one.name == name:
+            return one
+    raise RunError(
+        f"the run in {path} chose the landing {name!r}, and its training leads to {', '.join(one.name for one in found)} now: another version "
+        f"of niwaki or of PyTorch began it; choose another --out, or --fresh to start anew"
+    )
 
 
 def _on_the_way(bound: Bound, units: Mapping[str, int], progress: float) -> Bound:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from niwaki.gradient.landing import WAYS
 from niwaki.report.charts import percent
 from niwaki.report.figure import NEGATIVE, figure, figure_name, is_share
 from niwaki.report.record import Budget, Curve, Data, Example, File, Layer, Quality, Record, Shrunk, Width, wilson_interval
@@ -26,7 +28,7 @@ def record_of(folder: Folder) -> Record:
         metric=metric,
         cost=limits[0]["resource"],
         network=data["source"],
-        method={"morphnet": "MorphNet", "figs": "FiGS"}[asked["method"]],
+        method=_method(asked["method"], landings_of(folder)),
         command=store.fact("command", ""),
         folder=str(folder.path),
         started=store.fact("started", ""),
@@ -55,11 +57,39 @@ def record_of(folder: Folder) -> Record:
             for row in store.fact("result files", None) or []
         ),
         seconds=store.fact("seconds", {}),
-        notes=tuple(store.fact("notes", [])),
+        notes=(
+            *store.fact("notes", []),
+            *(told_landing(one, metric, plan["plan"]["settings"]["judged"]) for one in landings_of(folder)),
+        ),
         tree=tree_of(store.fact("result tree")),
         cascade=store.fact("result cascade"),
         shrunk=_shrunk(summary, metric) if summary else None,
     )  # fmt: skip
+
+
+def landings_of(folder: Folder) -> list[dict[str, Any]]:
+    """By round: the name of the landing that was taken, and what each was judged at."""
+    rounds = range(folder.plan["plan"]["method"]["rounds"])
+    return [judged for at in rounds if (judged := folder.store.fact(f"result landing {at}")) is not None]
+
+
+def told_landing(landing: Mapping[str, Any], metric: str, epochs: int) -> str:
+    """One line: how the units were chosen, and what each way was judged at."""
+    name, judged = landing["name"], landing["judged"]
+    told = f"landing: {name}, {WAYS.get(name, 'another way')}"
+    if len(judged) < 2:
+        return f"{told}; all ways come to the same"
+    shown = ", ".join(f"{one} {_figure(metric, value)}" for one, value in sorted(judged.items(), key=lambda pair: -pair[1]))
+    trained = f"after {epochs} epoch{'s' * (epochs != 1)} of training" if epochs else "before any training"
+    return f"{told}; validation {figure_name(metric)} {trained}: {shown}"
+
+
+def _method(method: str, landings: Sequence[Mapping[str, Any]]) -> str:
+    """What shrank it: where the units of the owner's weights alone won, not the pressure."""
+    name = {"morphnet": "MorphNet", "figs": "FiGS"}[method]
+    if not landings or any(one["name"] != "before" for one in landings):
+        return name
+    return f"magnitudes of the owner's weights, which were better than {name}"
 
 
 def _shrunk(summary: dict[str, Any], metric: str) -> Shrunk:

@@ -33,6 +33,11 @@ from niwaki.nn.build import build
 
 TOLERANCE = 1e-5  # of the largest output: the same kernels on the same numbers
 TRAINED = 1e-4  # the same in training mode, where statistics of a small batch are divided by
+TRAINS_OTHERWISE = (
+    "in training mode the owner's model does something else than what was read, which is its evaluation; dropout and BatchNorm alone follow "
+    ".train() and .eval()"
+)
+MODE_NOTES = ("asks whether it is trained", "also while it is trained")  # in notes of a reading that tell of the mode
 MASKED = 1e-4  # the cut network sums fewer numbers, in another order
 SHARE = 0.6  # of the multiply-adds: the most that the random cut may cost
 SEARCHABLE = 0.8  # of a convolutional network's convolution and linear parameters
@@ -61,9 +66,10 @@ class Cut:
 class Examination:
     """What was found out about a model. Differences are shares of the largest output.
 
-    differences: by batch size, of the model read from the owner's; permuted: the same with the units of every group in another order, which
+    differences: by batch size, of the model read from the owner's, and of the buffers that it leaves; permuted: the same with the units of every group in another order, which
     must change nothing where they are rightly coupled; described: of the model built from its description, `network` (None where it has none),
-    with the owner's weights; trained: the same in training mode, or None where that is random. same_weights: the state dict came back equal. searchable_share: of the parameters of
+    with the owner's weights, and undescribed says why there is none or why it cannot be built; trained: the same in training mode, or None where
+    that is random. same_weights: the state dict came back equal. searchable_share: of the parameters of
     convolutions and linear layers, those on an axis that may be cut. budget: multiply-adds that the cut had to keep within.
     """
 
@@ -79,6 +85,12 @@ class Examination:
     counted_macs: int
     budget: int
     cut: Cut
+    undescribed: str = ""
+
+    @property
+    def trains_otherwise(self) -> bool:
+        """Whether the owner's model is seen to do something in training mode that what was read does not."""
+        return self.trained is not None and self.trained > TRAINED
 
     @property
     def equal_outputs(self) -> bool:
@@ -97,6 +109,8 @@ class Examination:
     def to_json(self) -> dict[str, Any]:
         return {
             "equal_outputs": self.equal_outputs,
+            "trained": self.trained,
+            "undescribed": self.undescribed,
             "groups": len(self.adopted.groups),
             "choices": self.choices,
             "searchable_share": self.searchable_share,
@@ -125,10 +139,13 @@ def check_adoption(
     cut, least = found.cut, found.least
     assert found.same_weights, "the state dict comes back with the same names and values"
     for batch, difference in found.differences.items():
-        assert difference <= TOLERANCE, f"a batch of {batch} gets the same outputs; they differ by {difference:.2g}"
+        assert difference <= TOLERANCE, (
+            f"a batch of {batch} gets the same outputs, and leaves the same buffers; they differ by {difference:.2g}"
+        )
     assert found.permuted <= TOLERANCE, f"units of a group can be listed in any order; the outputs change by {found.permuted:.2g}"
-    assert found.network is not None, "the model is described as a network"
-    assert (found.described or 0.0) <= TOLERANCE, f"built from its description, it gives the same; outputs differ by {found.described:.2g}"
+    assert not found.trains_otherwise or any(told in note for note in found.adopted.notes for told in MODE_NOTES), (
+        f"in training mode it does the same, or a note says that it does not; outputs or buffers differ by {found.trained:.2g}: {TRAINS_OTHERWISE}"
+    )
     assert found.macs == found.counted_macs, f"the model costs {found.counted_macs:,} multiply-adds; {found.macs:,} were predicted"
     told = "".join(f"\n  {note}" for note in found.adopted.notes)
     assert opaque or not found.adopted.opaque, (
@@ -149,6 +166,10 @@ def check_adoption(
     assert cut.counted_macs <= max(found.budget, least), (
         f"the cut costs {cut.counted_macs:,} multiply-adds; the budget was {found.budget:,}"
     )
+    assert found.network is not None, f"the model is described as a network: {found.undescribed}"
+    assert (found.described or 0.0) <= TOLERANCE, (
+        f"built from its description, it gives the same; outputs differ by {found.described:.2g}{found.undescribed and f': {found.undescribed}'}"
+    )
     return found
 
 
@@ -164,11 +185,15 @@ def examine(model: nn.Module, example: Example, *, seed: int = 0, onnx: bool = T
     batches = (rows, rows + 2) if adopted.symbolic else (rows,)
     examples = {batch: resampled(example, batch, generator, axis=axis) for batch in batches}
     read_back = adopted.module.eval()
-    differences = {batch: _difference(_run(read_back, inputs), _run(owner, inputs)) for batch, inputs in examples.items()}
+    same_weights = _same_weights(read_back, owner)
+    buffers = [name for name, _ in owner.named_buffers() if name in owner.state_dict()]
+    differences = {
+        batch: _difference(_left(read_back, inputs, buffers), _left(owner, inputs, buffers)) for batch, inputs in examples.items()
+    }
     order = {group.name: torch.randperm(group.units, generator=generator).tolist() for group in adopted.groups}
     inputs = examples[max(examples)]
     reordered = _difference(_run(_reordered(adopted, order), inputs), _run(owner, inputs))
-    network, described = _described(adopted, owner, inputs)
+    network, described, undescribed = _described(adopted, owner, inputs)
     macs = adopted.cost("macs")
     budget = int(SHARE * macs)
     return Examination(
@@ -177,13 +202,14 @@ def examine(model: nn.Module, example: Example, *, seed: int = 0, onnx: bool = T
         differences=differences,
         permuted=reordered,
         described=described,
-        trained=_training_difference(read_back, owner, inputs),
-        same_weights=_same_weights(read_back, owner),
+        trained=training_difference(read_back, owner, inputs),
+        same_weights=same_weights,
         searchable_share=searchable_share(adopted),
         macs=macs,
         counted_macs=_macs(read_back, adopted, example),
         budget=budget,
         cut=_examined_cut(adopted, network, random_cut(adopted, budget, seed), example, generator, onnx=onnx),
+        undescribed=undescribed,
     )
 
 
@@ -270,15 +296,20 @@ def couplings(adopted: Adopted) -> dict[str, list[str]]:
     return found
 
 
-def _described(adopted: Adopted, owner: nn.Module, inputs: Example) -> tuple[Network | None, float | None]:
-    """The model's description, and how far the network built from it, at the owner's widths and with the owner's weights, is from the owner."""
+def _described(adopted: Adopted, owner: nn.Module, inputs: Example) -> tuple[Network | None, float | None, str]:
+    """The model's description, how far the network built from it, at the owner's widths and with the owner's weights, is from the owner, and
+    why there is no description, or none that runs."""
     try:
         network, weights = describe(adopted)
-    except AdoptionError:  # what the description cannot say; reading and cutting do without it
-        return None, None
-    built = build(network, space_of(network).architecture(_decided(adopted, adopted.whole)))
-    built.load_state_dict({name: weights[name] for name in built.state_dict()})
-    return network, _difference(tensors_of(_run(built.eval(), inputs)), tensors_of(_run(owner, inputs)))
+    except AdoptionError as error:  # what the description cannot say; reading and cutting do without it
+        return None, None, str(error)
+    expected = tensors_of(_run(owner, inputs))
+    try:
+        built = build(network, space_of(network).architecture(_decided(adopted, adopted.whole)))
+        built.load_state_dict({name: weights[name] for name in built.state_dict()})
+        return network, _difference(tensors_of(_run(built.eval(), inputs)), expected), ""
+    except Exception as error:  # whatever a wrong description brings about
+        return network, float("inf"), f"{type(error).__name__}: {error}"
 
 
 def _decided(adopted: Adopted, alive: Mapping[str, int]) -> dict[str, int]:
@@ -389,9 +420,9 @@ def _trains(module: nn.Module, inputs: Example) -> bool:
     return bool(reached) and all(bool(torch.isfinite(parameter).all()) for parameter in trainable)
 
 
-def _training_difference(module: nn.Module, owner: nn.Module, inputs: Example) -> float | None:
-    """The difference of outputs, and of buffers afterwards, in training mode; None where the owner's outputs are random there, or it has
-    none: BatchNorm refuses a batch of one."""
+def training_difference(module: nn.Module, owner: nn.Module, inputs: Example) -> float | None:
+    """The difference of outputs, and of buffers afterwards, in training mode, as a share of the largest number. None where the owner's outputs
+    are random there, and those of `module` other ones from the same seed; or where it has none: BatchNorm refuses a batch of one."""
 
     stored = list(owner.state_dict())
 
@@ -399,14 +430,15 @@ def _training_difference(module: nn.Module, owner: nn.Module, inputs: Example) -
         given = copy.deepcopy(given).train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            outputs, state = _run(given, inputs), given.state_dict()
+            outputs, state = _outputs(given, inputs), given.state_dict()
         return [outputs, [state[name] for name in stored]]  # a copied GraphModule stores more: all of its buffers become persistent
 
     try:
-        first, again = trained(owner, 0), trained(owner, 1)
+        first = trained(owner, 0)
+        difference = _difference(trained(module, 0), first)
+        return difference if difference <= TRAINED or not _difference(trained(owner, 1), first) else None
     except Exception:  # the owner's code
         return None
-    return None if _difference(again, first) else _difference(trained(module, 2), first)
 
 
 def _onnx_is_equal(module: nn.Module, inputs: Sequence[Example], *, axis: int | None) -> bool:
@@ -424,9 +456,28 @@ def _macs(module: nn.Module, adopted: Adopted, example: Example) -> int:
 
 
 @torch.no_grad()
-def _run(module: nn.Module, example: Example) -> Any:
+def _outputs(module: nn.Module, example: Example) -> Any:
     positional, named = arguments_of(copy.deepcopy(example))  # a model may write to its input
     return module(*positional, **named)
+
+
+def _run(module: nn.Module, example: Example) -> Any:
+    """What a module gives; its buffers, where it counts its calls for one, are afterwards what they were."""
+    return _left(module, example, ())[0]
+
+
+def _left(module: nn.Module, example: Example, buffers: Sequence[str]) -> list[Any]:
+    """What a module gives, and what `buffers` are then, before they become again what they were."""
+    tables = [part._buffers for part in module.modules()]
+    before = [(table, name, tensor, tensor.clone()) for table in tables for name, tensor in table.items() if tensor is not None]
+    outputs = _outputs(module, example)
+    found = dict(module.named_buffers())
+    left = [found[name].clone() if name in found else None for name in buffers]
+    for table, name, tensor, values in before:
+        table[name] = tensor
+        if not torch.equal(tensor, values):
+            tensor.copy_(values)
+    return [outputs, left]
 
 
 def _difference(found: Any, expected: Any) -> float:
