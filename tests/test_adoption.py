@@ -1138,3 +1138,54 @@ def test_a_model_without_a_description_is_told_why_after_its_cut_was_tested():
     assert "give them as arguments of their own" in found.to_json()["undescribed"]
     assert not found.cut.why
     assert found.cut.predicted_macs == found.cut.counted_macs < found.macs
+
+
+class Weighted(nn.Module):
+    """A convolution, of 8 channels to 8, whose weight is computed; what is given beside its output."""
+
+    def __init__(self, weight, beside=None):
+        super().__init__()
+        self.a, self.b, self.head, self.weight, self.beside = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 5), weight, beside
+
+    def forward(self, x):
+        y = self.head(F.conv2d(self.a(x).relu(), self.weight(self.b.weight)).relu().mean((2, 3)))
+        return y if self.beside is None else (y, self.beside(self))
+
+
+def ternary(weight):
+    large = weight.abs() > 0.7 * weight.abs().mean()
+    return (weight.abs() * large).sum() / large.sum() * weight.sign() * large
+
+
+@pytest.mark.parametrize(
+    ("weight", "beside"),
+    [
+        (ternary, None),
+        (nn.Identity(), lambda self: sum(parameter.square().sum() + parameter.cos().sum() for parameter in self.parameters())),
+    ],
+)
+def test_a_gate_stands_on_every_axis_that_a_sum_runs_over(weight, beside):
+    torch.manual_seed(0)
+    assert check_adoption(Weighted(weight, beside), torch.randn(2, 3, 8, 8), searchable=0.0, onnx=False).cut.masked < 1e-6
+
+
+class Experts(nn.Module):
+    """A linear layer whose weights are three experts', mixed for every example."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates, self.weight, self.head = nn.Linear(4, 3), nn.Parameter(torch.randn(3, 8, 4)), nn.Linear(8, 2)
+
+    def forward(self, x):
+        weights = torch.einsum("bk,koi->boi", self.rates(x).sigmoid(), self.weight)
+        return self.head(torch.einsum("boi,bi->bo", weights, x).relu())
+
+
+def test_an_einsum_over_one_expert_is_predicted_and_not_counted():
+    x = torch.randn(2, 4)
+    cuts = [check_adoption(Experts(), x, seed=seed, searchable=0.0, onnx=False).cut for seed in range(4)]
+    alone = [len(cut.keep["rates"]) == 1 for cut in cuts]
+    assert any(alone)
+    for cut, is_alone in zip(cuts, alone, strict=True):
+        hidden = next(len(units) for group, units in cut.keep.items() if group != "rates")
+        assert cut.elementwise_macs == (4 * hidden if is_alone else 0) == cut.predicted_macs - cut.counted_macs

@@ -40,13 +40,15 @@ def gated(adopted: Adopted, values: Mapping[str, Tensor]) -> fx.GraphModule:
             return module
         _register(module, "gate_of_fixed", torch.ones(1))
         every = graph.call_function(torch.cat, ([graph.get_attr("gate_of_fixed"), *pieces],))
+    gated_values: dict[tuple[str, str], fx.Node] = {}  # by reader and value, which may have channels on several axes
     for gate in adopted.meetings:
-        value = nodes[gate.value]
+        value = gated_values.get((gate.reader, gate.value), nodes[gate.value])
         axis = adopted.activations[gate.value][gate.axis]
         reader = nodes[gate.reader]
         with graph.inserting_before(reader):
             mask = table.mask(module, every, axis, gate.axis, len(adopted.activations[gate.value]))
-            reader.replace_input_with(value, graph.call_function(operator.mul, (value, mask)))
+            gated_values[gate.reader, gate.value] = product = graph.call_function(operator.mul, (value, mask))
+            reader.replace_input_with(value, product)
     averaged = {name: nodes[name].all_input_nodes[0].name for name in adopted.averages}
     for name, dims in adopted.averages.items():
         _weigh(module, table, every, nodes[name], dims, adopted.activations[averaged[name]])

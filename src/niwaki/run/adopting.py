@@ -119,8 +119,9 @@ def page(word: str, found: Examination) -> str:
     least = found.least
     if least > found.budget:
         lines.append(f"note: no cut reaches {found.budget:,} multiply-adds; the smallest member has {least:,}")
+    alone = f" and {cut.elementwise_macs:,} of einsums over one position, which PyTorch does not count" if cut.elementwise_macs else ""
     lines.append(
-        f"a random cut to {max(found.budget, least):,} multiply-adds: {cut.predicted_macs:,} predicted, {cut.counted_macs:,} counted; "
+        f"a random cut to {max(found.budget, least):,} multiply-adds: {cut.predicted_macs:,} predicted, {cut.counted_macs:,} counted{alone}; "
         + (cut.why or "it runs, trains, and is equal in ONNX Runtime")
     )
     return "\n".join(lines)
