@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from niwaki.adoption import AdoptionError, Run, gated, read
+from niwaki.adoption import adopted as adopted_module
 from niwaki.adoption.axes import positions
 from niwaki.adoption.capture import arguments_of
 from niwaki.adoption.counter import counted_macs
+from niwaki.adoption.cut import plain_module
 from niwaki.adoption.describe import adopt, describe
 from niwaki.adoption.gates import gates_of
 from niwaki.deploy.card import ExportError
@@ -778,6 +780,55 @@ def test_a_backward_written_by_hand_is_said_to_be_lost_where_gradients_are_other
     assert "Rounded" in read(with_statistics, torch.randn(1, 3, 4, 4)).notes[0]
     straight = Call(lambda x: x + (torch.round(x) - x).detach())
     assert read(Around(straight), torch.randn(1, 3, 4, 4)).notes == ()
+
+
+def reversed_(x):
+    if x.requires_grad:
+        x.register_hook(lambda gradient: -gradient)
+    return x * 1
+
+
+def test_what_hooks_do_to_gradients_is_said_to_be_lost():
+    (note,) = read(Around(Call(reversed_)), torch.randn(1, 3, 4, 4)).notes
+    assert "those of before.weight, before.bias are others" in note
+    model = Around(nn.ReLU())
+    model.after.register_full_backward_hook(lambda _, given, __: (given[0] * 0,))
+    assert "hooks do to gradients" in read(model, torch.randn(1, 3, 4, 4)).notes[0]
+    model = Around(nn.ReLU())
+    model.before.weight.register_hook(lambda gradient: gradient * 0)
+    assert read(model, torch.randn(1, 3, 4, 4)).notes == (
+        "what hooks do to the gradients of before.weight is not kept; register them with what was read",
+    )
+
+
+def test_what_no_graph_keeps_is_refused_with_what_to_do():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent = nn.LSTM(3, 4, batch_first=True)
+
+        def forward(self, x):
+            packed = nn.utils.rnn.pack_padded_sequence(x, (x[:, :, 0] > -9).sum(1), batch_first=True, enforce_sorted=False)
+            return self.recurrent(packed)[1][0]
+
+    with pytest.raises(AdoptionError, match="Adopt the parts around the recurrent layer"):
+        read(Packed(), torch.randn(2, 5, 3))
+    drawn = Around(Call(lambda x: x[:, torch.randperm(12, generator=torch.Generator().manual_seed(0))]))
+    with pytest.raises(AdoptionError, match="forward makes a Generator"):
+        read(drawn, torch.randn(1, 3, 4, 4))
+    with pytest.raises(AdoptionError, match="run it once on the example"):
+        read(nn.Sequential(nn.LazyLinear(3)), torch.randn(1, 4))
+
+
+def test_other_outputs_are_told_with_the_batch_and_the_first_node_that_differs(monkeypatch):
+    def wrong(*args):
+        module = plain_module(*args)
+        module.get_submodule("2").weight.data.mul_(2)
+        return module
+
+    monkeypatch.setattr(adopted_module, "plain_module", wrong)
+    with pytest.raises(AdoptionError, match="for a batch of 3, from linear_1"):
+        read(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(3, 2))
 
 
 FROZEN = {  # what keeps the channels of `before` whole, and what is said of it

@@ -1,5 +1,6 @@
 """The quick way to a model's graph: it is the graph that torch.export gives, and what it cannot prove it leaves to torch.export."""
 
+import functools
 import logging
 import subprocess
 import sys
@@ -148,6 +149,68 @@ def test_a_batch_that_is_free_gives_what_the_model_gives_for_other_sizes(name, r
     for other in (1, 2, 4, 7) if adopted.symbolic else (rows,):
         x = torch.randn(other, 3, 2, 2)
         torch.testing.assert_close(adopted.module(x), model(x))
+
+
+CACHE, CALLED, LAST = {}, [], None
+
+
+@functools.lru_cache
+def positions(rows):
+    return torch.arange(rows, dtype=torch.float32).view(-1, 1, 1, 1)
+
+
+def cached_by_shape(_, x):
+    if tuple(x.shape) not in CACHE:
+        CACHE[tuple(x.shape)] = torch.ones(len(x), 4, 1, 1)
+    return x * CACHE[tuple(x.shape)]
+
+
+def cached_as_far_as_needed(_, x):
+    global LAST
+    if LAST is None or len(LAST) < len(x):
+        LAST = torch.ones(len(x), 4, 1, 1)
+    return x * LAST[: len(x)]
+
+
+def written_down(_, x):
+    CALLED.append(x.detach())
+    return x * 2
+
+
+KEPT = {
+    "a cache of a function": lambda _, x: x + 0 * positions(len(x)),
+    "a dict of a file": cached_by_shape,
+    "a name of a file": cached_as_far_as_needed,
+    "a list of a file": written_down,
+}
+
+
+@pytest.mark.parametrize("way", ["traced", "exported"])
+@pytest.mark.parametrize("name", KEPT)
+def test_what_a_forward_keeps_outside_its_module_is_usable_after_it_was_read(monkeypatch, name, way):
+    for rows in (4, 5):  # the second time something is there
+        model, example = Calls(KEPT[name]).eval(), torch.randn(rows, 3, 2, 2)
+        read(model, example) if way == "traced" else by_export(monkeypatch, model, example)
+        for other in (1, 2, 4, 1009):
+            assert torch.isfinite(model(torch.randn(other, 3, 2, 2))).all()
+        assert {type(each) for each in [*CALLED, *CACHE.values(), LAST]} <= {torch.Tensor, type(None)}
+
+
+class Hidden:
+    """A place that is not looked into."""
+
+
+def test_what_cannot_be_taken_out_again_is_told():
+    hidden = Hidden()
+
+    def keeps(_, x):
+        if len(x) == 1009:
+            hidden.last = x
+        return x * 2
+
+    (note,) = read(Calls(keeps), torch.randn(1, 3, 2, 2)).notes
+    assert "its forward keeps tensors outside the module (in a" in note
+    assert isinstance(hidden.last, torch.Tensor)
 
 
 def test_a_batch_that_only_seems_free_is_told_with_the_number_of_rows():

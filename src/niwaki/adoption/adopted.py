@@ -7,6 +7,7 @@ what happens to every channel, `groups` sorts the channels.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from niwaki.adoption.axes import AdoptionError, Axis, Group, Linear, Run, Size, Term, groups_of, length, linear, total
-from niwaki.adoption.batch import are_equal, gradients, run
+from niwaki.adoption.batch import are_equal, gradients, one_row, rows_of, run
 from niwaki.adoption.capture import Arguments, Captured, Example, capture
 from niwaki.adoption.counter import macs_of_nodes
 from niwaki.adoption.cut import plain_module
-from niwaki.adoption.flat import first_names
+from niwaki.adoption.flat import ByName, first_names, place_in_code
 from niwaki.adoption.frozen import frozen_notes
 from niwaki.adoption.groups import Array, Partition, partition
 from niwaki.adoption.operators import arguments, name_of, overload
@@ -145,7 +146,7 @@ def read(model: nn.Module, example: Example) -> Adopted:
     sizes = {node.name: runs.sizes(raw) for node, raw in reading.sizes.items()}
     module = plain_module(captured.graph, captured.owner, weights, sizes, {group.name: range(group.units) for group in groups})
     if captured.outputs is not None and not are_equal(pytree.tree_leaves(run(module, captured.arguments)), captured.outputs):
-        raise AdoptionError("what was read gives other outputs than the model: does it keep what it computed from one call to the next?")
+        raise AdoptionError(_other_outputs(captured, module))
     return Adopted(
         module=module,
         graph=captured.graph,
@@ -253,6 +254,24 @@ def _for_one(size: Linear, extent: Extent) -> Linear:
     return size if extent.rows == len(extent.units) else tuple((group, factor // len(extent.units)) for group, factor in scaled)
 
 
+def _other_outputs(captured: Captured, module: fx.GraphModule) -> str:
+    """That outputs for the example are others than the model's, and the first node, if any, that is not as it was captured."""
+    rows = rows_of(captured.arguments, captured.batch or 0)
+    graphs = (captured.graph, captured.owner), (module.graph, module)
+    runs = [ByName(graph, owner, copy.deepcopy(captured.bound), keep=True) for graph, owner in graphs]
+    with torch.no_grad():
+        for each in runs:
+            each.run()
+    captured_values, values = ({node.name: value for node, value in each.env.items()} for each in runs)
+    for node in captured.graph.nodes:
+        if node.name in values and not are_equal(*(pytree.tree_leaves(each[node.name]) for each in (captured_values, values))):
+            return f"what was read gives other outputs than the model for a batch of {rows}, from {node.name} ({place_in_code(node)}) on"
+    return (
+        f"what was read gives other outputs than the model for a batch of {rows}, though every node gives what it gave when it was captured: "
+        f"does the model keep what it computed from one call to the next?"
+    )
+
+
 def _always_as_evaluated(module: fx.GraphModule) -> list[str]:
     """Batch norms that are no layer of their owner's: they were read in evaluation mode, and have no mode to follow."""
     read_as_function = [node for node in module.graph.nodes if node.op == "call_function" and name_of(node) == "batch_norm"]
@@ -264,21 +283,35 @@ def _always_as_evaluated(module: fx.GraphModule) -> list[str]:
 
 
 def _lost_backwards(captured: Captured, module: fx.GraphModule) -> list[str]:
-    """Derivatives that the owner writes by hand, where those of what was read are others: it is differentiated as its forward says."""
-    if not captured.backwards:
-        return []
-    theirs, ours = gradients(captured.owner, captured.arguments), gradients(module, captured.arguments)
-    scale = max((float(each.abs().max()) for each in theirs.values() if each.numel()), default=0.0)
-    other = [name for name, each in theirs.items() if name in ours and not torch.allclose(ours[name], each, rtol=1e-3, atol=1e-4 * scale)]
+    """Whether gradients of what was read, for one row, are others than the owner's: it is differentiated as its forward says."""
+    if captured.outputs is None:
+        return []  # drawn, as are its gradients
+    arguments = captured.arguments if captured.batch is None else one_row(captured.arguments, captured.batch)
+    try:
+        theirs = gradients(captured.owner, arguments)
+    except Exception as error:
+        return [f"the model itself cannot be differentiated: {type(error).__name__}: {str(error).strip().splitlines()[0]}"]
+    ours = gradients(module, arguments)
+    scale = max((float(each.norm()) for each in theirs.values()), default=0.0)
+    other = [
+        name
+        for name, each in theirs.items()
+        if name in ours and float((ours[name] - each).norm()) > 1e-2 * max(float(each.norm()), float(ours[name].norm()), 1e-3 * scale)
+    ]
     if not other:
         return []
     functions = ", ".join(f"{name} ({line})" for name, line in captured.backwards.items())
+    lost = f"the backward that {functions} defines is" if functions else "what hooks do to gradients, or a block in inference mode, is"
+    instead = "Write it in operators, as in x + (f(x) - x).detach() for a straight-through estimator"
     none = [name for name in other if not ours[name].any()]
-    told = f"; {', '.join(none[:3])}{f' and {len(none) - 3} more' if len(none) > 3 else ''} would get no gradient at all" if none else ""
+    told = f"; {_few(none)} would get no gradient at all" if none else f"; those of {_few(other)} are others"
     return [
-        f"the backward that {functions} defines is not kept: what was read is differentiated as its forward is{told}; training it is not training "
-        f"the owner's model. Write it in operators, as in x + (f(x) - x).detach() for a straight-through estimator"
+        f"{lost} not kept: what was read is differentiated as its forward is{told}; training it is not training the owner's model. {instead}"
     ]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _is_tensor(node: fx.Node) -> bool:

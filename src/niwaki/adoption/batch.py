@@ -55,8 +55,9 @@ def gradients(owner: nn.Module, arguments: Arguments) -> dict[str, Tensor]:
         outputs = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
         if not outputs or not parameters:
             return {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-        weights = [torch.arange(1, output.numel() + 1).mul(0.7).cos().view(output.shape) for output in outputs]
-        total = torch.stack([(output.abs() * weight).sum() for output, weight in zip(outputs, weights, strict=True)]).sum()
+        real = [torch.view_as_real(output) if output.is_complex() else output for output in outputs]
+        weights = [torch.arange(1, output.numel() + 1).mul(0.7).cos().view(output.shape) for output in real]
+        total = torch.stack([(output * weight).sum() for output, weight in zip(real, weights, strict=True)]).sum()
         found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     return {
         name: torch.zeros_like(parameter) if gradient is None else gradient

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import copy
 import inspect
+import linecache
 import logging
 import traceback
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from torch.utils import _pytree as pytree
 from niwaki.adoption.axes import AdoptionError
 from niwaki.adoption.batch import Arguments, Batch, are_equal, batch_of, buffers_kept, fixed_examples, has_rows, rows_of, run, side_by_side
 from niwaki.adoption.flat import ByName, flat_graph, is_torch, nodes_of, traced_graph
+from niwaki.adoption.kept import taken_out, where_left
 from niwaki.adoption.trace import HALVES, NotPlainError, trace
 
 Example = Any  # a tensor, a tuple of positional arguments, or a dict of keyword arguments
@@ -74,7 +78,15 @@ def capture(model: nn.Module, example: Example) -> Captured:
     outputs = _outputs(owner, arguments)
     batch = batch_of(owner, arguments, outputs)
     drawn = batch.axis is not None and not batch.outputs
-    graph, axis, why = _graph(owner, arguments, bound, batch)
+    made: list[weakref.ref[Tensor]] = []
+    graph, axis, why = _graph(owner, arguments, bound, batch, made)
+    if where_left(made):
+        run(owner, arguments)  # what a forward only overwrites is its own again
+        if kinds := where_left(made):
+            notes.append(
+                f"its forward keeps tensors outside the module (in a {', a '.join(kinds)}), now also some that hold no numbers, which could not "
+                f"be taken out: make a new model before you run it, and keep such tensors in the module"
+            )
     notes += [f"{name} asks whether it is trained: what it does only then is not read, dropout aside" for name in _asking_for_mode(owner)]
     examples = 1
     if axis is None:
@@ -88,6 +100,8 @@ def capture(model: nn.Module, example: Example) -> Captured:
 
 def _copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
     tensors = [*model.parameters(), *model.buffers()]
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+        raise AdoptionError("the model has lazy layers that know no sizes yet; run it once on the example")
     if any(tensor.is_meta for tensor in tensors):
         raise AdoptionError("the model has weights on the meta device, which hold no numbers; load them first")
     # Tensors that a forward computes and keeps (the hooks of weight_norm do) refuse to be copied with their history, and some handles, of
@@ -98,6 +112,8 @@ def _copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
     except Exception as error:
         raise AdoptionError(f"the model cannot be copied: {type(error).__name__}: {error}") from error
     notes = []
+    if hooked := [name for name, parameter in model.named_parameters() if parameter._backward_hooks]:
+        notes.append(f"what hooks do to the gradients of {', '.join(hooked)} is not kept; register them with what was read")
     if devices := {str(tensor.device) for tensor in tensors if tensor.device.type != "cpu"}:
         notes.append(f"read on the CPU; the owner's model stays on {', '.join(sorted(devices))}")
     if kinds := {str(tensor.dtype) for tensor in tensors if tensor.dtype in HALVES}:
@@ -209,10 +225,12 @@ def _line_of(kind: type) -> str:
         return "written where no file is"
 
 
-def _graph(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch: Batch) -> tuple[fx.Graph, int | None, str]:
+def _graph(
+    owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch: Batch, made: list[weakref.ref[Tensor]]
+) -> tuple[fx.Graph, int | None, str]:
     """The graph, with the axis of the batch if its size is free; if it only seemed so, why not."""
     why = ""
-    for capture_free in (_traced, _exported) if batch.axis is not None else ():
+    for capture_free in (partial(_traced, made=made), _exported) if batch.axis is not None else ():
         own = dict(owner._buffers), dict(owner._modules)
         graph = capture_free(owner, arguments, bound, batch)
         if graph is not None:
@@ -220,7 +238,7 @@ def _graph(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch:
                 return graph, batch.axis, ""
             owner._buffers, owner._modules = own  # without the constants and bodies of the graph that is given up
     try:
-        with _quietly():
+        with _quietly(), taken_out(owner):
             program = torch.export.export(owner, arguments[0], arguments[1], strict=False)
     except Exception as error:
         raise AdoptionError(_explanation(error)) from error
@@ -241,13 +259,15 @@ def _difference(graph: fx.Graph, owner: nn.Module, batch: Batch) -> str:
     return ""
 
 
-def _traced(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch: Batch) -> fx.Graph | None:
+def _traced(
+    owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch: Batch, made: list[weakref.ref[Tensor]]
+) -> fx.Graph | None:
     """The graph of a plain model with a free batch size; None where it takes torch.export to read a model, or to say why it cannot be."""
     if batch.axis is None or not batch.outputs:
         return None
     try:
-        with _quietly():
-            found = trace(owner, arguments, batch.axis, lambda file: not is_torch(file))
+        with _quietly(), taken_out(owner):
+            found = trace(owner, arguments, batch.axis, lambda file: not is_torch(file), made)
     except NotPlainError as error:
         logger.debug("%s is left to torch.export: %s", type(owner).__name__, error)
         return None
@@ -259,10 +279,11 @@ def _traced(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch
 def _exported(owner: nn.Module, arguments: Arguments, bound: dict[str, Any], batch: Batch) -> fx.Graph | None:
     """The graph that torch.export finds for any batch size; None where it finds that it needs one."""
     axis = batch.axis or 0
-    args, kwargs = side_by_side([arguments] * ROWS, axis) if rows_of(arguments, axis) == 1 else arguments
+    # Tensors of its own: where it fails, torch.export leaves them marked as free.
+    args, kwargs = side_by_side([arguments] * ROWS, axis) if rows_of(arguments, axis) == 1 else copy.deepcopy(arguments)
     free = pytree.tree_map(lambda leaf: {axis: torch.export.Dim.AUTO} if has_rows(leaf, bound, axis) else None, bound)
     try:
-        with _quietly():
+        with _quietly(), taken_out(owner):
             program = torch.export.export(owner, args, kwargs, dynamic_shapes=free, strict=False)
     except Exception as error:
         if any(word in f"{type(error).__name__}: {error}" for word in DATA_DEPENDENT):
@@ -307,11 +328,22 @@ def _causal_if_said(mask: Tensor | None, is_causal: bool | None = None, size: in
 def _explanation(error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}"
     depends = any(word in text for word in DATA_DEPENDENT)
+    if _is_of_packed_sequences(error):
+        return (
+            f"{_where(error)}the lengths of packed sequences are values of a tensor, which no graph keeps. Adopt the parts around the recurrent "
+            f"layer as models of their own, or give it padded sequences"
+        )
     flaw = "a branch or a size depends on the values of a tensor" if depends else "torch.export cannot follow the model"
     return (
         f"{_where(error)}{flaw}. Keep it in operators of tensors (torch.where, torch.cond), move it out of forward, or adopt the parts before "
         f"and after it as models of their own. PyTorch says: {text.strip().splitlines()[0][:300]}"
     )
+
+
+def _is_of_packed_sequences(error: BaseException) -> bool:
+    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    recurrent = any(file.endswith(("nn/modules/rnn.py", "nn/utils/rnn.py")) for file in frames)
+    return recurrent and any("pack_padded_sequence" in line for file in frames if not is_torch(file) for line in linecache.getlines(file))
 
 
 def _where(error: BaseException | None) -> str:

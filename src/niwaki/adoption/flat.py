@@ -27,8 +27,8 @@ NO_EFFECT = {"_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_
 class ByName(fx.Interpreter):
     """Runs a graph of `owner`'s on arguments by the names of its `forward`."""
 
-    def __init__(self, graph: fx.Graph, owner: nn.Module, bound: Mapping[str, Any]) -> None:
-        super().__init__(owner, graph=graph)
+    def __init__(self, graph: fx.Graph, owner: nn.Module, bound: Mapping[str, Any], *, keep: bool = False) -> None:
+        super().__init__(owner, garbage_collect_values=not keep, graph=graph)
         self.bound = bound
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -251,6 +251,8 @@ def _placeholders(graph: fx.Graph, bound: dict[str, Any], owner: nn.Module) -> I
 def _keep_constant(owner: nn.Module, name: str, program: Any) -> str:
     """A tensor that forward makes out of Python numbers becomes a buffer outside the state dict, so that it moves with the module."""
     tensor = program.constants[name]
+    if not isinstance(tensor, Tensor):
+        raise AdoptionError(f"forward makes a {type(tensor).__name__}, which no graph keeps; make what it is for once, in __init__")
     flat = "constant_" + re.sub(r"\W", "_", name)
     if flat not in dict(owner.named_buffers(recurse=False)):
         owner.register_buffer(flat, tensor.detach().clone(), persistent=False)

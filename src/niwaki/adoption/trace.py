@@ -1,8 +1,10 @@
 """The calls a model makes, by running it on tensors that hold no numbers, with two batch sizes: a size that differs follows the batch.
 
-Many times faster than torch.export with a symbolic size, and for plain models the same graph (a test compares the two). Whatever is not plain
-stops it with `NotPlainError`: a value that is looked at, a block without gradients, a tensor of unknown origin, a write into a weight, a
+Many times faster than torch.export with a symbolic size, and for plain models the same graph (a test compares the two). What it sees is not
+plain stops it with `NotPlainError`: a value that is looked at, a block without gradients, a tensor of unknown origin, a write into a weight, a
 size that is no multiple of the batch, calls that differ between the two sizes. torch.export then reads the model, or says why it cannot.
+It does not see what is the same for both sizes and not for others (`min(len(x), 2)`), hooks on gradients, nor what a forward keeps elsewhere:
+`capture` compares outputs for other sizes, `read` gradients, and `kept` takes out what was kept.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import copy
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -84,8 +87,13 @@ class Trace:
     outputs: Any
 
 
-def trace(owner: nn.Module, arguments: Arguments, axis: int, is_own: Callable[[str], bool]) -> Trace:
-    """What `owner` calls, for any number of rows along `axis` of its inputs. is_own: whether a file is the owner's, not PyTorch's or ours."""
+def trace(
+    owner: nn.Module, arguments: Arguments, axis: int, is_own: Callable[[str], bool], made: list[weakref.ref[Tensor]] | None = None
+) -> Trace:
+    """What `owner` calls, for any number of rows along `axis` of its inputs. is_own: whether a file is the owner's, not PyTorch's or ours.
+
+    `made` gets the tensors without numbers that it is run on: who holds one afterwards holds what cannot be used.
+    """
     if any(isinstance(leaf, Tensor) and not leaf.is_contiguous() for leaf in pytree.tree_leaves(arguments)):
         raise NotPlainError("an input that does not lie in memory row by row")
     tensors = dict([*owner.named_parameters(), *owner.named_buffers()])
@@ -101,7 +109,7 @@ def trace(owner: nn.Module, arguments: Arguments, axis: int, is_own: Callable[[s
     found: list[Trace] = []
     for rows in SIZES:
         inputs = pytree.tree_map(lambda leaf: _kind(leaf, rows if has_rows(leaf, arguments, axis) else None, axis), arguments)  # noqa: B023
-        recorder = _Recorder(known, is_own, found[0].calls if found else None)
+        recorder = _Recorder(known, is_own, found[0].calls if found else None, [] if made is None else made)
         # In inference mode operators arrive whole, before autograd takes composite ones (conv2d, linear, attention) to pieces.
         with torch.inference_mode(), torch.enable_grad(), mode:
             outputs = _recorded(recorder, runner, fakes, *pytree.tree_map(_empty, inputs))
@@ -226,9 +234,15 @@ def _paths_of_modules(runner: nn.Module, layers: list[str]) -> Iterator[None]:
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, weights: Mapping[int, Value], is_own: Callable[[str], bool], expected: Sequence[Call] | None) -> None:
+    def __init__(
+        self,
+        weights: Mapping[int, Value],
+        is_own: Callable[[str], bool],
+        expected: Sequence[Call] | None,
+        made: list[weakref.ref[Tensor]],
+    ) -> None:
         super().__init__()
-        self.is_own, self.expected = is_own, expected
+        self.is_own, self.expected, self.made = is_own, expected, made
         self.calls: list[Call] = []
         self.layers: list[str] = [""]
         self.refused = ""  # kept, because a forward may catch what is raised
@@ -241,6 +255,7 @@ class _Recorder(TorchDispatchMode):
     def know(self, tensor: Tensor, value: Value) -> None:
         self.known[id(tensor)] = value
         self.alive.append(tensor)
+        self.made.append(weakref.ref(tensor))
 
     def value(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
