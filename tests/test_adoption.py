@@ -813,6 +813,8 @@ def test_what_no_graph_keeps_is_refused_with_what_to_do():
 
     with pytest.raises(AdoptionError, match="Adopt the parts around the recurrent layer"):
         read(Packed(), torch.randn(2, 5, 3))
+    with pytest.raises(AdoptionError, match=r"write torch.no_grad\(\) for torch.inference_mode"):
+        read(nn.Sequential(Call(torch.inference_mode()(lambda x: x + 1)), nn.Linear(4, 2)), torch.randn(1, 4))
     drawn = Around(Call(lambda x: x[:, torch.randperm(12, generator=torch.Generator().manual_seed(0))]))
     with pytest.raises(AdoptionError, match="forward makes a Generator"):
         read(drawn, torch.randn(1, 3, 4, 4))

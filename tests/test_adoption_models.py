@@ -109,6 +109,7 @@ def test_the_command_prints_what_was_found(niwaki_command, own):
     assert (answer.code, answer.err) == (0, "")
     assert answer.json == {
         "equal_outputs": True, "groups": 1, "choices": 1, "searchable_share": 1.0, "opaque": [], "macs": 4 * 8 + 8 * 2, "examples": 1, "notes": answer.json["notes"],
+        "trained": 0.0, "undescribed": "",
         "cut": {**answer.json["cut"], "onnx_equal": True},
     }  # fmt: skip
     assert answer.json["cut"]["predicted_macs"] == answer.json["cut"]["counted_macs"] <= 0.6 * 48

@@ -333,6 +333,8 @@ def _explanation(error: BaseException) -> str:
             f"{_where(error)}the lengths of packed sequences are values of a tensor, which no graph keeps. Adopt the parts around the recurrent "
             f"layer as models of their own, or give it padded sequences"
         )
+    if "Inference tensors" in text:
+        return f"{_where(error)}what a block in inference mode gave is read by what is trained; write torch.no_grad() for torch.inference_mode()"
     flaw = "a branch or a size depends on the values of a tensor" if depends else "torch.export cannot follow the model"
     return (
         f"{_where(error)}{flaw}. Keep it in operators of tensors (torch.where, torch.cond), move it out of forward, or adopt the parts before "
