@@ -287,12 +287,17 @@ def _over_sizes(scores: Mapping[str, list[np.ndarray]], accuracies: np.ndarray, 
 
 def _shared(results: Mapping[str, Any]) -> Claim:
     tau, ceiling = shared_taus(results)
+    accuracies, counts = np.array(results["test"])[:, results["judged"]], _resamples(len(results["judged"]))
+    beside = []
+    for name in BASELINES:
+        sizes = dict(zip(results["scored"], results[name], strict=True))
+        sizes_there = np.array([sizes[at] for at in results["judged"]], dtype=float)
+        beside.append(f"{name} alone {_tau([sizes_there], accuracies, counts).text()}")
     return claim(
-        f"Shared weights rank networks as training them does, more than by chance: tau over {len(results['judged'])} networks, the whole "
-        "interval above 0",
+        f"Shared weights rank networks better than chance: tau over {len(results['judged'])} networks, the whole interval above 0",
         "-",
         f"tau {tau.text()}; the ceiling, another training of the same networks, {ceiling.text()}",
-        "chance: 0",
+        f"chance: 0; {', '.join(beside)}",
         above(tau),
     )
 
@@ -361,8 +366,8 @@ def _beats(text: str, found: Outcome) -> Claim:
         f"{text}: the area under log10 regret over log time, less that of random search, the whole interval below 0",
         "-",
         f"{found.area.text(sign=True)}; at the end ({found.evaluations} networks, {found.seconds:.0f} s of which the strategy {percent(found.own_share)}) "
-        f"regret {found.regret[0].text()} points",
-        f"regret {found.regret[1].text()} points, with {found.draws:.0f} draws",
+        f"regret {found.regret[0].text()} points on validation, test accuracy of the pick {found.test[0].text()} %",
+        f"regret {found.regret[1].text()} points, with {found.draws:.0f} draws; test accuracy {found.test[1].text()} %",
         below(found.area),
     )
 
