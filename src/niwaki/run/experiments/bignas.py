@@ -69,7 +69,7 @@ class Plan:
     ranked: int = 2
     evaluations: int = 100
     relatives: tuple[str, ...] = ("alphanet",)
-    minutes: str = "about 30 minutes on two idle cores"
+    minutes: str = "about 45 minutes on two idle cores"
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key != "minutes"}

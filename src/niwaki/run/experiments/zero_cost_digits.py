@@ -287,7 +287,7 @@ def _over_sizes(scores: Mapping[str, list[np.ndarray]], accuracies: np.ndarray, 
 
 def _shared(results: Mapping[str, Any]) -> Claim:
     tau, ceiling = shared_taus(results)
-    accuracies, counts = np.array(results["test"])[:, results["judged"]], _resamples(len(results["judged"]))
+    accuracies, counts = _judged(results)
     beside = []
     for name in BASELINES:
         sizes = dict(zip(results["scored"], results[name], strict=True))
@@ -304,10 +304,14 @@ def _shared(results: Mapping[str, Any]) -> Claim:
 
 def shared_taus(results: Mapping[str, Any]) -> tuple[Interval, Interval]:
     """Of the supernets, the mean over them, and of another training: tau with the test accuracy of one training."""
-    accuracies = np.array(results["test"])[:, results["judged"]]
-    counts = _resamples(len(results["judged"]))
+    accuracies, counts = _judged(results)
     supernets = [_taus_of([np.array(one["accuracies"])], accuracies, counts) for one in results["supernets"]]
     return _interval(np.mean(supernets, axis=0)), _tau([accuracies[1], accuracies[0]], accuracies, counts)
+
+
+def _judged(results: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Test accuracies of the networks that supernets judged, (trainings, networks), and how often each is in a resample."""
+    return np.array(results["test"])[:, results["judged"]], _resamples(len(results["judged"]))
 
 
 @dataclass(frozen=True)
