@@ -514,6 +514,7 @@ def test_the_kept_regret_plot_comes_out_again_within_its_interval(shared_data, t
     [
         (["--objective", "acuracy"], "did you mean 'accuracy'"),
         (["--objective", "accuracy", "--strategy", "evolutoin"], "did you mean 'evolution'"),
+        (["--objective", "accuracy", "--strategy", ""], "no strategy is called ''; there are default"),
         (["--objective", "accuracy", "--limit", "latency_ms<=0.5"], "no architecture keeps latency_ms<=0.5: the least latency_ms is 1"),
         (["--objective", "accuracy", "--limit", "latency_ms>=2"], "is no limit on a column"),
         (["--objective", "accuracy", "--limit", "latency<=2"], "did you mean 'latency_ms'"),

@@ -58,6 +58,7 @@ _HOMES = {
     "niwaki.train.recipe": ("Recipe",),
     "niwaki.zoo.mlp": ("mlp",),
     "niwaki.zoo.mobile": ("mobile",),
+    "niwaki.evaluate.proxy": ("ZeroCost",),
     "niwaki.deploy.predict": ("predict",),
     "niwaki.deploy.multi_hash": ("compress", "load_compressed", "materialise", "save_compressed"),
     "niwaki.explain.hierarchy": ("Hierarchy", "ancestor_tree", "flat_tree", "induced_tree", "labelled_tree", "nested_tree", "random_tree"),

@@ -382,7 +382,7 @@ def bench(
             found = compare(
                 tables,
                 objectives=objective,
-                strategies=[name.strip() for given in strategy or ["random"] for name in given.split(",") if name.strip()],
+                strategies=[name.strip() for given in strategy or ["random"] for name in given.split(",")],
                 limits=limit or (),
                 space=space,
                 report=report,

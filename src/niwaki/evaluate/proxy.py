@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from niwaki.net.control import Network
 from niwaki.nn.build import build
+from niwaki.task.classify import ImageClassification
 from niwaki.task.task import derive_seed
 from niwaki.trial import EvaluationFailed
 
@@ -210,6 +211,21 @@ class ZeroCost:
             raise ProxyError(f"there is no proxy {unknown[0]!r}; there are {', '.join(PROXIES)}")
         if self.initialisations < 1 or not self.proxies:
             raise ProxyError(f"{len(self.proxies)} proxies of {self.initialisations} initialisations: there is at least one of each")
+
+    @staticmethod
+    def of(
+        network: Network,
+        task: ImageClassification,
+        proxies: Sequence[str] = tuple(PROXIES),
+        *,
+        images: int = 64,
+        initialisations: int = 3,
+        seed: int = 0,
+    ) -> ZeroCost:
+        """On so many images of the task's train part, drawn with `seed`."""
+        part = task.part("train")
+        picked = part[torch.from_numpy(np.random.default_rng(seed).permutation(len(part))[:images])]
+        return ZeroCost(network, Batch(*task.batch(picked, torch.device("cpu"))), tuple(proxies), initialisations, seed)
 
     def __call__(self, arch: Mapping[str, Any]) -> dict[str, float]:
         """Raises EvaluationFailed where a score is no finite number (an input that does not reach the output, say)."""

@@ -169,9 +169,8 @@ def _regrets(results: dict[str, Any], signal: str) -> np.ndarray:
 
 def _sooner(best_ratio: float) -> Claim:
     return claim(
-        f"At least {recipe.PUBLISHED_FASTER} times as sample-efficient as regularized evolution, on one of the tables at one N + K, also "
-        "with the "
-        "predictor's regret at the bad end of its interval",
+        f"At least {recipe.PUBLISHED_FASTER} times as sample-efficient as regularized evolution, the better of two populations, on one of "
+        "the tables at one N + K, also with the predictor's regret at the bad end of its interval",
         "20x on NAS-Bench-101 [abstract], which is not at hand",
         f"at most {best_ratio:.1f}x over both tables and all N + K (the tables can show at most what the last column says)",
         "random search beside it in the table below",

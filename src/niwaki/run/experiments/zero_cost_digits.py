@@ -10,9 +10,8 @@ from random import Random
 from typing import Any
 
 import numpy as np
-import torch
 
-from niwaki.evaluate.proxy import PROXIES, VOTERS, Batch, ZeroCost, vote
+from niwaki.evaluate.proxy import PROXIES, VOTERS, ZeroCost, vote
 from niwaki.evaluate.shared import SharedWeights
 from niwaki.factor.within import within
 from niwaki.gradient.one_shot import OneShot, OneShotSearch
@@ -25,7 +24,18 @@ from niwaki.run.experiments.experiment import Experiment
 from niwaki.run.experiments.verdicts import above, below, claim, section
 from niwaki.run.folder import Folder
 from niwaki.run.progress import Progress
-from niwaki.run.statistics import Interval, bootstrap, expected_pick, expected_picks, kendall, kendall_resampled, ranks
+from niwaki.run.statistics import (
+    Interval,
+    bootstrap,
+    expected_pick,
+    expected_picks,
+    kendall,
+    kendall_resampled,
+    kendall_top,
+    precision_at,
+    ranks,
+    regret_of_best,
+)
 from niwaki.run.strategies import strategy_named
 from niwaki.run.workers import Job, Workers
 from niwaki.trial import Trial
@@ -37,6 +47,7 @@ AGAIN = "another training"
 OWN_SEEDS = 100  # of real trainings, from here on: none of those that the table is made of
 RESAMPLES = 2000
 METRIC = "accuracy"
+TOP = (0.1, 0.2)  # of the networks
 NO_SEARCH = "not a search: a ranking of given networks"
 
 
@@ -100,8 +111,7 @@ def measure(plan: Plan, folder: Folder, progress: Progress, workers: int) -> dic
 
 def score(number: int, plan: Plan) -> dict[str, list[float | None]]:
     """The proxies' scores of a network at each initialisation, on images of the train part; None where one has none."""
-    picked = task().part("train")[torch.from_numpy(np.random.default_rng(0).permutation(len(task().part("train"))))[: plan.images]]
-    judge = ZeroCost(network(), Batch(*task().batch(picked, torch.device("cpu"))), initialisations=plan.initialisations)
+    judge = ZeroCost.of(network(), task(), images=plan.images, initialisations=plan.initialisations)
     scores = [judge.scores(members()[number], at) for at in range(plan.initialisations)]
     return {name: [one[name] if np.isfinite(one[name]) else None for one in scores] for name in PROXIES}
 
@@ -221,7 +231,7 @@ def section_of(results: dict[str, Any]) -> Section:
         _beats("So it does where each network that it asks for is trained", real),
         _shared(results),
     )
-    tables = (_taus(results, scores, here, found, shuffled), _searches(results, table, real))
+    tables = (_taus(results, scores, here, found, shuffled), _at_the_top(scores, here), _searches(results, table, real))
     title = "Zero-cost proxies, shared weights and a search, where all networks are trained"
     return section("zero_cost_digits", title, results, _about(results), claims, tables)
 
@@ -419,6 +429,28 @@ def _taus(
         ("score", "tau", "of another training's", *quartiles, "shuffled"),
         tuple(rows),
     )
+
+
+def _at_the_top(scores: Mapping[str, list[np.ndarray]], accuracies: np.ndarray) -> Table:
+    """Where it is decided what a search finds; of scores of a training of its own, the mean over the two."""
+    count = accuracies.shape[1]
+    rows = []
+    for name, of in scores.items():
+        pairs = list(zip(of if len(of) == len(accuracies) else of * len(accuracies), accuracies, strict=True))
+        taus = [[kendall_top(score, one, share) for score, one in pairs] for share in TOP]
+        precise = [float(np.mean([precision_at(score, one, max(1, count // part)) for score, one in pairs])) for part in (10, 5)]
+        regret = np.mean([regret_of_best(score, one) for score, one in pairs])
+        cells = ("-" if None in found else f"{np.mean([tau for tau in found if tau is not None]):.2f}" for found in taus)
+        rows.append((name, *cells, *(percent(share) for share in precise), f"{regret:.2f}"))
+    columns = (
+        "score",
+        *(f"tau in the best {percent(share, 0)}" for share in TOP),
+        "best tenth found",
+        "best fifth found",
+        "lost by its pick",
+    )
+    title = "Among the best networks by one training: tau, the share of them among as many best scores, points lost by the best score"
+    return Table(title, columns, tuple(rows))
 
 
 def _another(results: Mapping[str, Any]) -> float:
