@@ -90,6 +90,14 @@ def killed_after(process, lines, delay):
     return (seen + rest)[-1]
 
 
+def test_what_has_a_trial_is_proposed_no_more_nor_what_was_to_be_kept_with_it(tmp_path):
+    with open_store(tmp_path / "run.sqlite") as store:
+        store.append("r", trial(1))
+        with pytest.raises(StoreError, match="proposal 1 of 'r' has a trial already"):
+            store.add_pending("r", {0: trial(0).arch, 1: trial(1).arch, 2: trial(2).arch})
+        assert store.pending("r", SPACE) == {}
+
+
 def test_a_store_killed_at_any_instant_has_every_trial_that_was_kept(tmp_path):
     code = """
         import sys

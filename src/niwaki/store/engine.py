@@ -73,15 +73,19 @@ class LogRow:
     metrics: dict[str, Any]
 
 
-def _insert_new(table: Table) -> Insert:
-    """Inserts a row unless there is one of its key. Made once: building a statement costs more than running it."""
+def _insert_new(table: Table, *others: Table) -> Insert:
+    """Inserts a row unless there is one of its key, in `others` of the same key neither. Made once: building a statement costs more than
+    running it, and asking first would cost as much again."""
     row = [bindparam(column.name, type_=column.type) for column in table.columns]
-    there = exists().where(*(column == bindparam(column.name, type_=column.type) for column in table.primary_key))
-    return insert(table).from_select([column.name for column in table.columns], select(*row).where(~there))
+    there = [
+        ~exists().where(*(each.c[key.name] == bindparam(key.name, type_=key.type) for key in table.primary_key))
+        for each in (table, *others)
+    ]
+    return insert(table).from_select([column.name for column in table.columns], select(*row).where(*there))
 
 
-_INSERT_NEW = {table.name: _insert_new(table) for table in (TRIALS, PENDING)}
-_TRIED = select(TRIALS.c.number).where(TRIALS.c.run == bindparam("of_run"), TRIALS.c.number.in_(bindparam("at", expanding=True)))
+_INSERT_NEW = {TRIALS.name: _insert_new(TRIALS), PENDING.name: _insert_new(PENDING, TRIALS)}
+_TRIED = select(TRIALS.c.number).where(TRIALS.c.run == bindparam("of_run"), TRIALS.c.number == bindparam("at"))
 _DROP_PENDING = delete(PENDING).where(PENDING.c.run == bindparam("of_run"), PENDING.c.number == bindparam("at"))
 
 
@@ -137,8 +141,6 @@ class Store:
     def add_pending(self, run: str, proposals: Mapping[int, Architecture]) -> None:
         """Keeps what a strategy proposed, number -> architecture, all or none, before any of it is evaluated."""
         with self._writing(f"keep the proposals of {run!r}") as connection:
-            if done := connection.execute(_TRIED, {"of_run": run, "at": list(proposals)}).scalars().all():
-                raise StoreError(f"proposals {', '.join(map(str, done))} of {run!r} have trials already in the store {self.url}")
             for number, arch in proposals.items():
                 self._add(connection, PENDING, {"run": run, "number": number}, {"arch": _json(arch.to_json())})
 
@@ -194,6 +196,8 @@ class Store:
         """Inserts a row that, once there, never changes."""
         if connection.execute(_INSERT_NEW[table.name], {**key, **row}).rowcount:
             return
+        if table is PENDING and connection.execute(_TRIED, {"of_run": key["run"], "at": key["number"]}).first():
+            raise StoreError(f"proposal {key['number']} of {key['run']!r} has a trial already in the store {self.url}")
         there = connection.execute(_at(select(table), table, key)).mappings().one()
         if differing := [name for name, value in row.items() if there[name] != value]:
             name = differing[0]
