@@ -919,6 +919,11 @@ def test_a_sum_without_weights_is_checked_by_gates():
         assert units(check_adoption(Around(between), torch.randn(1, 3, 4, 4), onnx=False).adopted) == {"before": 12, "after": 6}
 
 
+@pytest.mark.parametrize("example", [torch.zeros(1, 3, 4, 4), torch.ones(2, 3, 4, 4)])
+def test_an_example_of_one_number_is_as_good_as_any(example):
+    assert check_adoption(Around(nn.ReLU()), example, onnx=False).searchable_share == 1
+
+
 SPREADS = {
     "an unbiased deviation": lambda x: x / (1 + x.std(1, keepdim=True)),
     "a biased variance": lambda x: x * x.var(1, correction=0, keepdim=True),

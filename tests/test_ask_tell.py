@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from niwaki.objective import Objective, ObjectiveError, macs
 from niwaki.run.ask_tell import AskTellError, AskTellSearch, ask_and_tell, ask_and_tell_side_by_side, attempt
 from niwaki.run.schedule import Batches, FreeRunning, Replay, Window
 from niwaki.run.workers import JobFailed, Pool
@@ -13,6 +14,7 @@ from niwaki.space.space import Decision, Space
 from niwaki.store.engine import open_store
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.exhaustive import Exhaustive
+from niwaki.strategy.nsga2 import NSGA2
 from niwaki.strategy.random import RandomSearch
 from niwaki.testing.toy import toy_accuracy, toy_evaluate, toy_space
 from niwaki.trial import EvaluationFailed, Trial
@@ -152,6 +154,22 @@ def test_when_time_is_up_what_runs_is_cut(tmp_path):
 
         found = ask_and_tell_side_by_side(search, submit, out_of_time=lambda: len(ended) >= 4, on_trial=ended.append)
     assert [one.status for one in found] == ["ok"] * 4 + ["cut"] * 2
+
+
+def test_a_trial_without_the_objectives_metrics_is_refused_before_it_is_kept(tmp_path):
+    space, path = toy_space(), tmp_path / "run.sqlite"
+    for strategy in (RegularizedEvolution(Objective("accuracy", (macs <= 300,))), NSGA2((Objective("accuracy"), Objective("-macs")))):
+        with open_store(path) as store:
+            search = AskTellSearch(space, space, strategy, store, run=strategy.name, evaluations=4, batch_size=1)
+            ((number, arch),) = search.ask().items()
+            for metrics, missing in (({"acuracy": 0.5, "macs": 5.0}, "accuracy"), ({"accuracy": 0.5}, "macs")):
+                with pytest.raises(ObjectiveError, match=missing):
+                    search.finish(Trial(number, arch, metrics, strategy.name))
+            assert search.waiting == {number: arch}
+            assert not search.trials
+        with open_store(path) as store:
+            search = AskTellSearch(space, space, strategy, store, run=strategy.name, evaluations=4, batch_size=1)
+            assert len(ask_and_tell(search, toy_evaluate(space))) == 4
 
 
 def test_more_evaluations_than_architectures_end_cleanly_and_the_search_says_so(tmp_path):

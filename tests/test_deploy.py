@@ -197,6 +197,26 @@ def test_a_weight_that_nothing_reads_is_found():
         export._check_lean(onnx.helper.make_model(graph))
 
 
+def test_a_norm_behind_a_convolution_that_is_called_at_two_places_may_stay():
+    """Weights that two places share cannot take in the norm of each; those of one place must."""
+    norm = [onnx.numpy_helper.from_array(np.ones(1, np.float32), name) for name in ("scale", "shift", "mean", "var")]
+    weight = onnx.numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "weight")
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [1, 1, 2, 2]) for name in ("images", "logits")]
+    first, second = (
+        [
+            onnx.helper.make_node("Conv", [start, "weight"], [f"{end}_"]),
+            onnx.helper.make_node("BatchNormalization", [f"{end}_", "scale", "shift", "mean", "var"], [end], name=f"norm of {end}"),
+        ]
+        for start, end in (("images", "between"), ("between", "logits"))
+    )
+    export._check_lean(onnx.helper.make_model(onnx.helper.make_graph([*first, *second], "g", ends[:1], ends[1:], [weight, *norm])))
+    once = onnx.helper.make_graph(
+        [*first, onnx.helper.make_node("Relu", ["between"], ["logits"])], "g", ends[:1], ends[1:], [weight, *norm]
+    )
+    with pytest.raises(ExportError, match="norm of between is not folded"):
+        export._check_lean(onnx.helper.make_model(once))
+
+
 def test_pt2_runs_and_carries_the_card(folder, task, logits, card):
     files = {"niwaki.json": ""}
     program = torch.export.load(folder / "model.pt2", extra_files=files)

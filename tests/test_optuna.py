@@ -5,12 +5,12 @@ import sys
 from random import Random
 
 import numpy as np
-import optuna
 import pytest
 from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 
 from niwaki.evaluate.listed import Listed
 from niwaki.objective import Objective, macs
+from niwaki.space.choice import SpaceError
 from niwaki.space.space import Decision, Space
 from niwaki.strategy.optuna import OptunaStrategy, to_optuna_study
 from niwaki.strategy.random import RandomSearch
@@ -120,8 +120,12 @@ def test_our_trials_are_a_study_that_a_fresh_process_reads(tmp_path):
     constraint = {"macs<=300": trials[2].metrics["macs"] / 300 - 1}
     params = {name: repr(option) if isinstance(option, tuple) else option for name, option in archs[2].items()}
     assert told[1] == f"{sorted(params.items())} {constraint} ['accuracy']"
-    with pytest.raises(optuna.exceptions.DuplicatedStudyError):
-        to_optuna_study(trials, space, LIMITED[0], storage, name="toy")
+    more = [*trials, Trial(len(trials), archs[0], evaluate(archs[0]), "evolution")]
+    assert [one.user_attrs["number"] for one in to_optuna_study(more, space, LIMITED[0], storage, name="toy").trials] == list(
+        range(len(more))
+    )
+    with pytest.raises(SpaceError, match="'toy' is there already"):
+        to_optuna_study(trials, space, Objective("loss"), storage, name="toy")
 
 
 def test_options_that_look_alike_as_text_are_categories_of_their_own():

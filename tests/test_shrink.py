@@ -298,6 +298,31 @@ def test_a_landing_is_told_in_one_line_with_what_each_way_was_judged_at():
     assert told_landing({"name": "between", "judged": {"between": None}}, "accuracy", 1).endswith("all ways come to the same")
 
 
+class Again(nn.Module):
+    """A convolution and its norm, called twice: one layer, two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.deep, self.norm = nn.Conv2d(1, 12, 3, stride=2), nn.Conv2d(12, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for _ in range(2):
+            x = x + self.norm(self.deep(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_layer_that_is_called_at_two_places_is_one_layer_in_what_is_delivered(task, tmp_path):
+    torch.manual_seed(0)
+    settings = {"shrink.before": 0, "shrink.epochs": 1, "shrink.judged": 0, "train.epochs": 1}
+    result = niwaki.shrink(Again(), "params<=60%", task, out=tmp_path / "run", settings=settings)
+    assert sum(p.numel() for p in result.model.parameters()) <= 0.6 * sum(p.numel() for p in Again().parameters())
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "run" / "model.onnx").run(["logits"], {"images": task.images.test_images})
+    accuracy = (logits.argmax(1) == task.images.test_labels).mean()
+    assert accuracy == pytest.approx(evaluate(result.model, task, task.part("test"))["accuracy"], abs=0.003)
+
+
 class Held(nn.Module):
     """Its batch norm is held at its statistics; another part asks for the mode, in a method of its own."""
 

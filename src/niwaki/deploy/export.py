@@ -172,7 +172,8 @@ def _check_lean(model: onnx.ModelProto) -> None:
     made_by = {name: node for node in graph.node for name in node.output}
     for node in graph.node:
         source = made_by.get(node.input[0]) if node.op_type == "BatchNormalization" else None
-        if source is not None and source.op_type == "Conv" and readers[node.input[0]] == 1:
+        # the weights of a layer that is called at two places cannot take in a norm after each of them
+        if source is not None and source.op_type == "Conv" and readers[node.input[0]] == readers[source.input[1]] == 1:
             raise ExportError(f"BatchNorm {node.name} is not folded into {source.name}, the convolution before it")
 
 

@@ -61,6 +61,11 @@ class Objective:
         """Larger is better."""
         return value_of(metrics, self.maximize)
 
+    def check(self, metrics: Mapping[str, float]) -> None:
+        """Raises ObjectiveError where a metric is missing that is asked for."""
+        self._rank(metrics)
+        self._seen(metrics)
+
     def feasible(self, metrics: Mapping[str, float]) -> bool:
         """Whether all limits hold."""
         return all(limit.cost(metrics) <= limit.target for limit in self.subject_to)

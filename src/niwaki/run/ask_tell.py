@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from random import Random
 from typing import Any
 
-from niwaki.run.asking import asked_of, begun, told
+from niwaki.run.asking import asked_of, begun, objectives_of, told
 from niwaki.run.schedule import RECORD, Batches, FreeRunning, Replay, Schedule
 from niwaki.space.architecture import Architecture
 from niwaki.space.space import Space
@@ -97,12 +97,15 @@ class AskTellSearch:
         return dict(self.waiting)
 
     def finish(self, trial: Trial) -> None:
-        """Keeps the trial of a proposal that is out. What was never asked, or is finished, is refused."""
+        """Keeps the trial of a proposal that is out. What was never asked, is finished, or lacks a metric of the objective is refused."""
         if trial.number in self._done:
             raise AskTellError(f"proposal {trial.number} is finished already")
         if self.waiting.get(trial.number) != trial.arch:
             out = ", ".join(map(str, self.waiting)) or "none"
             raise AskTellError(f"trial {trial.number} with {dict(trial.arch)} was never asked for; the proposals that are out: {out}")
+        if trial.status == "ok":
+            for objective in objectives_of(self.strategy):
+                objective.check(trial.metrics)  # once stored, what it lacks would end the search for good
         self.store.append(self.run, trial)
         del self.waiting[trial.number]
         self._done[trial.number] = trial

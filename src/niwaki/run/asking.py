@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from niwaki.objective import Objective
 from niwaki.objective.error import ObjectiveError
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import BudgetError, SpaceError
@@ -18,6 +19,12 @@ from niwaki.trial import Trial
 
 class StrategyError(ValueError):
     """A strategy that does not keep to its part."""
+
+
+def objectives_of(strategy: Strategy[Any]) -> tuple[Objective, ...]:
+    """What it says that it searches for; nothing, where it does not say."""
+    said = getattr(strategy, "objectives", None) or getattr(strategy, "objective", ())
+    return tuple(one for one in (said if isinstance(said, list | tuple) else (said,)) if isinstance(one, Objective))
 
 
 def begun(strategy: Strategy[Any], space: SearchSpace) -> Any:

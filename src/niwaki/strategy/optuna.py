@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.space.architecture import Architecture
+from niwaki.space.choice import SpaceError
 from niwaki.space.space import Decision, Space
 from niwaki.strategy.evolution import Member, members_from_arrays, members_to_arrays
 from niwaki.strategy.seen import Log, Seen
@@ -113,7 +114,8 @@ def to_optuna_study(
     *,
     name: str = "niwaki",
 ) -> optuna.Study:
-    """Our trials as a new study `name` in an Optuna storage ("sqlite:///study.db"), which optuna-dashboard opens.
+    """Our trials as the study `name` in an Optuna storage ("sqlite:///study.db"), which optuna-dashboard opens. A study that is there already,
+    of the same space and objectives, gets the trials that it lacks, by their numbers; SpaceError for one of others.
 
     Its parameters are the decisions, its values the objectives' qualities (all to be large), its constraints their limits. All metrics, the
     source, the number and the note of a trial are its user attributes; what failed or was cut is a failed trial.
@@ -121,10 +123,20 @@ def to_optuna_study(
     objectives = (objective,) if isinstance(objective, Objective) else tuple(objective)
     names = _Names(space)
     with _quiet():
-        study = optuna.create_study(study_name=name, storage=storage, directions=[StudyDirection.MAXIMIZE] * len(objectives))
-        study.set_metric_names([one.maximize for one in objectives])
+        study = optuna.create_study(
+            study_name=name, storage=storage, directions=[StudyDirection.MAXIMIZE] * len(objectives), load_if_exists=True
+        )
+        kept = study.get_trials(deepcopy=False)
+        wanted, there = (space.hash, [one.maximize for one in objectives]), (study.user_attrs.get("space"), study.metric_names)
+        if (kept or study.user_attrs) and there != wanted:
+            raise SpaceError(
+                f"the study {name!r} is there already, of the space {there[0]} and {there[1]}, not of {wanted[0]} and {wanted[1]}; "
+                "give another name="
+            )
+        study.set_metric_names(wanted[1])
         study.set_user_attr("space", space.hash)
-        for trial in trials:
+        numbers = {one.user_attrs["number"] for one in kept}
+        for trial in (trial for trial in trials if trial.number not in numbers):
             study.add_trial(
                 names.frozen(
                     trial.arch,

@@ -245,7 +245,7 @@ def resampled(example: Example, batch: int, generator: torch.Generator, *, axis:
         if pool.is_floating_point():
             pool = pool.float()
             if (pool == pool[0]).all():
-                pool = pool + torch.rand(1024, generator=generator)  # zeros or ones would show nothing
+                pool = pool[:1] + torch.rand(1024, generator=generator)  # zeros or ones would show nothing
         shape = list(tensor.shape)
         if axis is not None and has_rows(tensor, example, axis):
             shape[axis] = batch
