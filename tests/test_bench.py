@@ -23,7 +23,7 @@ from niwaki.run.folder import RunError
 from niwaki.run.significance import wilcoxon
 from niwaki.run.simulate import Evaluated, in_order, simulate
 from niwaki.run.statistics import expected_picks
-from niwaki.run.strategies import UnknownStrategy
+from niwaki.run.strategies import UnknownStrategy, random_at_first, strategy_named
 from niwaki.space.choice import BudgetError
 from niwaki.space.space import Decision, Space
 from niwaki.strategy.random import RandomSearch
@@ -639,6 +639,78 @@ def test_what_is_wrong_with_a_strategy_of_ones_own_is_said_before_any_work(small
     assert re.search(message, answer.err), answer.err
     assert answer.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+LATE = """
+from niwaki.strategy.random import RandomSearch
+
+class Late(RandomSearch):
+    def ask(self, state, count, rng, pending):
+        if len(state.seen) >= 5:
+            raise RuntimeError("boom")
+        return super().ask(state, count, rng, pending)
+
+class Again(RandomSearch):
+    def tell(self, state, trials):
+        return state
+
+late, again = Late(name="late"), Again(name="again")
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_strategy_that_fails_on_its_way_is_one_line_whatever_process_it_fails_in(small, tmp_path, niwaki_command, processes):
+    (tmp_path / "own.py").write_text(LATE)
+    answer = niwaki_command(
+        "bench", small, "--objective", "quality", "--strategy", f"{tmp_path / 'own.py'}:late", "--evaluations", 12, "--seeds", 2,
+        "--processes", processes, "--quiet", "--json", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert answer.code == 2
+    assert answer.json["error"] == "late failed to ask for 1: RuntimeError: boom (own.py, line 7)"
+    assert answer.err.splitlines()[-1] == f"error: {answer.json['error']}"
+
+
+def test_proposals_that_a_strategy_should_not_have_repeated_are_told_and_those_of_a_policy_are_not(small, tmp_path, niwaki_command):
+    (tmp_path / "own.py").write_text(LATE)
+    mine = f"{tmp_path / 'own.py'}:again"
+    answer = niwaki_command(
+        "bench", small, "--objective", "quality", "--strategy", f"{mine},reinforce", "--evaluations", 100, "--seeds", 2,
+        "--processes", 1, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    repeated = 200 - round(2 * results["strategies"][mine]["distinct"])
+    assert results["strategies"]["reinforce"]["distinct"] < 100
+    told = [note for note in results["facts"]["notes"] if "repeats" in note]
+    assert told == [f"{repeated} of 200 proposals of {mine} were repeats; the contract forbids them unless its class says `repeats = True`"]
+    assert told[0] in answer.err
+    assert "were repeats" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_where_all_that_a_method_evaluates_is_random_the_comparison_says_so(small, tmp_path):
+    def notes(evaluations):
+        out = tmp_path / str(evaluations)
+        bench([small], objectives=["quality"], strategies=["evolution", "local-search"], evaluations=evaluations, seeds=1, out=out)
+        return [note for note in json.loads((out / "results.json").read_text())["facts"]["notes"] if "random" in note]
+
+    assert notes(20) == ["evolution: its first 50 evaluations are random; of 20 all are"]
+    assert notes(51) == []
+    contest = asked(small, evaluations=20)
+    for name in ("default", "evolution", "local-search", "chow-liu", "crank", "nsga2"):
+        first, quality = random_at_first(name), contest.table.column("quality")
+        same, other = (_asked_after(strategy_named(name, contest.objectives), contest.space, score, first) for score in (quality, -quality))
+        assert same[:first] == other[:first], "at random, whatever it was told"
+        assert same[first:] != other[first:], f"{name} goes by what it was told"
+
+
+def _asked_after(strategy, space, values, first):
+    log = simulate(strategy, space, lambda arch: _looked_up(space, arch, values), evaluations=first + 20)
+    return log.places
+
+
+def _looked_up(space, arch, values):
+    place = int(np.array(space.indices([arch])[0]) @ [25, 5, 1])
+    return Evaluated(place, {"quality": float(values[place])})
 
 
 def test_a_limit_is_on_a_cost_and_the_name_of_a_column_may_have_an_and_in_it(tmp_path):

@@ -21,6 +21,9 @@ class StrategyError(ValueError):
     """A strategy that does not keep to its part."""
 
 
+PLAIN = (SpaceError, BudgetError, ObjectiveError, StrategyError)  # errors that say themselves what is wrong, and with what
+
+
 def objectives_of(strategy: Strategy[Any]) -> tuple[Objective, ...]:
     """What it says that it searches for; nothing, where it does not say."""
     said = getattr(strategy, "objectives", None) or getattr(strategy, "objective", ())
@@ -76,7 +79,7 @@ def _named(strategy: Strategy[Any], what: str) -> Iterator[None]:
     """Errors with the strategy's name; what is wrong with a space, a budget or an objective says so itself."""
     try:
         yield
-    except (SpaceError, BudgetError, ObjectiveError, StrategyError):
+    except PLAIN:
         raise
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from niwaki.run.curves import summary
 from niwaki.run.folder import Folder
 from niwaki.run.progress import Progress, Silent
 from niwaki.run.reproduce import machine
-from niwaki.run.strategies import own_code
+from niwaki.run.strategies import own_code, random_at_first
 from niwaki.run.workers import Job, Workers
 from niwaki.store.files import atomic_write
 
@@ -82,7 +82,10 @@ def bench(
         known = folder.store.fact("contest")
         if known is None or (known["contestants"], known["seeds"]) != (contestants, seeds):
             folder.store.set_fact("contest", {"contestants": contestants, "seeds": seeds, "run": run})
-        return _write(folder)["strategies"]
+        results = _write(folder)
+        for note in results["facts"]["notes"][len(facts["notes"]) :]:  # of the methods; those of the table were said before
+            progress.note(note)
+        return results["strategies"]
     finally:
         folder.close()
 
@@ -108,12 +111,24 @@ def _write(folder: Folder) -> dict[str, Any]:
         name: [folder.store.fact(f"result {key}/{seed}") for seed in range(contest["seeds"])]
         for name, key in contest["contestants"].items()
     }
-    results = {**summary(folder.plan, records), "run": contest["run"]}
+    facts = {**folder.plan, "notes": [*folder.plan["notes"], *_of_methods(folder.plan, records)]}
+    results = {**summary(facts, records), "run": contest["run"]}
     results["checklist"] = [asdict(item) for item in checklist(results)]
     atomic_write(folder.path / "results.json", json.dumps(results, indent=1) + "\n")
     atomic_write(folder.path / "report.html", render_comparison(results))
     atomic_write(folder.path / "regret.svg", regret_svg(results))
     return results
+
+
+def _of_methods(facts: Mapping[str, Any], records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """What a reader should know of the methods as they searched here."""
+    evaluations = min(facts["evaluations"], facts["allowed"])
+    for name, of_seeds in records.items():
+        if evaluations <= (first := random_at_first(name.partition("#")[0])):
+            yield f"{name}: its first {first} evaluations are random; of {evaluations} all are"
+        if again := sum(record.get("repeated", 0) for record in of_seeds):  # not kept by earlier versions
+            made = sum(len(record["places"]) for record in of_seeds)
+            yield f"{again:,} of {made:,} proposals of {name} were repeats; the contract forbids them unless its class says `repeats = True`"
 
 
 def is_comparison(folder: str | Path) -> bool:

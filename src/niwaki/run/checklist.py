@@ -142,8 +142,8 @@ def _of_comparison(results: Mapping[str, Any]) -> Iterator[Item]:
         "tuning of the methods told, and its time counted",
         "fail",
         "told, but its time was not counted: every method has the defaults of its name, and nothing was tuned in this comparison; but settings of "
-        "`default` were chosen while looking at NAS-Bench-201 (cifar10_test_acc_200ep, raspi4), and the learning rates of reinforce, ppo and "
-        "tabnas and the settings of nao and neural-predictor are those for tables, not the papers'",
+        "`default` were chosen while looking at NAS-Bench-201 (cifar10_test_acc_200ep, alone and with "
+        "pixel3<=8 or raspi4<=20, and raspi4), and the learning rates of reinforce, ppo and tabnas and the settings of nao and neural-predictor are those for tables, not the papers'",
     )
     yield Item(
         "end-to-end time",

@@ -227,12 +227,15 @@ class Contest:
         return [*named, *(name for name in always if name not in named)]
 
     def play(self, name: str, seed: int) -> dict[str, Any]:
-        """The record of one search, JSON: the log, and what came of it."""
+        """The record of one search, JSON: the log, and what came of it. repeated: proposals that had been made before, of whoever must not."""
+        may_repeat = False
         if name in COUNTS:
             log = in_order(self._by_count(name, seed), lambda place: float(self.seconds[place]), workers=self.question.workers)
         else:
+            strategy = self._strategy(name)
+            may_repeat = getattr(strategy, "repeats", False)
             log = simulate(
-                self._strategy(name),
+                strategy,
                 self.space,
                 self._evaluate,
                 evaluations=self.evaluations,
@@ -241,7 +244,8 @@ class Contest:
             )
         if not log.places:
             raise BenchError(f"{name} proposed nothing")
-        return {**log.to_json(), **self.outcome(log)}
+        repeated = 0 if may_repeat else len(log.places) - len(set(log.places))
+        return {**log.to_json(), **self.outcome(log), "repeated": repeated}
 
     def _strategy(self, name: str) -> Strategy[Any]:
         """Made for as many evaluations as it will have."""

@@ -14,7 +14,7 @@ from niwaki.objective import Objective
 from niwaki.recipe import mnasnet, nao, neural_predictor, tabnas, tunas
 from niwaki.run.model import module_of
 from niwaki.strategy.coarse_to_fine import CoarseToFine
-from niwaki.strategy.default import Default
+from niwaki.strategy.default import STARTS, Default
 from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.exhaustive import Exhaustive
 from niwaki.strategy.local_search import LocalSearch
@@ -37,12 +37,14 @@ class UnknownStrategy(ValueError):
 class Named:
     """A strategy as a name stands for it. make: of the objectives and the number of evaluations, which some of them divide into phases.
 
-    several: whether it searches for more than one objective at once. least: evaluations that it needs to do anything of its own.
+    several: whether it searches for more than one objective at once. least: evaluations that it needs to do anything of its own. random: so
+    many of the first are drawn at random; those who search with fewer compare nothing but random search.
     """
 
     make: Callable[[Objectives, int], Strategy[Any]]
     several: bool = False
     least: int = 1
+    random: int = 0
 
 
 def _optuna(sampler: str) -> Callable[[Objectives, int], Strategy[Any]]:
@@ -59,16 +61,16 @@ def _optuna(sampler: str) -> Callable[[Objectives, int], Strategy[Any]]:
 
 
 STRATEGIES: dict[str, Named] = {
-    "default": Named(lambda objectives, evaluations: Default(objectives), several=True),
+    "default": Named(lambda objectives, evaluations: Default(objectives), several=True, random=STARTS),
     "random": Named(lambda objectives, evaluations: RandomSearch(), several=True),
     "exhaustive": Named(lambda objectives, evaluations: Exhaustive(), several=True),
-    "evolution": Named(lambda objectives, evaluations: RegularizedEvolution(objectives[0])),
+    "evolution": Named(lambda objectives, evaluations: RegularizedEvolution(objectives[0]), random=RegularizedEvolution.population_size),
     # half of the evaluations for skeletons
     "coarse-to-fine": Named(lambda objectives, evaluations: CoarseToFine(objectives[0], skeletons=max(1, min(64, evaluations // 2)))),
-    "local-search": Named(lambda objectives, evaluations: LocalSearch(objectives[0])),
-    "chow-liu": Named(lambda objectives, evaluations: ChowLiuSearch(objectives[0])),
-    "crank": Named(lambda objectives, evaluations: CrankSearch(objectives[0])),
-    "nsga2": Named(lambda objectives, evaluations: NSGA2(objectives), several=True),
+    "local-search": Named(lambda objectives, evaluations: LocalSearch(objectives[0]), random=LocalSearch.founders),
+    "chow-liu": Named(lambda objectives, evaluations: ChowLiuSearch(objectives[0]), random=ChowLiuSearch.founders),
+    "crank": Named(lambda objectives, evaluations: CrankSearch(objectives[0]), random=CrankSearch.founders),
+    "nsga2": Named(lambda objectives, evaluations: NSGA2(objectives), several=True, random=NSGA2.population_size),
     "reinforce": Named(lambda objectives, evaluations: PolicyGradient(objectives[0], optimizer=Adam(tunas.TABLE_LR, betas=(0.0, 0.999)))),
     "ppo": Named(lambda objectives, evaluations: mnasnet.controller(objectives[0], lr=mnasnet.TABLE_LR, kind=softmaxes, name="ppo")),
     "nao": Named(lambda objectives, evaluations: nao.table(objectives[0], evaluations), least=20),
@@ -90,10 +92,9 @@ def strategy_named(name: str, objectives: Objectives, evaluations: int = 200) ->
     """
     if ":" in name:
         return _own(name, objectives)
-    word = name.replace("_", "-")
-    found = STRATEGIES.get(ALIASES.get(word, word))
+    found = _ours(name)
     if found is None:
-        close = get_close_matches(word, STRATEGIES, n=3)
+        close = get_close_matches(name.replace("_", "-"), STRATEGIES, n=3)
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there are {', '.join(STRATEGIES)}, and file.py:attr"
         raise UnknownStrategy(f"no strategy is called {name!r}; {hint}")
     if len(objectives) > 1 and not found.several:
@@ -104,12 +105,23 @@ def strategy_named(name: str, objectives: Objectives, evaluations: int = 200) ->
     return found.make(objectives, evaluations)
 
 
+def random_at_first(name: str) -> int:
+    """How many of its first evaluations the strategy called `name` draws at random, whatever it is told; 0 where that is not known."""
+    found = _ours(name)
+    return found.random if found else 0
+
+
 def own_code(name: str) -> str:
     """A hash of the file that a strategy of the caller's own stands in; "" for one of ours."""
     if ":" not in name:
         return ""
     file = module_of(name.partition("#")[0].rpartition(":")[0]).__file__
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8] if file else ""
+
+
+def _ours(name: str) -> Named | None:
+    word = name.replace("_", "-")
+    return STRATEGIES.get(ALIASES.get(word, word))
 
 
 def _own(name: str, objectives: Objectives) -> Strategy[Any]:

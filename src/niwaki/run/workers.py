@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import torch
 
+from niwaki.run.asking import PLAIN
 from niwaki.run.folder import Folder, once
 from niwaki.run.progress import Progress
 
@@ -152,7 +153,7 @@ class Pool:
         self._threads.shutdown(cancel_futures=True)
 
     def submit(self, *arguments: Any) -> Future[Any]:
-        """The result to be; JobFailed, where the function raises or its process dies."""
+        """The result to be; JobFailed, where the function raises or its process dies, but `PLAIN` errors as they are."""
         return self._threads.submit(self._call, arguments)
 
     def _call(self, arguments: tuple[Any, ...]) -> Any:
@@ -187,7 +188,7 @@ class _Worker:
         self._unsent = [common]
 
     def ask(self, job: Job) -> Any:
-        """The result of `job`; waits for it, so it is called in a thread of its own. Raises JobFailed."""
+        """The result of `job`; waits for it, so it is called in a thread of its own. Raises JobFailed, and `PLAIN` errors as they are."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -204,6 +205,8 @@ class _Worker:
                 else f"ended with status {process.returncode}"
             )
             raise JobFailed(f"the process that worked on {job.name!r} {why}. What other jobs gave is kept, and the run can go on") from None
+        if isinstance(result, PLAIN):
+            raise result
         if not succeeded:
             raise JobFailed(f"{job.name!r} failed:\n{result}")
         return result
@@ -231,6 +234,8 @@ def serve() -> None:
                 unread.pop()
             function, arguments = pickle.loads(message)
             answer = pickle.dumps((True, function(*common, *arguments)))
+        except PLAIN as error:  # raised there as it would have been here: a traceback would hide what it says
+            answer = pickle.dumps((False, error))
         except Exception:  # whatever it was, the caller is told and raises it there
             answer = pickle.dumps((False, traceback.format_exc()))
         _send(answers, answer)

@@ -65,7 +65,8 @@ class Default:
     qualities as normal quantiles, so that neither units nor outliers matter; failed trials rank below all others. Of architectures that
     compute the same only one is proposed, as long as the model knows no difference. Limits on metrics that are told are modelled, too,
     as shares of the limit: improvement counts by the probability that all are kept (Gardner et al. 2014), and ranks are those among what
-    keeps them. objective: one, or a tuple of several, whose hypervolume is improved then; limits are those of the first.
+    keeps them. objective: one, or a tuple of several: of two the hypervolume is improved, of more a weighted sum, its weights drawn anew for
+    each proposal; limits are those of the first.
     """
 
     objective: Objective | tuple[Objective, ...] = BEST_ACCURACY
