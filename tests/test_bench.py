@@ -641,6 +641,19 @@ def test_what_is_wrong_with_a_strategy_of_ones_own_is_said_before_any_work(small
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_table_of_unknown_columns_lacks_is_said_also_when_quiet(tmp_path, niwaki_command):
+    arch = np.array(list(product(range(3), range(3), range(2))))[:15]
+    np.savez(tmp_path / "odd.npz", arch=arch, accuracy=arch.sum(axis=1), gaps=np.full(15, np.nan))
+    words = ("bench", tmp_path / "odd.npz", "--evaluations", 5, "--seeds", 1, "--processes", 1, "--quiet")
+    answer = niwaki_command(*words, "--objective", "accuracy", "--out", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    assert "15 of 18 combinations of the columns are listed" in answer.err
+    assert "searches with" not in answer.err
+    answer = niwaki_command(*words, "--objective", "gaps", "--out", tmp_path / "other")
+    assert answer.code == 2
+    assert "'gaps' is nan in row 0" in answer.err
+
+
 LATE = """
 from niwaki.strategy.random import RandomSearch
 

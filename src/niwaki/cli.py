@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -378,7 +378,7 @@ def bench(
         from niwaki.run.bench import bench as compare
         from niwaki.run.bench import cores, table_of
 
-        with _watched(quiet) as progress:
+        with nullcontext(_Notes()) if quiet else _watched(quiet) as progress:
             found = compare(
                 tables,
                 objectives=objective,
@@ -607,6 +607,16 @@ class _Lines:
             steps = done - self._first
             left = f", about {(now - self._began) / steps * (self._total - done):.0f} s left" if steps else ""
             self.note(f"{self._name}: {done} of {self._total}{left}")
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class _Notes:
+    """What is noted, and nothing of the progress: what a table lacks is a part of what is found on it, also for who wants nothing else."""
+
+    def phase(self, name: str, total: int) -> None: ...
+    def advance(self, done: int) -> None: ...
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -39,7 +39,7 @@ class Table:
     """Architecture -> metrics, by looking them up.
 
     space: of the architectures: the whole space, or those of it that are `Listed`. rows: (N, decisions) option numbers, canonical.
-    columns: metric -> (N,) float64, finite. network: the description, where one is known; costs are counted on it. small: columns that are
+    columns: metric -> (N,) float64; what is no finite number is refused where a column is asked for. network: the description, where one is known; costs are counted on it. small: columns that are
     to be small, as far as their names, or their files' names, say so. notes: what a reader of results should know.
     """
 
@@ -56,9 +56,9 @@ class Table:
         return len(self.rows)
 
     def __call__(self, arch: Architecture) -> dict[str, float]:
-        """All metrics of `arch`."""
+        """All metrics of `arch` that are finite numbers."""
         at = self.place(arch)
-        return {name: float(column[at]) for name, column in self.columns.items()}
+        return {name: float(column[at]) for name, column in self.columns.items() if np.isfinite(column[at])}
 
     def place(self, arch: Architecture) -> int:
         """The number of the row of `arch`. TableError for what the table does not have."""
@@ -72,12 +72,18 @@ class Table:
         return self.space.from_indices(self.rows[place].tolist())
 
     def column(self, name: str) -> np.ndarray:
-        """(N,) float64. TableError, with what there is, for a name that is none."""
+        """(N,) float64, finite. TableError, with what there is, for a name that is none, and for a column that is not finite throughout."""
         if name not in self.columns:
             close = get_close_matches(name, self.columns, n=3)
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {', '.join(self.columns)}"
             raise TableError(f"{self.name} has no column {name!r}; {hint}")
-        return self.columns[name]
+        column = self.columns[name]
+        if len(wrong := np.flatnonzero(~np.isfinite(column))):
+            raise TableError(
+                f"{self.name}: the column {name!r} is {column[wrong[0]]} in row {wrong[0]}, and no finite number in {len(wrong):,} rows; "
+                f"a metric is a finite number"
+            )
+        return column
 
     def cost(self, name: str) -> np.ndarray:
         """int64 (N,): "macs", "params" or another count of every row, from the description, never from a column."""
@@ -120,7 +126,7 @@ def load_table(paths: str | Path | Sequence[str | Path], network: Network | None
                     f"{file} lists other architectures than {files[0]}, or the same in another order; columns are added row by row"
                 )
         for key, column in _columns(file, arrays, len(codes)):
-            if key in columns and not np.array_equal(columns[key], column):
+            if key in columns and not np.array_equal(columns[key], column, equal_nan=True):
                 raise TableError(f"{file} has a column {key!r}, and so has a file before it, with other numbers")
             columns[key] = column
             if any(word in SMALL_BY_NAME for word in _words(f"{file.stem if _is_about_costs(file) else ''} {key}")):
@@ -142,7 +148,9 @@ def load_table(paths: str | Path | Sequence[str | Path], network: Network | None
     _check_distinct(files[0], rows)
     if network is None or space.size > LISTED_WHOLE:
         if len(rows) < space.size:
-            notes.append(f"{name} has {len(rows):,} architectures of {space.size:.3g}: searches choose among these")
+            size = f"{space.size:,}" if space.size <= LISTED_WHOLE else f"{space.size:.3g}"
+            what = "combinations of the columns" if network is None else "architectures of the space"
+            notes.append(f"{name}: {len(rows):,} of {size} {what} are listed, and searches choose among these")
             return Table(name, Listed(space, rows), rows, columns, network, frozenset(small), tuple(notes))
     elif len(rows) < space.size:
         raise TableError(_missing(files[0], rows, space))
@@ -154,11 +162,17 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise TableError(f"there is no file {file}; a table is an .npz file")
     try:
+        with file.open("rb") as stream:
+            start = stream.read(6)
+        if start == b"\x93NUMPY":
+            raise TableError(f"{file} is a single array; a table is an .npz file of several arrays with names")
+        if not start.startswith(b"PK"):  # not a zip: numpy would take it for a pickle, and advise how to run whatever is in it
+            raise TableError(f"{file} is no .npz file, which is a zip of arrays, as numpy.savez writes it")
         content = np.load(file, allow_pickle=False)
+    except TableError:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise TableError(f"{file} is no .npz file: {error}") from None
-    if isinstance(content, np.ndarray):
-        raise TableError(f"{file} is a single array; a table is an .npz file of several arrays with names")
     arrays = {}
     with content:
         for key in content.files:
@@ -214,13 +228,6 @@ def _columns(file: Path, arrays: Mapping[str, np.ndarray], count: int) -> Iterab
                 f"{file}: the column {key!r} has the shape {array.shape}; a metric is one number for each architecture, or a few"
             )
         values = array.astype(np.float64)
-        if not (finite := np.isfinite(values)).all():
-            at = int(np.argwhere(~finite)[0][0])
-            wrong = int((~finite).sum())
-            value = values[at] if array.ndim == 1 else values[at][~finite[at]][0]
-            raise TableError(
-                f"{file}: the column {key!r} is {value} in row {at}, and no finite number in {wrong:,} places; a metric is a finite number"
-            )
         yield from [(key, values)] if array.ndim == 1 else ((f"{key}[{k}]", values[:, k]) for k in range(array.shape[1]))
 
 

@@ -260,7 +260,7 @@ class Contest:
     def _evaluate(self, arch: Architecture) -> Evaluated:
         place = self.table.place(arch)
         metrics = {goal.column: float(goal.sign * goal.values[place]) for goal in self.goals}
-        metrics |= {limit.metric: float(self.table.column(limit.metric)[place]) for limit in self.measured}
+        metrics |= {limit.metric: float(self.table.columns[limit.metric][place]) for limit in self.measured}
         return Evaluated(place, metrics, float(self.seconds[place]))
 
     def _by_count(self, name: str, seed: int) -> list[int]:
