@@ -863,6 +863,31 @@ def test_channels_that_no_cut_reaches_are_told_with_the_operator_that_keeps_them
     assert adopted.opaque == ()
 
 
+OUTPUTS = {  # what is made of features and logits, and what is said of the features
+    "a dict": (lambda feat, logits: {"logits": logits, "feat": feat.relu()}, "body stays at 12: they are an output (feat)"),
+    "a tuple": (lambda feat, logits: (logits, [feat]), "body stays at 12: they are an output (1.0)"),
+    "a sum over all": (lambda feat, logits: feat + logits.sum(1, keepdim=True), "body stays at 12: they are the output"),
+    "logits alone": (lambda feat, logits: {"logits": logits, "shares": logits.softmax(1)}, None),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_channels_that_are_an_output_and_would_else_be_searched_are_told_with_its_name(name):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 12), nn.Linear(12, 2)
+
+        def forward(self, x):
+            feat = self.body(x)
+            return given(feat, self.head(feat))
+
+    given, told = OUTPUTS[name]
+    adopted = read(Model(), torch.randn(3, 4))
+    assert adopted.notes == (() if told is None else (told,))
+    assert ("body" in units(adopted)) == (told is None)
+
+
 class SpatialGate(nn.Module):
     """gMLP's: half of the channels gate the others, mixed over tokens by a convolution whose channels are the tokens."""
 

@@ -46,6 +46,7 @@ from niwaki.nn.supernet import extract, supernet
 from niwaki.recipe import bignas as recipe
 from niwaki.run.experiments import bignas as experiment
 from niwaki.run.folder import RunError
+from niwaki.run.model import ModelError
 from niwaki.run.train_once import NothingBest
 from niwaki.space.choice import BudgetError
 from niwaki.strategy.coarse_to_fine import CoarseToFine
@@ -668,6 +669,25 @@ def test_any_strategy_may_select_and_what_it_cannot_evaluate_is_told():
 def test_what_a_supernet_cannot_be_trained_once_with_is_said(given, said):
     with pytest.raises(TrainOnceError, match=said):
         niwaki.train_once(tiny(classes=4), images(), **given)
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return {"logits": self.head(self.body(x.flatten(1)).relu())}
+
+
+def test_a_network_that_does_not_fit_the_task_is_refused_before_it_is_trained_once():
+    network, weights = niwaki.adopt(Named(), torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ModelError, match=r"the model gives dict for 2 examples of .*; \(2, 4\) is needed"):
+        niwaki.train_once(network, images(), weights=weights)
+    with pytest.raises(ModelError, match=r"the model gives \(2, 3\) for 2 examples"):
+        niwaki.train_once(tiny(classes=3), images())
+    with pytest.raises(TrainOnceError, match=r"a network is a Network, which niwaki.adopt makes of a torch.nn.Module; given Named"):
+        niwaki.train_once(Named(), images())
 
 
 class Owned(nn.Module):

@@ -15,6 +15,7 @@ from torch import nn
 
 import niwaki
 from niwaki.adoption.adopted import read
+from niwaki.adoption.axes import AdoptionError
 from niwaki.gradient.adopted import resource_of
 from niwaki.gradient.expand import Bound, used
 from niwaki.gradient.figs import SMALL
@@ -262,6 +263,12 @@ def test_a_module_from_python_stays_as_it_is_and_what_is_frozen_in_it_too(task, 
     assert "1 frozen parameters, head.weight the first of them" in (tmp_path / "run" / "report.html").read_text()
     with pytest.raises(RunError, match="started from Python with a model and a task"):
         niwaki.run.shrink.resume(tmp_path / "run")
+
+
+def test_what_is_no_module_is_refused_as_adopt_does(task):
+    for refuse in (lambda: niwaki.shrink(3, "macs<=50%", task), lambda: niwaki.adopt(3, torch.zeros(1))):
+        with pytest.raises(AdoptionError, match=r"a model is a torch.nn.Module; given int"):
+            refuse()
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,15 @@ def arguments_of(example: Example) -> Arguments:
     return (tuple(example), {}) if isinstance(example, tuple | list) else ((example,), {})
 
 
-def capture(model: nn.Module, example: Example) -> Captured:
-    """Trace or export a copy of `model` in evaluation mode, with a free batch size where the model allows it."""
+def check_module(model: Any) -> None:
+    """Raises AdoptionError where what is given is no torch module."""
     if not isinstance(model, nn.Module):
         raise AdoptionError(f"a model is a torch.nn.Module; given {type(model).__name__}")
+
+
+def capture(model: nn.Module, example: Example) -> Captured:
+    """Trace or export a copy of `model` in evaluation mode, with a free batch size where the model allows it."""
+    check_module(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise AdoptionError("the model is TorchScript, which keeps no Python to follow; adopt the torch.nn.Module that it was made from")
     if scripted := [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]:

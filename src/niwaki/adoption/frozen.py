@@ -11,7 +11,7 @@ from niwaki.adoption.cut import evaluated_always
 from niwaki.adoption.flat import layer_of, place_in_code
 from niwaki.adoption.groups import Array
 from niwaki.adoption.operators import arguments, name_of
-from niwaki.adoption.reading import Reading
+from niwaki.adoption.reading import Output, Reading
 
 MAKES = {
     **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "convolution"), 0),
@@ -35,16 +35,20 @@ MEET = "they meet positions there that never change"
 
 
 def frozen_notes(reading: Reading) -> list[str]:
-    """One note per operator that keeps layers' channels whole; not where they are outputs of the model, nor where the layer is noted as opaque."""
+    """One note per operator that keeps layers' channels whole, and per output that has channels of which others are made; none for those of
+    other outputs (logits are read by nobody, and would stay anyway), nor where the layer is noted as opaque."""
+    read = [reading.of(meeting.value)[meeting.axis] for meeting in reading.meetings]
+    summed_over = np.unique(np.concatenate(read)) if read else np.zeros(0, np.int64)
     found: dict[Any, dict[str, int]] = {}
     for node in reading.captured.graph.nodes:
         axis = _made(reading, node)
         if axis is None or len(axis) < 2 or not reading.is_fixed(axis):
             continue
         reasons = [reason for reason in reading.units.reasons(axis) if reason is not None]
-        ends = any(isinstance(reason, fx.Node) and (reason.op == "output" or reason in reading.opaque) for reason in reasons)
-        if reasons and not ends:
-            found.setdefault(reasons[0], {})[layer_of(node) or name_of(node)] = len(axis)
+        outputs = [reason for reason in reasons if isinstance(reason, Output)]
+        ends = bool(outputs) and not reading.units.share(axis, summed_over)
+        if reasons and not ends and not any(isinstance(reason, fx.Node) and reason in reading.opaque for reason in reasons):
+            found.setdefault((outputs or reasons)[0], {})[layer_of(node) or name_of(node)] = len(axis)
     notes: dict[str, dict[str, int]] = {}
     for reason, layers in found.items():
         notes.setdefault(_told(reason), {}).update(layers)

@@ -69,6 +69,10 @@ class Units:
     def is_fixed(self, axis: Array) -> bool:
         return bool(self._is_fixed[self._roots(axis)].all())
 
+    def share(self, a: Array, b: Array) -> bool:
+        """Whether some unit of one axis is one of the other, fixed or not."""
+        return bool(np.isin(self._roots(a[a != 0]), self._roots(b[b != 0])).any())
+
     def join(self, a: Array, b: Array) -> None:
         """Position by position, the units of two axes become one."""
         if a.shape != b.shape:

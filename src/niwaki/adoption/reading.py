@@ -61,6 +61,16 @@ class Floor:
     least: int
 
 
+@dataclass(frozen=True)
+class Output:
+    """Why units are fixed that an output of the model has. name: its keys and positions in what the model gives, "" where that is one tensor."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"they are an output ({self.name})" if self.name else "they are the output"
+
+
 @dataclass
 class Reading:
     """Filled node by node, in the order of the graph; the rules (`rules.py`) write to it."""

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from niwaki.adoption.operators import arguments, name_of, overload
 from niwaki.adoption.products import PRODUCTS
-from niwaki.adoption.reading import Arguments, Axes, NotUnderstoodError, Reading, Rule, rows_as_captured
+from niwaki.adoption.reading import Arguments, Axes, NotUnderstoodError, Output, Reading, Rule, rows_as_captured
 from niwaki.adoption.reductions import REDUCTIONS
 from niwaki.adoption.shapes import SHAPES
 
@@ -31,8 +31,9 @@ def read_node(reading: Reading, node: fx.Node) -> None:
         if isinstance(node.meta.get("val"), Tensor):
             reading.axes[node] = reading.weight(node)
     elif node.op == "output":
-        for value in pytree.tree_leaves(node.args):
+        for path, value in pytree.tree_leaves_with_path(node.args[0]):
             if isinstance(value, fx.Node) and value in reading.axes:
+                reading.units.reason = Output(".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path))
                 for axis in pytree.tree_leaves(reading.axes[value]):
                     if axis is not None:
                         reading.units.settle(axis)

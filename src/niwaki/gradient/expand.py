@@ -92,7 +92,7 @@ def check_reachable(widths: Widths, bounds: Sequence[Bound]) -> None:
             left = (
                 f"with {units} left of each of the {len(most)} groups{'' if len(set(least.values())) == 1 else ', or fewer'}"
                 if most
-                else "for none of its channels may be removed: see niwaki adopt"
+                else "for none of its channels may be removed: they are its output, or kept whole by what niwaki adopt tells"
             )
             raise LandingError(
                 f"{bound.text or bound.resource.name} cannot be reached by removing channels: the least is {_number(reached)} {bound.resource.name} "

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from niwaki.adoption.adopted import Adopted, read
+from niwaki.adoption.capture import check_module
 from niwaki.adoption.describe import adopt
 from niwaki.cost.count import layer_table
 from niwaki.deploy.card import ModelCard, versions
@@ -98,6 +99,8 @@ def shrink(
     unfinished run.
     """
     own_model = None if isinstance(model, str) else model
+    if own_model is not None:
+        check_module(own_model)
     given = {"seed": seed, "threads": threads, "device": device}
     asked = asked_for(
         model if isinstance(model, str) else "", budget, method=method, inputs=inputs, data=data, settings=settings, given=given, own_task=task is not None

@@ -25,6 +25,7 @@ from niwaki.gradient.train_once import TrainOnce, TrainOnceError, TrainOnceRecor
 from niwaki.net.control import Network
 from niwaki.net.place import space_of
 from niwaki.net.text import network_hash
+from niwaki.nn.build import build
 from niwaki.nn.importance import important_first
 from niwaki.nn.supernet import Supernet
 from niwaki.objective import Objective
@@ -37,6 +38,7 @@ from niwaki.run.plan import budgets_of, default_recipe
 from niwaki.run.progress import Progress, Silent
 from niwaki.run.search import AnyTask, AskTell, Budget, Chosen, Search
 from niwaki.run.ship import CHECKED, card_of, stored_test
+from niwaki.run.shrink_plan import checked_model
 from niwaki.run.strategies import strategy_named
 from niwaki.space.architecture import Architecture
 from niwaki.strategy.random import RandomSearch
@@ -154,6 +156,8 @@ def train_once(
     smaller member has the first ones. budgets: where they are known, members are drawn within them in training (not of "ofa"). out: a folder that
     keeps the state, so that the same call goes on where it was stopped, and ends with the same bits.
     """
+    if not isinstance(network, Network):
+        raise TrainOnceError(f"a network is a Network, which niwaki.adopt makes of a torch.nn.Module; given {type(network).__name__}")
     _, batch_size, most = default_recipe(task)
     if isinstance(method, TrainOnce):
         if given := [f"{name}={value}" for name, value in (("epochs", epochs), ("lr", lr)) if value is not None]:
@@ -170,6 +174,7 @@ def train_once(
         )
     costs = {name: count(network) for name, count in COSTS.items()}
     asked_budgets = budgets_of(budgets, costs)
+    checked_model(build(network, costs["macs"].minimum()[1]), task)
     search = Search(
         network, task, asked_budgets, costs, AskTell(RandomSearch(), 1, "shared", chosen), Recipe(), Recipe(), seed=seed, device=device
     )
