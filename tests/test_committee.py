@@ -492,6 +492,14 @@ def test_a_run_at_two_resolutions_is_a_self_cascade(searched, tmp_path):
     assert (tmp_path / "cascade.onnx").is_file()
 
 
+def test_a_cascade_of_one_network_is_refused(searched, niwaki_command, tmp_path):
+    folder = shutil.copytree(searched[0], tmp_path / "run", ignore=shutil.ignore_patterns("budget-*", "cascade*"))
+    answer = niwaki_command("export", folder, "--cascade", "accuracy>=largest-1%")
+    assert answer.code == 2
+    assert "error: a cascade is made of several networks, such as those of a run with several budgets" in answer.err
+    assert not list(folder.glob("cascade*"))
+
+
 def test_a_run_that_was_not_searched_for_a_cascade_has_only_its_test_part(searched, tmp_path):
     folder = shutil.copytree(searched[0], tmp_path / "run")
     content = json.loads((folder / "config.json").read_text())

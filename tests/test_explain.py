@@ -12,6 +12,7 @@ from niwaki.explain.hierarchy import Hierarchy, HierarchyError, flat_tree
 from niwaki.report.decision_tree import tree_picture, way_card
 from niwaki.report.page import render
 from niwaki.report.record import Example, Record, RecordError, Tree, Way
+from niwaki.run import explained
 from niwaki.run.explaining import explain_run
 from niwaki.run.folder import Folder, RunError
 from niwaki.task.embedded import digits
@@ -56,7 +57,7 @@ def test_the_page_has_the_section_where_the_run_has_a_tree_and_escapes_what_stan
         replace(TREE, passed=(1, 2))
 
 
-def test_the_command_reads_a_run_as_a_tree_and_shows_it_in_the_report(finished, niwaki_command, tmp_path):
+def test_the_command_reads_a_run_as_a_tree_and_shows_it_in_the_report(finished, niwaki_command, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder)
     before = (folder / "model.onnx").read_bytes()
@@ -88,10 +89,24 @@ def test_the_command_reads_a_run_as_a_tree_and_shows_it_in_the_report(finished, 
     named = niwaki_command("explain", folder, "--epochs", 0, "--hierarchy", tmp_path / "named.json", "--json").json
     assert named["hierarchy"] == {**tree.to_json(), "labels": labels}
     assert "even or odd" in (folder / "report.html").read_text()
+    monkeypatch.setattr(explained, "FAR", -1.0)
+    far = niwaki_command("explain", folder, "--epochs", 0)
+    assert "of the tree, soft inference, which tree.onnx gives\n" in far.out
+    assert "warning: the tree in tree.onnx (soft inference) is " in far.err
+    assert "more --epochs may" in far.err
+    assert "Warning: the tree in tree.onnx" in (folder / "report.html").read_text()
     assert explain_run(folder, epochs=1)["accuracy"] == answer.json["accuracy"]  # of the checkpoint, with the induced tree again
     stamp = (folder / "tree.onnx").stat().st_mtime_ns
     assert explain_run(folder, epochs=1)["accuracy"] == answer.json["accuracy"]  # done already
     assert (folder / "tree.onnx").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.95, False), (0.91, False), (0.89, True)])
+def test_a_tree_far_below_its_network_is_warned_of(tmp_path, share, warned):
+    accuracy = {"the network": 0.95, "the tree, soft inference": share, "the tree, hard inference": 0.5}
+    warning = explained.told({"accuracy": accuracy, "epochs": 3, "hierarchy": {}}, tmp_path)["warning"]
+    assert (warning is not None) == warned
+    assert not warned or "6.0 points below the network on the test part, after 3 epochs" in warning
 
 
 def test_what_cannot_be_explained_is_said(finished, tmp_path):

@@ -281,8 +281,25 @@ def test_the_last_linear_layer_is_found_however_it_is_written():
     frozen = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 4)).requires_grad_(False)
     assert final_linear(frozen, images)[0] == "3.weight"
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    for last, words in ((nn.Tanh(), "classes$"), (nn.Softmax(1), "leave its softmax out, or write log_softmax")):
+        with pytest.raises(NbdtError, match=f"the model does not end in a linear layer .*{words}"):
+            final_linear(nn.Sequential(nn.Flatten(), nn.Linear(192, 4), last), images)
     with pytest.raises(NbdtError, match="does not end in a linear layer"):
-        final_linear(nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.Tanh()), images)
+        final_linear(nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.Tanh(), nn.LogSoftmax(1)), images)
+    with pytest.raises(NbdtError, match=r"the model does not take inputs \(2, 3, 9, 9\): mat1 and mat2"):
+        neural_tree(frozen, torch.randn(2, 3, 9, 9), NAMES)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_a_classifier_that_gives_log_probabilities_is_the_same_tree(scale):
+    torch.manual_seed(0)
+    plain = Odd().eval()
+    plain.rows.data *= scale
+    x = torch.randn(50, 6)
+    tree, logs = neural_tree(plain, x, NAMES), neural_tree(nn.Sequential(plain, nn.LogSoftmax(1)), x, NAMES)
+    assert logs.hierarchy == tree.hierarchy
+    assert torch.allclose(logs(x), tree(x), atol=1e-5 * scale)
+    assert torch.equal(hard(logs.hierarchy, logs.module(x)), hard(tree.hierarchy, plain(x)))
 
 
 def test_wrapping_adds_no_parameter_and_gives_the_log_probabilities_of_the_tree():

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 import niwaki
+from niwaki.adoption.axes import AdoptionError
 from niwaki.cost.count import COSTS
 from niwaki.deploy.predict import ExportedModel
 from niwaki.factor.factor import Limit
@@ -680,6 +681,17 @@ def test_any_module_is_cut_in_pieces_of_about_equal_size_and_loses_channels_that
         assert all(table.argmax() == 0 for table in macs)
 
 
+class Flow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x):
+        if x.sum() > 0:
+            return self.last(x.flatten(1))
+        return -self.last(x.flatten(1))
+
+
 def test_what_student_search_cannot_begin_with_is_said_before_anything_is_trained(teacher, tmp_path):
     given = {"settings": QUICK, "out": tmp_path, "workers": 1}
     teacher.train()
@@ -694,6 +706,8 @@ def test_what_student_search_cannot_begin_with_is_said_before_anything_is_traine
     seven = build(Network(Chain(block(8, 1, "b1"), classifier(7)), (1, 8, 8)))
     with pytest.raises(DistillationError, match=r"gives \(7,\) numbers"):
         student_search(seven, TASK, **given)
+    with pytest.raises(AdoptionError, match=r"test_neighbourhood\.py:\d+, in forward: `if x\.sum\(\) > 0:`: a branch or a size depends on"):
+        student_search(Flow(), TASK, **given)
     with pytest.raises(ModelError, match=r"has no architecture\.json"):
         student_search(tmp_path, TASK, **given)
     with pytest.raises(BudgetError, match="the least is"):

@@ -199,7 +199,9 @@ def explain(
             print(json.dumps(found))
             return
         for name, share in found["accuracy"].items():
-            print(f"test accuracy {share:.4f} of {name}")
+            print(f"test accuracy {share:.4f} of {name}{', which tree.onnx gives' if name == found['delivered'] else ''}")
+        if found["warning"]:
+            print(f"warning: {found['warning']}", file=sys.stderr)
         if not quiet:
             print(f"report: {found['report']}#tree")
 

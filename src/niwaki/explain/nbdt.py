@@ -152,7 +152,8 @@ def neural_tree(module: nn.Module, example: Tensor, classes: Sequence[str] | Non
 
 
 def final_linear(module: nn.Module, example: Tensor) -> tuple[str, Tensor]:
-    """Name and weight (K, F) of the linear layer that a classifier ends in, however it is written. example: (2 or more, ...).
+    """Name and weight (K, F) of the linear layer that a classifier ends in, however it is written, if by log_softmax after it: log probabilities are
+    logits less one number in each row, and a tree over them is the same. example: (2 or more, ...).
 
     It is the parameter of which row k alone moves logit k, and moves it in proportion: logits - weight @ features is the same for every
     input, the bias. The features are the gradient of a logit by its row. So a 1x1 convolution before the pooling is found, too.
@@ -161,24 +162,43 @@ def final_linear(module: nn.Module, example: Tensor) -> tuple[str, Tensor]:
     module.eval().requires_grad_(True)
     try:
         with torch.enable_grad():
-            logits = module(example)
+            logits = _outputs(module, example)
             if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) < 2:
                 raise NbdtError("a classifier gives logits (B, K) for two inputs or more")
             count = logits.shape[1]
+            chances, one = logits.detach().exp()[:2], torch.ones(2).to(logits)
+            is_log = torch.allclose(chances.sum(1), one, atol=1e-4)
+            least, watched = logits[:2].min(1)  # log p(k) hardly moves where p(k) is near 1
+            moves = F.one_hot(watched, count).to(logits) - (
+                chances if is_log else 0
+            )  # (2, K), d log p(k) = d logit k - sum_j p(j) d logit j
             rows = {name: parameter for name, parameter in module.named_parameters() if parameter.ndim > 1 and len(parameter) == count}
             for name, parameter in reversed(rows.items()):
-                slopes = [torch.autograd.grad(logit, parameter, retain_graph=True, allow_unused=True)[0] for logit in logits[:2, 0]]
-                if any(slope is None or bool(slope[1:].any()) for slope in slopes):
+                found = [torch.autograd.grad(logit, parameter, retain_graph=True, allow_unused=True)[0] for logit in least]
+                slopes = [slope.flatten(1) for slope in found if slope is not None]
+                if len(slopes) < 2:
                     continue
-                features = torch.stack([slope[0].flatten() for slope in slopes if slope is not None])  # (2, F)
+                slope = torch.stack(slopes)  # (2, K, F)
+                features = (moves[:, :, None] * slope).sum(1) / moves.square().sum(1, keepdim=True)  # (2, F)
+                if not torch.allclose(slope, moves[:, :, None] * features[:, None], atol=1e-5 * float(slope.abs().max())):
+                    continue
                 rest = logits[:2] - features @ parameter.flatten(1).T
+                rest = rest - rest.mean(1, keepdim=True) if is_log else rest
                 if torch.allclose(rest[0], rest[1], atol=1e-4 * float(logits.detach().abs().max())):
                     return name, parameter.detach().flatten(1).clone()
     finally:
         module.train(was_training)
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(learns[name])
-    raise NbdtError(f"{type(module).__name__} does not end in a linear layer with a row for each of its {count} classes")
+    softmax = "; it gives probabilities: leave its softmax out, or write log_softmax" if torch.allclose(logits[:2].sum(1), one) else ""
+    raise NbdtError(f"the model does not end in a linear layer with a row for each of its {count} classes{softmax}")
+
+
+def _outputs(module: nn.Module, example: Tensor) -> Any:
+    try:
+        return module(example)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise NbdtError(f"the model does not take inputs {tuple(example.shape)}: {str(error).splitlines()[0]}") from error
 
 
 # ---------------------------------------------------------------- tree supervision

@@ -182,6 +182,11 @@ def make_cascade(
     counted = wanted.counted(cost)
     runs = [place for place in places if place.is_dir()]
     found = [member for place in places for member in _members_of(place, resolutions)]
+    if len(found) < 2:
+        raise CommitteeError(
+            f"a cascade is made of several networks, such as those of a run with several budgets, of several runs, or of one at several "
+            f"resolutions; {places[0]} has one"
+        )
     card = _card(found)
     held_out, test = _examples(runs, data, task, part, card)
     costs = [float(member.macs) for member in found] if counted == "macs" else _latencies(found, held_out.x)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from niwaki.adoption.adopted import read
 from niwaki.cost.count import count_macs
 from niwaki.deploy.card import ModelCard
 from niwaki.factor.within import within
@@ -142,7 +143,7 @@ def student_search(
         found.append(_student(library, arch, budget_text(limits), teacher, drift=drift, tune=tune))
     for at, one in enumerate(found, start=1):
         if export:
-            write_files(task, _traced(one.module), _card(task, one), out / f"student-{at}")
+            write_files(task, _traced(one.module, task), _card(task, one), out / f"student-{at}")
     told = [{"budget": one.budget, **one.figures} for one in found]
     atomic_write(out / "students.json", json.dumps(told, indent=2) + "\n")
     return Students(tuple(found), library, out)
@@ -220,7 +221,7 @@ def _places_of(
     teacher: nn.Module, task: AnyTask, cuts: Sequence[str] | None, candidates: Sequence[Sequence[Candidate]] | None
 ) -> tuple[Neighbourhood, ...]:
     """The neighbourhoods of a module without a description: shapes and signs from some of the task's examples."""
-    module = teacher if isinstance(teacher, (nn.Sequential, fx.GraphModule)) else _traced(teacher)
+    module = teacher if isinstance(teacher, (nn.Sequential, fx.GraphModule)) else _traced(teacher, task)
     at = tuple(cuts) if cuts is not None else balanced_cuts(module, PIECES)
     pieces = pieces_of(module, at)
     tensors = [task.batch(task.part("train")[:64], torch.device("cpu"))[0]]
@@ -245,12 +246,13 @@ def _macs(candidate: Candidate, shape: tuple[int, ...]) -> int:
     return count_macs(network)(space_of(network).architecture({}))
 
 
-def _traced(module: nn.Module) -> fx.GraphModule:
+def _traced(module: nn.Module, task: AnyTask) -> fx.GraphModule:
     if isinstance(module, fx.GraphModule):
         return module
     try:
         return fx.symbolic_trace(module)
     except Exception as error:  # whatever the module's own code raises on a proxy
+        read(module, task.batch(task.part("train")[:2], torch.device("cpu"))[0])  # AdoptionError, with the line, where nothing can trace it
         raise ModelError(
             f"a {type(module).__name__} cannot be traced ({error}); give the module of niwaki.adoption.read(module, example), a torch.fx.GraphModule"
         ) from error
