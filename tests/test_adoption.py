@@ -507,8 +507,9 @@ def test_control_flow_that_depends_on_values_is_refused_with_its_line():
                 x = 2 * x
             return x
 
-    with pytest.raises(AdoptionError, match=r"test_adoption.py:\d+, in forward: `if x.sum\(\) > 0:`: a branch .*torch\.where"):
+    with pytest.raises(AdoptionError, match=r"test_adoption.py:\d+, in forward: `if x.sum\(\) > 0:`: a branch .*torch\.where") as caught:
         read(Branch(), torch.randn(1, 3))
+    assert str(caught.value).endswith("or adopt the parts before and after it as models of their own"), "and no symbols of PyTorch's"
 
 
 def test_a_size_that_depends_on_values_is_refused_with_its_line():

@@ -250,17 +250,20 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bits(shrunken, mo
 def test_a_module_from_python_stays_as_it_is_and_what_is_frozen_in_it_too(task, owner, tmp_path):
     model = copy.deepcopy(owner)
     model.head.weight.requires_grad_(False)
+    model.head.half()
     before = copy.deepcopy(model.state_dict())
     settings = {"shrink.epochs": 1, "train.epochs": 1, "shrink.distill": 0.0}
     result = niwaki.shrink(model, ["macs<=60%", "params<=70%"], task, method="morphnet", out=tmp_path / "run", settings=settings)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     kept = next(one for one in result.summary["widths"] if one["group"] == "last.0")["kept"]
-    assert torch.equal(result.model.state_dict()["head.weight"], before["head.weight"][:, kept])
+    assert torch.equal(result.model.state_dict()["head.weight"], before["head.weight"][:, kept].float())
     after, limits = result.summary["costs"]["after"], result.summary["limits"]
     assert all(after[name] <= limits[name] for name in limits)
     assert max(after[name] / limits[name] for name in limits) >= 0.98
     assert result.summary["epochs"]["before"] == 0, "it was trained already"
-    assert "1 frozen parameters, head.weight the first of them" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "1 frozen parameters, head.weight the first of them" in page
+    assert "read, trained, cut and delivered in float32; the owner&#x27;s model stays in torch.float16" in page
     with pytest.raises(RunError, match="started from Python with a model and a task"):
         niwaki.run.shrink.resume(tmp_path / "run")
 
@@ -278,7 +281,8 @@ def test_what_is_no_module_is_refused_as_adopt_does(task):
         (("own.py:Net", "--budget", "macs<=150%"), "nothing to shrink, for the network as it is keeps this. It costs 50,392 macs, of at most 75,588"),
         (("own.py:Net", "--budget", "params<=1M", "--budget", "roofline(T4)<=100%"), "roofline(T4)<=100%: there is nothing to shrink"),
         (("own.py:Net", "--budget", "flops<=50%"), "'flops' is no resource"),
-        (("own.py:Net", "--budget", "macs<=50%", "--method", "morphnets"), "did you mean morphnet"),
+        (("own.py:Net", "--budget", "macs<=50%", "--method", "morphnets"), "the call has 1 problem:\n  --method morphnets: it is morphnet or figs; did you mean morphnet"),
+        (("own.py:Net", "--budget", "macs<=50%", "--set", "epochs=3"), "epochs: there is no such key; did you mean shrink.epochs?"),
         (("own.py:Net", "--budget", "macs<=50%", "--set", "shrink.epoch=3"), "did you mean shrink.epochs"),
         (("own.py:Net", "--budget", "macs<=50%", "--set", "shrink.epochs=0"), "shrink.epochs = 0: it is a whole number, at least 1"),
         (("own.py:Net", "--budget", "macs<=50%", "--set", "search.epochs=3"), "search.epochs has no effect"),

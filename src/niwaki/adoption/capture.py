@@ -341,10 +341,11 @@ def _explanation(error: BaseException) -> str:
     if "Inference tensors" in text:
         return f"{_where(error)}what a block in inference mode gave is read by what is trained; write torch.no_grad() for torch.inference_mode()"
     flaw = "a branch or a size depends on the values of a tensor" if depends else "torch.export cannot follow the model"
-    return (
+    told = (
         f"{_where(error)}{flaw}. Keep it in operators of tensors (torch.where, torch.cond), move it out of forward, or adopt the parts before "
-        f"and after it as models of their own. PyTorch says: {text.strip().splitlines()[0][:300]}"
+        f"and after it as models of their own"
     )
+    return told if depends else f"{told}. PyTorch says: {text.strip().splitlines()[0][:300]}"  # of the former it names its own symbols
 
 
 def _is_of_packed_sequences(error: BaseException) -> bool:

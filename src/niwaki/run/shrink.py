@@ -95,8 +95,8 @@ def shrink(
 
     model: a torch module, which stays as it is, or a word that names one ("file.py:attr", a zoo name). budget: "macs<=50%" of what it costs
     now, "params<=1M", "activation_bytes<=200kB", "roofline(T4)<=60%", or several. task: else `data` or settings say where the examples lie;
-    Fashion-MNIST if the shared folder has it, or the digits, if nothing does. method: "figs" or "morphnet". The same call goes on with an
-    unfinished run.
+    Fashion-MNIST if the shared folder has it, or the digits, if nothing does. method: "figs" or "morphnet". settings: by their whole keys,
+    `{"shrink.epochs": 3, "train.epochs": 10}`, or as texts, "shrink.epochs=3". The same call goes on with an unfinished run.
     """
     own_model = None if isinstance(model, str) else model
     if own_model is not None:
@@ -217,18 +217,21 @@ def _run(
     path = Path(out) if out is not None else Path("runs") / f"shrink-{name}-{key}"
 
     @cache
-    def materials() -> tuple[AnyTask, nn.Module, Tensor]:
-        """The task, the owner's network, and two examples."""
+    def materials() -> tuple[AnyTask, nn.Module, Tensor, list[str]]:
+        """The task, the owner's network in float32, two examples, and the other kinds of numbers that its weights were of."""
         data = task if task is not None else task_of(asked.config)
         inputs = [parse_input(text) for text in asked.inputs]
-        seed = asked.config.seed
-        owner = model_for(asked.model, data, inputs, seed) if model is None else checked_model(copy.deepcopy(model), data, inputs)
-        return data, owner, data.batch(data.part("train")[:2], torch.device("cpu"))[0]
+        found = model_for(asked.model, data, asked.config.seed) if model is None else copy.deepcopy(model)
+        kinds = sorted(
+            {str(tensor.dtype) for tensor in (*found.parameters(), *found.buffers()) if tensor.is_floating_point()} - {"torch.float32"}
+        )
+        owner = checked_model(found, data, inputs)
+        return data, owner, data.batch(data.part("train")[:2], torch.device("cpu"))[0], kinds
 
     def plan() -> dict[str, Any]:
         progress.phase("planning", 1)
         progress.advance(0)
-        data, owner, example = materials()
+        data, owner, example, kinds = materials()
         teacher_asked(asked.config, data)  # raises ConfigError
         adopted = read(owner, example)
         units, bounds = adopted.whole, bounds_of(adopted, asked.budget)
@@ -242,7 +245,7 @@ def _run(
         progress.advance(1)
         return {
             "plan": made.to_json(), "data": data.describe(), "weights": weights_hash(owner), "units": units, "layers": layers_of(adopted), "costs": costs,
-            "opaque": list(adopted.opaque), "notes": remarks(adopted, owner, trained=_training_difference(adopted, example)), "expected_s": expected,
+            "opaque": list(adopted.opaque), "notes": remarks(adopted, owner, kinds, trained=_training_difference(adopted, example)), "expected_s": expected,
             "limits": [{"text": bound.text, "resource": bound.resource.name, "upper": bound.upper} for bound in bounds],
         }  # fmt: skip
 
@@ -250,7 +253,7 @@ def _run(
     try:
         if folder.store.fact("finished") and _has_files(folder):
             return _stored(folder)
-        data, owner, example = materials()
+        data, owner, example, _ = materials()
         if folder.plan["data"]["sha256"] != data.sha256:
             raise RunError(
                 f"the data have changed since the run in {path} began ({data.source}); choose another --out, or --fresh to start anew"
@@ -300,13 +303,15 @@ def _training_difference(adopted: Adopted, example: Tensor) -> float | None:
     return training_difference(adopted.module, adopted.owner, inputs)
 
 
-def remarks(adopted: Adopted, owner: nn.Module, *, trained: float | None = None) -> list[str]:
-    """What an owner should know of a model before it is shrunk. trained: how far what was read is from it in training mode."""
+def remarks(adopted: Adopted, owner: nn.Module, kinds: Sequence[str] = (), *, trained: float | None = None) -> list[str]:
+    """What an owner should know of a model before it is shrunk. kinds: of numbers that its weights were of, beside float32. trained: how far what was read is from it in training mode."""
     untouched = [
         name for name, layer in owner.named_modules() if isinstance(layer, _BatchNorm) and layer.num_batches_tracked is not None and layer.num_batches_tracked == 0
     ]  # fmt: skip
     frozen = [name for name, parameter in owner.named_parameters() if not parameter.requires_grad]
     found = list(adopted.notes)
+    if kinds:
+        found.append(f"read, trained, cut and delivered in float32; the owner's model stays in {', '.join(kinds)}")
     if trained is not None and trained > TRAINED:
         found.append(f"{TRAINS_OTHERWISE}, and that is what is trained here (outputs or buffers differ by {trained:.1e}).")
     if untouched:

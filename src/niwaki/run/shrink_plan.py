@@ -95,7 +95,7 @@ class Settings:
             if not holds
         ]
         if wrong:
-            raise ConfigError("the settings", wrong)
+            raise ConfigError("the call", wrong)
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,9 @@ def asked_for(
     given: seed, threads and device. own_task: the caller has a task, so that no data are looked for.
     """
     texts = [f"{key}={_toml(value)}" for key, value in settings.items()] if isinstance(settings, Mapping) else list(settings)
+    keys = [text.partition("=")[0].strip() for text in texts]
+    if bare := [key for key in keys if key in {one.name for one in fields(Settings)}]:
+        raise ConfigError("the call", [f"{key}: there is no such key; did you mean shrink.{key}?" for key in bare])
     own = [text for text in texts if text.partition("=")[0].strip().startswith("shrink.")]
     if data is not None:
         kind = "npz" if (Path(data) / "train.npz").is_file() else "table" if Path(data).is_file() else "folder"
@@ -190,14 +193,12 @@ def asked_for(
     if idle or taught:
         problems = [f"{key} has no effect: shrink takes data.*, shrink.*, and train.* as far as it is about the training" for key in idle]
         why = "the teacher is the owner's network, see shrink.distill, where train.teacher names no other"
-        raise ConfigError("the settings", problems + [f"{key} has no effect: {why}" for key in taught])
+        raise ConfigError("the call", problems + [f"{key} has no effect: {why}" for key in taught])
     if not own_task and data is None and not any(text.strip().startswith("data.") for text in texts):
         config = _with_usual_data(config)
     if method not in METHODS:
         close = get_close_matches(method, METHODS, n=1)
-        raise ConfigError(
-            "the settings", [f"method = {method!r}: it is {' or '.join(METHODS)}{f'; did you mean {close[0]}?' if close else ''}"]
-        )
+        raise ConfigError("the call", [f"--method {method}: it is {' or '.join(METHODS)}{f'; did you mean {close[0]}?' if close else ''}"])
     file, colon, attribute = model.rpartition(":")
     word = f"{Path(file).resolve()}:{attribute}" if colon and file.endswith(".py") else model
     return Asked(word, parse_bounds(budget), method, config, _settings(own), tuple(inputs))
@@ -238,7 +239,7 @@ def _settings(texts: Sequence[str]) -> Settings:
         except ValueError:
             problems.append(f"{text}: {value.strip()!r} is no number, true or false")
     if problems:
-        raise ConfigError("the settings", problems)
+        raise ConfigError("the call", problems)
     return Settings(**values)
 
 
@@ -258,8 +259,8 @@ def _with_usual_data(config: Config) -> Config:
 # --- model and budgets --------------------------------------------------------------------------------------------------------------------
 
 
-def model_for(word: str, task: AnyTask, inputs: Sequence[Input], seed: int) -> nn.Module:
-    """The owner's network that `word` names, on the CPU, in float32. A described network without choices is built.
+def model_for(word: str, task: AnyTask, seed: int) -> nn.Module:
+    """The owner's network that `word` names, as it is. A described network without choices is built.
 
     What it draws at its making follows from `seed`, so that the same call has the same weights.
     """
@@ -276,11 +277,11 @@ def model_for(word: str, task: AnyTask, inputs: Sequence[Input], seed: int) -> n
         return build(network, space.architecture({}), seed=derive_seed(seed, "owner"))
     if not isinstance(found, nn.Module):
         raise ModelError(f"{word} is a {type(found).__name__}; shrinking trains, and needs a torch.nn.Module or a niwaki Network")
-    return checked_model(found, task, inputs)
+    return found
 
 
 def checked_model(module: nn.Module, task: AnyTask, inputs: Sequence[Input] = ()) -> nn.Module:
-    """The module, if it takes the task's examples and gives one number for each class. Raises ModelError, saying what does not fit."""
+    """The module, put on the CPU and in float32, if it takes the task's examples and gives one number for each class. Raises ModelError, saying what does not fit."""
     shape = " x ".join(map(str, task.input_shape))
     if len(inputs) > 1:
         raise ModelError(f"--input is given {len(inputs)} times; the data have one input, of {shape}")
