@@ -304,7 +304,8 @@ def _training_difference(adopted: Adopted, example: Tensor) -> float | None:
 
 
 def remarks(adopted: Adopted, owner: nn.Module, kinds: Sequence[str] = (), *, trained: float | None = None) -> list[str]:
-    """What an owner should know of a model before it is shrunk. kinds: of numbers that its weights were of, beside float32. trained: how far what was read is from it in training mode."""
+    """What an owner should know of a model before it is shrunk. kinds: of numbers that its weights were of, beside float32. trained: how far what
+    was read is from it in training mode."""
     untouched = [
         name for name, layer in owner.named_modules() if isinstance(layer, _BatchNorm) and layer.num_batches_tracked is not None and layer.num_batches_tracked == 0
     ]  # fmt: skip

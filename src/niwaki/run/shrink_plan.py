@@ -281,7 +281,8 @@ def model_for(word: str, task: AnyTask, seed: int) -> nn.Module:
 
 
 def checked_model(module: nn.Module, task: AnyTask, inputs: Sequence[Input] = ()) -> nn.Module:
-    """The module, put on the CPU and in float32, if it takes the task's examples and gives one number for each class. Raises ModelError, saying what does not fit."""
+    """The module, put on the CPU and in float32, if it takes the task's examples and gives one number for each class. Raises ModelError, saying
+    what does not fit."""
     shape = " x ".join(map(str, task.input_shape))
     if len(inputs) > 1:
         raise ModelError(f"--input is given {len(inputs)} times; the data have one input, of {shape}")
