@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -194,3 +196,33 @@ def test_a_sampled_step_sets_the_gates_and_gives_what_the_penalty_is_on():
         Gates({"units": []}, {"units": 5})
     with pytest.raises(FigsError, match=r"tau=0 \(above 0\)"):
         FiGS(tau=0)
+
+
+def first_to_die(taps, prices, seed, steps=500, units=2):
+    """Which of two operators, over 3 and over 5 taps, loses all its gates first, where a filter with these taps made the data; None: neither."""
+    torch.manual_seed(seed)
+    noise, taps = generator(seed), torch.tensor(taps)
+    narrow, wide, mix, gates = nn.Linear(3, units), nn.Linear(5, units), nn.Linear(units, 1), {"narrow": Gate(), "wide": Gate()}
+    learned = Gates({name: [gate.put] for name, gate in gates.items()}, dict.fromkeys(gates, units), replace(SMALL, temper=1.0))
+    weights = [*narrow.parameters(), *wide.parameters(), *mix.parameters()]
+    optimizer = torch.optim.Adam([*weights, *learned.parameters().values()], lr=2e-2)
+    for step in range(steps):
+        x = torch.randn(64, 5, generator=noise)
+        presence = learned.presence(step / (2 * steps), noise)
+        found = mix(torch.relu(gates["narrow"](narrow(x[:, 1:4])) + gates["wide"](wide(x))))
+        price = sum(price * presence[name].sum() for name, price in prices.items()) / (units * sum(prices.values()))
+        optimizer.zero_grad()
+        ((found - torch.relu(x @ taps)[:, None]).square().mean() + price).backward()
+        optimizer.step()
+        if dead := [name for name, margins in learned.margins().items() if bool((margins <= 0).all())]:
+            return dead[0]
+    return None
+
+
+def test_swapped_prices_change_which_operator_dies_first_only_where_either_would_do():
+    usual, swapped = {"narrow": 9, "wide": 25}, {"narrow": 25, "wide": 9}
+    either, needs_wide = [0.0, 1.0, 1.0, 1.0, 0.0], [2.0, 0.5, 0.5, 0.5, 2.0]
+    for seed in range(3):
+        assert [first_to_die(either, prices, seed) for prices in (usual, swapped)] == ["wide", "narrow"]
+        assert first_to_die(needs_wide, usual, seed) != "wide"
+        assert first_to_die(needs_wide, swapped, seed) == "narrow"
