@@ -587,7 +587,17 @@ class _Bars:
             self._bars.stop_task(self._task)
 
 
-class _Lines:
+class _Notes:
+    """What is noted, and nothing of the progress: what a table lacks is a part of what is found on it, also for who wants nothing else."""
+
+    def phase(self, name: str, total: int) -> None: ...
+    def advance(self, done: int) -> None: ...
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class _Lines(_Notes):
     """A line when a phase begins, and another every 20 seconds."""
 
     EVERY_S = 20.0
@@ -609,19 +619,6 @@ class _Lines:
             steps = done - self._first
             left = f", about {(now - self._began) / steps * (self._total - done):.0f} s left" if steps else ""
             self.note(f"{self._name}: {done} of {self._total}{left}")
-
-    def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-
-class _Notes:
-    """What is noted, and nothing of the progress: what a table lacks is a part of what is found on it, also for who wants nothing else."""
-
-    def phase(self, name: str, total: int) -> None: ...
-    def advance(self, done: int) -> None: ...
-
-    def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
 
 def _command() -> str:

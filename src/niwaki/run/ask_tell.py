@@ -56,6 +56,7 @@ class AskTellSearch:
             raise AskTellError(f"the strategy's space {space.hash} is not the space {whole.hash} that architectures are read in")
         self.space, self.strategy, self.store, self.run = space, strategy, store, run
         self.evaluations, self.seed, self.note = evaluations, seed, ""
+        self._objectives = objectives_of(strategy)
         self.schedule = Batches(batch_size) if schedule is None else schedule
         self.waiting = store.pending(run, whole)  # number -> architecture, of what is out
         self._done = {trial.number: trial for trial in store.trials(run, whole)}
@@ -104,7 +105,7 @@ class AskTellSearch:
             out = ", ".join(map(str, self.waiting)) or "none"
             raise AskTellError(f"trial {trial.number} with {dict(trial.arch)} was never asked for; the proposals that are out: {out}")
         if trial.status == "ok":
-            for objective in objectives_of(self.strategy):
+            for objective in self._objectives:
                 objective.check(trial.metrics)  # once stored, what it lacks would end the search for good
         self.store.append(self.run, trial)
         del self.waiting[trial.number]

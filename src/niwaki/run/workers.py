@@ -205,9 +205,9 @@ class _Worker:
                 else f"ended with status {process.returncode}"
             )
             raise JobFailed(f"the process that worked on {job.name!r} {why}. What other jobs gave is kept, and the run can go on") from None
-        if isinstance(result, PLAIN):
-            raise result
         if not succeeded:
+            if isinstance(result, PLAIN):
+                raise result
             raise JobFailed(f"{job.name!r} failed:\n{result}")
         return result
 

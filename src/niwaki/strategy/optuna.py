@@ -135,7 +135,7 @@ def to_optuna_study(
             )
         study.set_metric_names(wanted[1])
         study.set_user_attr("space", space.hash)
-        numbers = {one.user_attrs["number"] for one in kept}
+        numbers = {one.user_attrs.get("number") for one in kept}  # Optuna's own trials have none
         for trial in (trial for trial in trials if trial.number not in numbers):
             study.add_trial(
                 names.frozen(
