@@ -89,7 +89,7 @@ def test_no_published_isomorphism_class_of_the_table_has_two_keys(shared_data):
 
 def test_paths_of_a_cell_are_counted_as_by_walking_them(cells):
     space = space_of(zoo.network("nasbench201"))
-    counted = space.features(cells).structure
+    counted = space.features(cells).paths
 
     def walked(cell) -> dict:
         edges = {edge: OPERATIONS_201[operation] for edge, operation in zip(EDGES_201, cell, strict=True)}
@@ -112,7 +112,7 @@ def test_paths_of_a_cell_are_counted_as_by_walking_them(cells):
 
 
 def test_layers_count_where_the_input_reaches_them_and_they_reach_the_output(cells):
-    live = space_of(zoo.network("nasbench201")).features(cells).structure[:, 40:]
+    live = space_of(zoo.network("nasbench201")).features(cells).paths[:, 40:]
     for cell, found in zip(cells[::37].tolist(), live[::37], strict=True):
         edges = dict(zip(EDGES_201, cell, strict=True))
         routes = [((0, 3),), ((0, 1), (1, 3)), ((0, 2), (2, 3)), ((0, 1), (1, 2), (2, 3))]
@@ -120,6 +120,22 @@ def test_layers_count_where_the_input_reaches_them_and_they_reach_the_output(cel
         counts = [sum(edges[edge] == operation for edge in used) for operation in (2, 3, 4)]
         expected = sorted([*counts, counts[0] + counts[1]])  # 1x1, 3x3, pools; ReLUs and BatchNorms are as many as convolutions
         assert sorted(np.round(found / live[live > 0].min()).tolist()) == expected
+
+
+def test_layers_are_counted_as_run_where_the_output_reads_them_though_the_input_may_not_reach_them(cells):
+    counts = space_of(zoo.network("nasbench201")).features(cells).counts
+    for cell, found in zip(cells[::37].tolist(), counts[::37].tolist(), strict=True):
+        edges = dict(zip(EDGES_201, cell, strict=True))
+        read, waiting = set(), [3]
+        while waiting:
+            node = waiting.pop()
+            for edge in EDGES_201:
+                if edge[1] == node and edges[edge] and edge not in read:
+                    read.add(edge)
+                    waiting.append(edge[0])
+        layers = [sum(edges[edge] == operation for edge in read) for operation in (2, 3, 4)]
+        assert found[:5] == [cell.count(operation) for operation in range(5)]
+        assert sorted(found[5:]) == sorted([*layers, layers[0] + layers[1]])  # ReLUs and BatchNorms are as many as convolutions
 
 
 def conv(kernel: int) -> Conv:
@@ -198,8 +214,7 @@ def test_spaces_without_joined_branches_count_options_instead_of_paths():
     space = space_of(network)
     assert Canon(place(network)).paths(space.sample_many(3, np.random.default_rng(0))).shape == (3, 0)
     row = [0, 1, 2, 0, 0, 1, 2, 2]
-    counts = space.features(np.array([row])).structure[0]
-    assert counts.tolist() == [3, 2, 3]
+    assert space.features(np.array([row])).counts[0].tolist() == [3, 2, 3]
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Our default strategy: its mathematics against scikit-learn and sampling, its promises on spaces with known answers."""
 
 import json
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -52,12 +53,14 @@ def test_it_keeps_the_contract(strategy):
 
 
 def points_of(rng: np.random.Generator, count: int) -> Points:
-    return Points(rng.standard_normal((count, 4)).astype(np.float32), rng.standard_normal((count, 3)).astype(np.float32))
+    return Points(Features(*(rng.standard_normal((count, columns)).astype(np.float32) for columns in (4, 3, 2))))
 
 
-def flat(points: Points, mixture: float) -> np.ndarray:
-    """Points whose squared distances and products are the mixture of those of the two blocks."""
-    return np.concatenate([np.sqrt(mixture) * points.choices, np.sqrt(1 - mixture) * points.structure], axis=1).astype(np.float64)
+def flat(points: Points, setting: Setting) -> np.ndarray:
+    """Points whose squared distances and products are the mixture of those of the two blocks of the setting."""
+    structure = {"paths": points.blocks.paths, "counts": points.blocks.counts}[setting.structure]
+    mixed = [np.sqrt(setting.mixture) * points.blocks.choices, np.sqrt(1 - setting.mixture) * structure]
+    return np.concatenate(mixed, axis=1).astype(np.float64)
 
 
 def regressor(setting: Setting, amplitude: float) -> GaussianProcessRegressor:
@@ -67,13 +70,16 @@ def regressor(setting: Setting, amplitude: float) -> GaussianProcessRegressor:
     return GaussianProcessRegressor(kernel, optimizer=None, alpha=1e-12)
 
 
-@pytest.mark.parametrize(("mixture", "linear"), [(0.0, 0.0), (0.25, 0.5), (1.0, 2.0)])
-def test_the_posterior_is_that_of_scikit_learn(mixture, linear):
+@pytest.mark.parametrize(
+    ("mixture", "structure", "linear"),
+    [(0.0, "paths", 0.0), (0.25, "paths", 0.5), (0.0, "counts", 0.5), (0.5, "counts", 0.0), (1.0, "counts", 2.0)],
+)
+def test_the_posterior_is_that_of_scikit_learn(mixture, structure, linear):
     rng = np.random.default_rng(0)
     told, others, targets = points_of(rng, 12), points_of(rng, 30), rng.standard_normal(12)
-    setting = Setting(mixture, 1.5, linear, 0.05)
+    setting = Setting(mixture, structure, 1.5, linear, 0.05)
     belief = Model(setting, told.among, targets)(others, told.to(others))
-    x, z = flat(told, mixture), flat(others, mixture)
+    x, z = flat(told, setting), flat(others, setting)
     gram = regressor(setting, 1.0).kernel(x)
     inverse = np.linalg.inv(gram)
     mean = (inverse @ targets).sum() / inverse.sum()  # generalised least squares
@@ -86,20 +92,22 @@ def test_the_posterior_is_that_of_scikit_learn(mixture, linear):
     assert np.allclose(belief.spread, deviation, rtol=1e-3)
 
 
-def test_settings_are_those_of_greatest_marginal_likelihood():
+@pytest.mark.parametrize("structure", ["paths", "counts"])
+def test_settings_are_those_of_greatest_marginal_likelihood(structure):
     rng = np.random.default_rng(3)
     told = points_of(rng, 25)
-    truth = Setting(0.75, 1.0, 0.0, 1e-2)
-    targets = np.linalg.cholesky(regressor(truth, 1.0).kernel(flat(told, 0.75))) @ rng.standard_normal(25)
+    truth = Setting(0.25, structure, 1.0, 0.0, 1e-2)
+    targets = np.linalg.cholesky(regressor(truth, 1.0).kernel(flat(told, truth))) @ rng.standard_normal(25)
     found = settings_of(told, targets, 4)
     assert sum(setting.weight for setting in found) == pytest.approx(1)
     likelihoods = []
-    for setting in (*found, Setting(0.0, 4.0, 0.0, NOISES[0]), Setting(1.0, 0.5, 0.5, NOISES[-1]), Setting(0.5, 2.0, 0.0, NOISES[1])):
-        gram = regressor(setting, 1.0).kernel(flat(told, setting.mixture))
+    rest = [Setting(m, s, 4.0 * m, 0.5, noise) for m in (0.25, 0.5, 1.0) for s in ("paths", "counts") for noise in NOISES]
+    for setting in (*found, *(one for one in rest if replace(one, weight=0) not in [replace(other, weight=0) for other in found])):
+        gram = regressor(setting, 1.0).kernel(flat(told, setting))
         inverse = np.linalg.inv(gram)
         mean = (inverse @ targets).sum() / inverse.sum()
         amplitude = (targets - mean) @ inverse @ (targets - mean) / 25
-        model = regressor(setting, amplitude).fit(flat(told, setting.mixture), targets - mean)
+        model = regressor(setting, amplitude).fit(flat(told, setting), targets - mean)
         likelihoods.append(model.log_marginal_likelihood_value_)
     ours, others = np.array(likelihoods[:4]), np.array(likelihoods[4:])
     assert (np.diff(ours) <= 1e-6).all()
@@ -111,7 +119,7 @@ def test_settings_are_those_of_greatest_marginal_likelihood():
 def test_assuming_a_point_is_conditioning_on_its_mean():
     rng = np.random.default_rng(1)
     told, others, targets = points_of(rng, 10), points_of(rng, 20), rng.standard_normal(10)
-    setting = Setting(0.5, 1.0, 0.5, 0.01)
+    setting = Setting(0.5, "counts", 1.0, 0.5, 0.01)
     belief = Model(setting, told.among, targets)(others, told.to(others))
     for place in (3, 11):
         belief.assume_(place)
@@ -161,11 +169,16 @@ def test_scores_depend_on_the_order_alone_and_ties_share_theirs():
 
 def test_features_are_scaled_to_a_mean_squared_distance_of_one():
     rng = np.random.default_rng(0)
-    block = Features(rng.integers(0, 2, (400, 5)).astype(np.float32), 7 * rng.standard_normal((400, 2)).astype(np.float32))
+    block = Features(
+        rng.integers(0, 2, (400, 5)).astype(np.float32),
+        7 * rng.standard_normal((400, 2)).astype(np.float32),
+        np.zeros((400, 0), np.float32),
+    )
     points = Scale.of(block)(block)
     relation = points.to(points)
-    assert relation.choices.mean() == pytest.approx(1, rel=1e-3)
-    assert relation.structure.mean() == pytest.approx(1, rel=1e-3)
+    assert points.structures == ("paths",)
+    for name in ("choices", "paths"):
+        assert relation.of(name)[0].mean() == pytest.approx(1, rel=1e-3)
 
 
 # --- searches --------------------------------------------------------------------------------------------------------------------
@@ -218,11 +231,12 @@ def test_cells_that_compute_the_same_are_proposed_once_where_only_the_function_c
     space = space_of(zoo.network("nasbench201"))
     rows = np.array(space.indices(space.enumerate()))
     key = dict(zip(map(tuple, rows.tolist()), space.canonical_keys(rows).tolist(), strict=True))
-    paths = space.features(rows).structure
+    paths = space.features(rows).paths
     value = dict(zip(map(tuple, rows.tolist()), paths @ np.random.default_rng(0).standard_normal(paths.shape[1]), strict=True))
     trials, state = searched(Default(), space, lambda arch: {"accuracy": float(value[tuple(space.indices([arch])[0])])}, 40)
     keys = [key[tuple(space.indices([trial.arch])[0])] for trial in trials]
-    assert all(setting.mixture == 0 for setting in state.settings[0][:1]), "the model has found that paths say everything"
+    best = state.settings[0][0]
+    assert (best.mixture, best.structure) == (0, "paths"), "the model has found that paths say everything"
     assert len(set(keys)) == 40
 
 

@@ -82,8 +82,16 @@ class Canon:
         of layers, and how many of each layer lie on some way. Zeros lead nowhere, and the identity is no layer. Parts that are alike are
         counted once. The layers are weighed as much as the ways: two architectures are as far apart in the ones as in the others, on average.
         """
+        return self._looked_up([(names, paths) for names, paths, _ in self._path_tables], rows)
+
+    def layers(self, rows: np.ndarray) -> np.ndarray:
+        """float32 (N, G): for the same parts, how many of each layer the output reads, zeros or not: what is left to run where dead code is
+        left out, but zeros are computed with as any other numbers."""
+        return self._looked_up([(names, layers) for names, _, layers in self._path_tables], rows)
+
+    def _looked_up(self, tables: Sequence[tuple[tuple[str, ...], np.ndarray]], rows: np.ndarray) -> np.ndarray:
         columns = _Columns(self.placement.decisions, rows)
-        found = [table[columns.code(names)] for names, table in self._path_tables]
+        found = [table[columns.code(names)] for names, table in tables]
         return np.concatenate(found, axis=1) if found else np.zeros((len(rows), 0), dtype=np.float32)
 
     def flow(self) -> np.ndarray:
@@ -115,10 +123,11 @@ class Canon:
         return gone
 
     @cached_property
-    def _path_tables(self) -> list[tuple[tuple[str, ...], np.ndarray]]:
-        """For each part in which searched branches meet: the decisions in it, and (combinations of their options, F) counts of paths."""
+    def _path_tables(self) -> list[tuple[tuple[str, ...], np.ndarray, np.ndarray]]:
+        """For each part in which searched branches meet: the decisions in it, and of paths and of layers (combinations of their options, F)
+        counts."""
         options = {decision.name: len(decision.options) for decision in self.placement.decisions}
-        tables: dict[tuple, tuple[tuple[str, ...], np.ndarray]] = {}
+        tables: dict[tuple, tuple[tuple[str, ...], np.ndarray, np.ndarray]] = {}
         seen: set[tuple] = set()
         for start, stop, source, result in parts(self.placement):
             items = self.placement.items[start:stop]
@@ -129,9 +138,9 @@ class Canon:
             if like in seen:
                 continue
             seen.add(like)
-            table = _path_table(items, start, source, result, {name: options[name] for name in names}, self.placement.decisions)
-            if table.shape[1]:
-                tables.setdefault((names, table.tobytes()), (names, table))
+            paths, layers = _path_table(items, start, source, result, {name: options[name] for name in names}, self.placement.decisions)
+            if paths.shape[1]:
+                tables.setdefault((names, paths.tobytes()), (names, paths, layers))
         return list(tables.values())
 
 
@@ -314,8 +323,9 @@ def _branches_meet(items: Sequence[Placed], start: int) -> bool:
 
 def _path_table(
     items: Sequence[Placed], start: int, source: int, result: int, options: Mapping[str, int], decisions: Sequence[Decision]
-) -> np.ndarray:
-    """float32 (combinations of options, F): how many ways lead over each sequence of layers; no columns if there are too many sequences."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32 (combinations of options, F): how many ways lead over each sequence of layers, and how many of each layer lie on one; and, of
+    the same rows, how many of each layer are read. No columns if there are too many sequences."""
     size = prod(options.values())
     grid = np.indices(tuple(options.values()), dtype=np.int32).reshape(len(options), size)
     taken = dict(zip(options, grid, strict=True))
@@ -334,25 +344,26 @@ def _path_table(
                         here[through] = here.get(through, np.float32(0)) + count * (open_way & applies)
         ways[at] = {sequence: count for sequence, count in here.items() if count.any()}
         if sum(map(len, ways.values())) > MOST_PATHS * 16 or len(ways[at]) > MOST_PATHS:
-            return np.zeros((size, 0), dtype=np.float32)
+            return np.zeros((size, 0), dtype=np.float32), np.zeros((size, 0), dtype=np.float32)
     sequences = [count for _, count in sorted(ways[result].items(), key=lambda pair: len(pair[0]))]
-    paths, layers_ = _varying(sequences, size), _varying(_live(items, start, result, ways, columns), size)
-    if paths.shape[1] and layers_.shape[1]:
-        layers_ *= np.sqrt(paths.var(axis=0).sum() / layers_.var(axis=0).sum())
-    return np.concatenate([paths, layers_], axis=1)
+    reached = {at: np.any([count > 0 for count in found.values()], axis=0) for at, found in ways.items() if found}
+    paths, on_a_way = _varying(sequences, size), _varying(_layer_counts(items, start, result, reached, columns), size)
+    if paths.shape[1] and on_a_way.shape[1]:
+        on_a_way *= np.sqrt(paths.var(axis=0).sum() / on_a_way.var(axis=0).sum())
+    return np.concatenate([paths, on_a_way], axis=1), _varying(_layer_counts(items, start, result, None, columns), size)
 
 
-def _live(
-    items: Sequence[Placed], start: int, result: int, ways: Mapping[int, Mapping[tuple[int, ...], np.ndarray]], columns: _Columns
+def _layer_counts(
+    items: Sequence[Placed], start: int, result: int, reached: Mapping[int, np.ndarray] | None, columns: _Columns
 ) -> list[np.ndarray]:
-    """For each layer (N,), how many of it the input reaches and reach the output."""
-    needed: dict[int, Any] = {result: np.ones(columns.count, dtype=bool)}
+    """For each layer (N,), how many of it the output reads; where `reached` tells in which rows the input reaches an item, of those alone."""
+    everywhere, nowhere = np.ones(columns.count, dtype=bool), np.zeros(columns.count, dtype=bool)
+    needed: dict[int, Any] = {result: everywhere}
     counts: dict[tuple[int, ...], Any] = {}
     for at, item in reversed(list(enumerate(items, start))):
-        reached = np.zeros(columns.count, dtype=bool)
-        for count in ways.get(at, {}).values():
-            reached |= count > 0
-        live = needed.get(at, np.zeros(columns.count, dtype=bool)) & reached
+        if isinstance(item.layer, Zero):  # reads nothing, whatever it is given
+            continue
+        live = needed.get(at, nowhere) & (columns.holds(item.condition) if reached is None else reached.get(at, nowhere))
         for layers, applies in _layers(item, columns):
             if layers:
                 counts[layers] = counts.get(layers, np.float32(0)) + (live & applies)

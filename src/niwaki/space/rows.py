@@ -31,19 +31,25 @@ class Description(Protocol):
         """float32 (N, F): how what was chosen lies on the ways through the network."""
         ...
 
+    def layers(self, rows: np.ndarray) -> np.ndarray:
+        """float32 (N, G): how many of each layer are run."""
+        ...
+
     def flow(self) -> np.ndarray:
         """float32 (D + 2, D + 2): [i, j] = 1 where decision j - 1 reads what decision i - 1 decides about; 0 is the input, D + 1 the output."""
         ...
 
 
 class Features(NamedTuple):
-    """Architectures as points: `choices`, float32 (N, F), says which options were taken, `structure`, float32 (N, G), what they make together.
+    """Architectures as points: `choices`, float32 (N, F), says which options were taken; `paths`, float32 (N, G), which ways through the
+    network they make together, on which accuracy depends; `counts`, float32 (N, H), how much of what there is, on which costs do.
 
-    In each, two architectures that differ in nothing it can tell have the same row.
+    In each, two architectures that differ in nothing it can tell have the same row. There may be no paths, and no counts.
     """
 
     choices: np.ndarray
-    structure: np.ndarray
+    paths: np.ndarray
+    counts: np.ndarray
 
 
 class Existence:

@@ -260,11 +260,13 @@ class Space:
         return genotype_keys(rows) if self.described is None else self.described.keys(rows)
 
     def features(self, rows: np.ndarray) -> Features:
-        """Architectures as points: the options taken, and what they make together: paths through the network, and how many layers are what."""
+        """Architectures as points: the options taken, the paths through the network that they make together, and how many there are of what:
+        of decisions with the same options that take each of them, and of layers that are run."""
         rows = self.canonical_rows(rows)
-        counts = option_counts(self, rows)
-        paths = np.zeros((len(rows), 0), dtype=np.float32) if self.described is None else self.described.paths(rows)
-        return Features(choice_features(self, rows), paths if paths.shape[1] else counts)
+        choices, counts = choice_features(self, rows), option_counts(self, rows)
+        if self.described is None:
+            return Features(choices, np.zeros((len(rows), 0), dtype=np.float32), counts)
+        return Features(choices, self.described.paths(rows), np.concatenate([counts, self.described.layers(rows)], axis=1))
 
     def flow(self) -> np.ndarray:
         """float32 (D + 2, D + 2): how data flow from the input (0) over the decisions (1 to D) to the output; [i, j] = 1 where j reads i.

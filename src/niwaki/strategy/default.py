@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -15,7 +15,6 @@ from niwaki.space.choice import SpaceError
 from niwaki.strategy.ground import Ground, generator_of
 from niwaki.strategy.strategy import SearchSpace, fingerprint, unseen
 from niwaki.strategy.surrogate import (
-    NOISES,
     Belief,
     Model,
     Points,
@@ -27,6 +26,7 @@ from niwaki.strategy.surrogate import (
     normal_scores_among,
     settings_of,
     standard_scores,
+    usual,
 )
 from niwaki.trial import Trial
 
@@ -34,7 +34,7 @@ STARTS = 10  # architectures at random before anything is modelled
 MOST_TOLD = 256  # trials that a model is conditioned on
 MOST_FITTED = 160  # trials from which the settings of the kernel are found
 AVERAGED = 256  # settings times trials: fewer settings are averaged where more is known
-MOST_SETTINGS = 4
+MOST_SETTINGS = 16
 MERGED = 0.0  # largest mixture of the kernel at which architectures that compute the same count as one
 LEAST_KEPT = 5  # trials within all limits, from which on ranks are those among them
 FAR = 20.0  # times the median distance to a limit: what exceeds it by more counts as if by that
@@ -121,7 +121,7 @@ class Default:
         return asked
 
     def save(self, state: DefaultState) -> tuple[Any, dict[str, np.ndarray]]:
-        settings = [[[s.mixture, s.length, s.linear, s.noise, s.weight] for s in column] for column in state.settings]
+        settings = [[astuple(s) for s in column] for column in state.settings]
         content = {"space": state.space.hash, "settings": settings}
         return content, {"rows": state.rows, "values": state.values, "status": state.status}
 
@@ -194,10 +194,10 @@ class Default:
             use = np.flatnonzero(self.learned_from(values, status, column))
             use = use[_some(self.matter(self.targets(values[use], status[use], column), column), MOST_FITTED)]
             targets = self.targets(values[use], status[use], column)
-            if len(use) < 3 or np.ptp(targets) == 0:  # nothing to tell settings apart by
-                found.append((Setting(0.5 if state.ground.has_structure else 1.0, 1.0, 0.0, NOISES[1]),) if len(use) else ())
-                continue
             points = points or state.ground.points(rows)
+            if len(use) < 3 or np.ptp(targets) == 0:  # nothing to tell settings apart by
+                found.append((usual(points),) if len(use) else ())
+                continue
             found.append(settings_of(points.at(use), targets, MOST_SETTINGS))
         return tuple(found)
 
@@ -242,7 +242,7 @@ class _View:
         targets = strategy.targets(state.values[use], state.status[use], column)
         some = _some(strategy.matter(targets, column), most_told)
         told = state.ground.points(state.rows[use[some]])
-        among, most = told.among, 1 if column or self.several else max(1, AVERAGED // len(some))
+        among, most = told.among, 1 if self.several else max(1, AVERAGED // len(some))
         return [Model(setting, among, targets[some]) for setting in state.settings[column][:most]], told
 
     def _believed(self, models: list[Model], told: Points, points: Points) -> list[Belief]:
@@ -284,7 +284,9 @@ class _View:
     def _merge(self) -> None:
         """Leaves out what computes the same as a known architecture, where the model tells architectures apart by what they compute."""
         ground = self.state.ground
-        if self.keys is not None and all(found[0].setting.mixture <= MERGED for found in self.beliefs.values()):
+        if self.keys is not None and all(
+            found[0].setting.mixture <= MERGED and found[0].setting.structure == "paths" for found in self.beliefs.values()
+        ):
             other = self.free & ~np.isin(self.keys, ground.keys[ground.places_of(self.known)])
             self.free = other if other.any() else self.free
 
@@ -292,8 +294,7 @@ class _View:
         """(N,): how promising each candidate is; -inf for those that are known."""
         value = self._improvement()
         for column in self.limits:
-            [belief] = self.beliefs[column]
-            value = value * normal_cdf((1 - belief.mean) / belief.spread)
+            value = value * self._averaged(column, lambda belief: normal_cdf((1 - belief.mean) / belief.spread))
         return np.where(self.free, value, -np.inf)
 
     def _improvement(self) -> np.ndarray:
@@ -310,8 +311,13 @@ class _View:
             deviation = np.sqrt(np.sum([(w * b.deviation) ** 2 for w, b in zip(weights, beliefs, strict=True)], axis=0))
             return expected_improvement(mean, deviation, np.max((weights @ np.array(self.scores))[self.kept]))
         best = self.scores[0][self.kept].max()
-        total = sum(b.setting.weight for b in self.beliefs[0])
-        return np.sum([b.setting.weight / total * expected_improvement(b.mean, b.deviation, best) for b in self.beliefs[0]], axis=0)
+        return self._averaged(0, lambda belief: expected_improvement(belief.mean, belief.deviation, best))
+
+    def _averaged(self, column: int, of: Callable[[Belief], np.ndarray]) -> np.ndarray:
+        """(N,): over the settings of a column, by their weights."""
+        beliefs = self.beliefs[column]
+        total = sum(belief.setting.weight for belief in beliefs)
+        return np.sum([belief.setting.weight / total * of(belief) for belief in beliefs], axis=0)
 
     def best_(self) -> np.ndarray | None:
         """The most promising candidate, from then on taken as known; None if all are."""

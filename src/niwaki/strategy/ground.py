@@ -49,10 +49,6 @@ class Ground:
             rows = self.space.sample_many(SCALE_DRAWS, np.random.default_rng(0))
         return Scale.of(self.space.features(rows))
 
-    @property
-    def has_structure(self) -> bool:
-        return bool(len(self.scale.centres[1]))
-
     @cached_property
     def listed_points(self) -> Points:
         assert self.rows is not None

@@ -1,7 +1,8 @@
 """A Gaussian process over architectures as points, and how much better than the best so far each candidate may be expected to be.
 
-The kernel is a Matern kernel of a distance that is mixed from two: in the options taken, and in what they make together (see `Features`). The
-mixture, the length and the noise are taken from a small grid: those that explain the trials best by marginal likelihood, averaged.
+The kernel is a Matern kernel of a distance that is mixed from two: in the options taken, and in what they make together: the paths, or the
+counts of things (see `Features`). What is mixed, the length and the noise are taken from a small grid: those that explain the trials best by
+marginal likelihood, averaged. So accuracy comes to be explained by paths, and latency by counts, without being told which is which.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product as grid
 from statistics import NormalDist
-from typing import NamedTuple
 
 import numpy as np
 
 from niwaki.space.rows import Features
 
-MIXTURES = (0.0, 0.25, 0.5, 0.75, 1.0)  # part of the squared distance that is of the options taken; the rest is of the structure
+MIXTURES = (0.0, 0.25, 0.5, 0.75, 1.0)  # part of the squared distance that is of the options taken; the rest is of paths or counts
 LENGTHS = (0.5, 1.0, 2.0, 4.0)  # in units of the root mean square distance between two random architectures
 LINEARS = (0.0, 0.5)  # variance of what is linear in the features, where that of the rest is 1
 NOISES = (1e-3, 1e-2, 1e-1)  # variance of what the kernel cannot explain, as a part of the variance that it explains
@@ -28,59 +28,65 @@ SQRT3 = math.sqrt(3.0)
 
 @dataclass(frozen=True)
 class Points:
-    """Architectures in two blocks of features, scaled so that in each the mean squared distance between two of the space is 1."""
+    """Architectures in blocks of features, scaled so that in each the mean squared distance between two of the space is 1."""
 
-    choices: np.ndarray  # float32 (N, F)
-    structure: np.ndarray  # float32 (N, G)
+    blocks: Features  # float32 (N, ...) each
 
     def __len__(self) -> int:
-        return len(self.choices)
+        return len(self.blocks.choices)
 
     @cached_property
-    def squares(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N,): squared lengths in the two blocks."""
-        return (self.choices * self.choices).sum(axis=1), (self.structure * self.structure).sum(axis=1)
+    def squares(self) -> tuple[np.ndarray, ...]:
+        """(N,): squared lengths in each block."""
+        return tuple((block * block).sum(axis=1) for block in self.blocks)
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Of the paths and the counts what there is."""
+        return tuple(name for name in ("paths", "counts") if getattr(self.blocks, name).shape[1])
 
     def at(self, places: np.ndarray) -> Points:
-        return Points(self.choices[places], self.structure[places])
+        return Points(Features(*(block[places] for block in self.blocks)))
 
     def and_(self, others: Points) -> Points:
-        return Points(np.concatenate([self.choices, others.choices]), np.concatenate([self.structure, others.structure]))
+        return Points(Features(*(np.concatenate(both) for both in zip(self.blocks, others.blocks, strict=True))))
 
     @property
     def among(self) -> Relation:
         """Of the points among themselves, in double precision."""
-        exact = Points(self.choices.astype(np.float64), self.structure.astype(np.float64))
+        exact = Points(Features(*(block.astype(np.float64) for block in self.blocks)))
         return exact.to(exact)
 
     def to(self, others: Points) -> Relation:
         """Of N points to M others."""
-        related = []
-        blocks = (self.choices, self.structure), (others.choices, others.structure)
-        for a, b, a_square, b_square in zip(*blocks, self.squares, others.squares, strict=True):
-            product = a @ b.T
+        return Relation(self, others)
+
+
+class Relation:
+    """How N points lie to M others in each block of their features, worked out where it is asked for."""
+
+    def __init__(self, points: Points, others: Points) -> None:
+        self._points, self._others = points, others
+        self._found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def of(self, block: str) -> tuple[np.ndarray, np.ndarray]:
+        """(N, M) each: squared distances, and products."""
+        if block not in self._found:
+            at = Features._fields.index(block)
+            product = self._points.blocks[at] @ self._others.blocks[at].T
             squared = product * np.float32(-2)
-            squared += a_square[:, None]
-            squared += b_square
-            related += [np.maximum(squared, 0, out=squared), product]
-        return Relation(*related)
-
-
-class Relation(NamedTuple):
-    """How points lie to each other, (N, M) each: squared distances and products, of the choices and of the structure."""
-
-    choices: np.ndarray
-    choices_product: np.ndarray
-    structure: np.ndarray
-    structure_product: np.ndarray
+            squared += self._points.squares[at][:, None]
+            squared += self._others.squares[at]
+            self._found[block] = np.maximum(squared, 0, out=squared), product
+        return self._found[block]
 
 
 @dataclass(frozen=True)
 class Scale:
     """Where the features of a space lie, from a sample of it."""
 
-    centres: tuple[np.ndarray, np.ndarray]
-    spreads: tuple[np.ndarray, np.ndarray]
+    centres: tuple[np.ndarray, ...]
+    spreads: tuple[np.ndarray, ...]
 
     @staticmethod
     def of(features: Features) -> Scale:
@@ -92,7 +98,7 @@ class Scale:
         return Scale(centres, tuple(spreads))  # type: ignore[arg-type]
 
     def __call__(self, features: Features) -> Points:
-        return Points(*((block - c) * s for block, c, s in zip(features, self.centres, self.spreads, strict=True)))
+        return Points(Features(*((block - c) * s for block, c, s in zip(features, self.centres, self.spreads, strict=True))))
 
 
 def matern32(squared: np.ndarray, length: float) -> np.ndarray:
@@ -117,11 +123,12 @@ def _mixed(first: np.ndarray, second: np.ndarray, part: float) -> np.ndarray:
 class Setting:
     """One setting of the kernel: a Matern kernel of the distance, over `length`, and `linear` times the product: what bends and what leans.
 
-    Squared distance and product are `mixture` times those of the choices and 1 - mixture times those of the structure. noise: on the
-    diagonal. weight: of this setting among those that are averaged.
+    Squared distance and product are `mixture` times those of the choices and 1 - mixture times those of `structure`: of the paths, or of the
+    counts. noise: on the diagonal. weight: of this setting among those that are averaged.
     """
 
     mixture: float
+    structure: str
     length: float
     linear: float
     noise: float
@@ -130,10 +137,13 @@ class Setting:
     def kernel(self, relation: Relation) -> np.ndarray:
         """(N, M)"""
         if self.mixture == 1:
-            squared, product = relation.choices, relation.choices_product
+            squared, product = relation.of("choices")
+        elif self.mixture == 0:
+            squared, product = relation.of(self.structure)
         else:
-            squared = _mixed(relation.choices, relation.structure, self.mixture)
-            product = _mixed(relation.choices_product, relation.structure_product, self.mixture) if self.linear else relation.choices
+            (squared, product), (other, other_product) = relation.of("choices"), relation.of(self.structure)
+            squared = _mixed(squared, other, self.mixture)
+            product = _mixed(product, other_product, self.mixture) if self.linear else product
         kernel = matern32(squared, self.length)
         if self.linear:
             kernel += (2 * self.linear) * product  # the mean square of a scaled point is 1 / 2
@@ -141,7 +151,7 @@ class Setting:
 
     def variance(self, points: Points) -> np.ndarray:
         """(N,): the kernel of each point with itself."""
-        choices, structure = points.squares
+        choices, structure = points.squares[0], points.squares[Features._fields.index(self.structure)]
         return 1 + 2 * self.linear * (self.mixture * choices + (1 - self.mixture) * structure)
 
 
@@ -154,21 +164,26 @@ def settings_of(points: Points, targets: np.ndarray, most: int) -> tuple[Setting
     count, relation = len(targets), points.among
     right = np.stack([targets, np.ones(count)], axis=1)
     found: list[tuple[float, Setting]] = []
-    mixtures = MIXTURES if points.structure.shape[1] else (1.0,)
-    for mixture, length, linear in grid(mixtures, LENGTHS, LINEARS):
-        values, vectors = np.linalg.eigh(Setting(mixture, length, linear, 0.0).kernel(relation))
+    mixtures = [(mixture, block) for block in points.structures for mixture in MIXTURES if mixture < 1] + [(1.0, "counts")]
+    for (mixture, structure), length, linear in grid(mixtures, LENGTHS, LINEARS):
+        values, vectors = np.linalg.eigh(Setting(mixture, structure, length, linear, 0.0).kernel(relation))
         y, one = (vectors.T @ right).T
         for noise in NOISES:
             spectrum = np.maximum(values, 0) + noise
             mean = (one / spectrum @ y) / (one / spectrum @ one)
             amplitude = ((y - mean * one) ** 2 / spectrum).sum() / count
             likelihood = -0.5 * (np.log(spectrum).sum() + count * math.log(amplitude + 1e-12))
-            found.append((float(likelihood), Setting(mixture, length, linear, noise)))
+            found.append((float(likelihood), Setting(mixture, structure, length, linear, noise)))
     found.sort(key=lambda one: -one[0])
     best = found[:most]
     weights = np.exp(np.array([likelihood for likelihood, _ in best]) - best[0][0])
     weights /= weights.sum()
     return tuple(replace(setting, weight=float(weight)) for (_, setting), weight in zip(best, weights, strict=True))
+
+
+def usual(points: Points) -> Setting:
+    """What is taken where nothing tells settings apart."""
+    return Setting(0.5, points.structures[0], 1.0, 0.0, NOISES[1]) if points.structures else Setting(1.0, "counts", 1.0, 0.0, NOISES[1])
 
 
 class Model:
