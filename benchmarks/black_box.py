@@ -1,16 +1,18 @@
 """`default` against what people pick today, on tables, devices and objectives: those it was made on, and those it was not.
 
-    python benchmarks/black_box.py [--only QUESTION] [--seeds 50] [--workers N] [--kept] [--quick]
+    python benchmarks/black_box.py [--only QUESTION] [--seeds 50] [--workers N] [--pyglove PYTHON] [--kept] [--quick]
 
 Every search is kept in benchmarks/work/black_box-HASH/, each once: started again, the benchmark goes on, with as many workers as are asked
 for then. --only runs the searches of one question, and writes nothing else; --kept tells of the seeds that all strategies of a question
-have finished, and searches no more.
+have finished, and searches no more. PyGlove is no dependency: its evolution plays where --pyglove names an interpreter that has it.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import subprocess
 import time
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
@@ -36,6 +38,7 @@ from niwaki.run.statistics import bootstrap_of
 from niwaki.run.strategies import strategy_named
 from niwaki.run.workers import Job
 from niwaki.space.architecture import Architecture
+from niwaki.strategy.evolution import RegularizedEvolution
 from niwaki.strategy.strategy import SearchSpace
 from niwaki.trial import Trial
 
@@ -57,6 +60,7 @@ KINDS = {
 
 PEERS = ("optuna-tpe", "evolution", "random", "macs", "params")
 WITH_PROCESS = ("optuna-tpe", "one-hot-gp", *PEERS[1:])
+WITHOUT_LIMIT = (*WITH_PROCESS, "pyglove-evolution")
 TWO = ("optuna-nsga2", "optuna-tpe", "nsga2", "random", "macs", "params")
 SAMPLED = ("one-hot-gp", "evolution", "random", "macs", "params")
 
@@ -84,8 +88,8 @@ def _limited(device: str, most: float, kind: str) -> Asked:
 
 BOTH = (NB201, NB201_MS)
 QUESTIONS = (
-    Asked("nb201 accuracy", "tuned", (NB201,), (ACCURACY,), 150, rivals=WITH_PROCESS, strict=True),
-    Asked("macro accuracy", "seen", (MACRO,), ("mean_acc",), 150, rivals=WITH_PROCESS, strict=True),
+    Asked("nb201 accuracy", "tuned", (NB201,), (ACCURACY,), 150, rivals=WITHOUT_LIMIT, strict=True),
+    Asked("macro accuracy", "seen", (MACRO,), ("mean_acc",), 150, rivals=WITHOUT_LIMIT, strict=True),
     Asked("nb201 12-epoch signal", "seen", (NB201,), (SIGNAL,), 150, report=ACCURACY),
     _limited("pixel3", 8, "tuned"),
     _limited("raspi4", 20, "tuned"),
@@ -229,7 +233,48 @@ def by_optuna(contest: Contest, sampler: str, seed: int) -> Log:
     return Log(tuple(places), tuple(map(float, range(1, len(places) + 1))), cpu_s)
 
 
-def play(contest: Contest, name: str, seed: int) -> Log:
+PYGLOVE = """
+import json, sys, time
+import pyglove as pg
+asked = json.load(sys.stdin)
+options, quality = asked["options"], asked["quality"]
+evolution = pg.evolution.regularized_evolution(population_size=asked["population"], tournament_size=asked["tournament"], seed=asked["seed"])
+space = pg.Dict(**{f"d{at}": pg.oneof(list(range(count))) for at, count in enumerate(options)})
+places, began = [], time.process_time()
+for example, feedback in pg.sample(space, evolution, num_examples=asked["evaluations"]):
+    place = 0
+    for at, count in enumerate(options):
+        place = place * count + example[f"d{at}"]
+    places.append(place)
+    feedback(quality[place])
+print(json.dumps({"places": places, "cpu_s": time.process_time() - began}))
+"""
+
+
+def by_pyglove(contest: Contest, python: str, seed: int) -> Log:
+    """PyGlove's regularized evolution with the settings of ours, in an interpreter that has it; repeats count."""
+    [goal] = contest.goals
+    table, ours = contest.table, RegularizedEvolution()
+    rows = [table.place(arch) for arch in table.space.enumerate()]  # the last decision fastest, as there
+    asked = {
+        "options": [len(decision.options) for decision in table.space.decisions],
+        "quality": goal.values[rows].tolist(),
+        "population": ours.population_size,
+        "tournament": ours.tournament_size,
+        "evaluations": contest.evaluations,
+        "seed": seed,
+    }
+    command = [python, "-W", "ignore", "-c", PYGLOVE]
+    answer = json.loads(
+        subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    )
+    places = [rows[place] for place in answer["places"]]
+    return Log(tuple(places), tuple(map(float, range(1, len(places) + 1))), answer["cpu_s"])
+
+
+def play(contest: Contest, name: str, seed: int, pyglove: str = "") -> Log:
+    if name.startswith("pyglove"):
+        return by_pyglove(contest, pyglove, seed)
     if name.startswith("optuna"):
         return by_optuna(contest, name, seed)
     if name in COUNTS:
@@ -254,7 +299,8 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         folder = work_folder(Path(scratch) / "run" if given.quick else HERE / "work" / f"black_box-{code_hash()}", {})
         try:
-            found = played(questions, (Path(given.shared) / "data").resolve(), folder, seeds, given.workers, more=not given.kept)
+            data = (Path(given.shared) / "data").resolve()
+            found = played(questions, data, folder, seeds, given.workers, given.pyglove, more=not given.kept)
         finally:
             folder.close()
     if not given.only:
@@ -265,6 +311,7 @@ def _options(parser: ArgumentParser) -> None:
     parser.add_argument("--only", default="", help="the searches of one question")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--workers", type=int, default=1, help="searches at once; the results do not depend on it, their CPU times may")
+    parser.add_argument("--pyglove", metavar="PYTHON", default="", help="an interpreter that has pyglove")
     parser.add_argument("--kept", action="store_true", help="tell of what is there, search no more")
     parser.add_argument(
         "--shared", default=os.environ.get("NIWAKI_SHARED", str(HERE.parent.parent / "shared")), help="the folder above data/"
@@ -277,20 +324,25 @@ def _contest(asked: Asked, data: str) -> Contest:
     return Contest(Question(tables, asked.objectives, asked.limits, report=asked.report, evaluations=asked.evaluations))
 
 
-def one_search(asked: Asked, data: str, name: str, seed: int) -> dict[str, Any]:
+def one_search(asked: Asked, data: str, name: str, seed: int, pyglove: str = "") -> dict[str, Any]:
     """What is kept of one search, of one question by one strategy from one seed."""
     contest = _contest(asked, data)
-    log = play(contest, name, seed)
+    log = play(contest, name, seed, pyglove)
     return {"cpu_s": log.cpu_s, **contest.outcome(log)}
 
 
-def played(questions: Sequence[Asked], data: Path, folder: Folder, seeds: int, workers: int, *, more: bool) -> dict[str, dict[str, Any]]:
+def played(
+    questions: Sequence[Asked], data: Path, folder: Folder, seeds: int, workers: int, pyglove: str, *, more: bool
+) -> dict[str, dict[str, Any]]:
     """Question -> the records of all its searches, name -> one record for each seed; and facts of the table."""
     contests = {asked: _contest(asked, str(data)) for asked in questions}
-    names = {asked: ["default", *(name for name in asked.rivals if name not in COUNTS or contests[asked].table.network is not None)]
-             for asked in questions}  # fmt: skip
+
+    def plays(asked: Asked, name: str) -> bool:
+        return contests[asked].table.network is not None if name in COUNTS else bool(pyglove) if name.startswith("pyglove") else True
+
+    names = {asked: ["default", *(name for name in asked.rivals if plays(asked, name))] for asked in questions}
     jobs = [
-        Job(f"{asked.name}/{asked.evaluations}/{name}/{seed}", one_search, (asked, str(data), name, seed))
+        Job(f"{asked.name}/{asked.evaluations}/{name}/{seed}", one_search, (asked, str(data), name, seed, pyglove))
         for asked in questions
         for seed in range(seeds)
         for name in names[asked]
@@ -396,7 +448,7 @@ def result_of(found: Mapping[str, Mapping[str, Any]]) -> Result:
         tables.append(Table(f"{name} ({asked.kind}, {one['seeds']} seeds): mean {what}{signal}{note}", columns, tuple(rows)))
     notes = (
         f"± is the standard error; intervals (95 %) of ratios are bootstrapped over the seeds, the same for both. {'; '.join(f'{kind}: {what}' for kind, what in KINDS.items())}.",
-        "Repeats count as evaluations (Optuna's samplers repeat; the others do not). CPU ms: of the search itself, for each evaluation.",
+        "Repeats count as evaluations (those of Optuna and PyGlove do; the others do not). CPU ms: of the search itself, for each evaluation.",
         "`macs` and `params` try the largest first where accuracy counts, the smallest where latency does; they know nothing of a measured limit.",
         "one-hot-gp: a plain Gaussian process, RBF kernel on one-hot options, expected improvement over all that is left, times the probability that a limit is kept, where there is one.",
         "The tables of FBNet and OFA hold 5,000 of 10^21 and 10^19 architectures: searches choose among these rows, which Optuna's samplers cannot.",
@@ -409,7 +461,7 @@ def result_of(found: Mapping[str, Mapping[str, Any]]) -> Result:
     return Result(
         "black_box",
         "11. Black-box search at few evaluations",
-        "python benchmarks/black_box.py",
+        "python benchmarks/black_box.py --pyglove PYTHON",
         tuple(claims),
         tuple(tables),
         notes,
