@@ -9,6 +9,7 @@ have finished, and searches no more. PyGlove is no dependency: its evolution pla
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -300,7 +301,8 @@ def main() -> None:
         questions = [replace(one, evaluations=20) for one in questions]
     seeds = 2 if given.quick else given.seeds
     with TemporaryDirectory() as scratch:
-        folder = work_folder(Path(scratch) / "run" if given.quick else HERE / "work" / f"black_box-{code_hash()}", {})
+        code = hashlib.sha256((code_hash() + Path(__file__).read_text()).encode()).hexdigest()[:16]
+        folder = work_folder(Path(scratch) / "run" if given.quick else HERE / "work" / f"black_box-{code}", {})
         try:
             data = (Path(given.shared) / "data").resolve()
             found = played(questions, data, folder, seeds, given.workers, given.pyglove, more=not given.kept)

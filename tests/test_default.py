@@ -1,6 +1,7 @@
 """Our default strategy: its mathematics against scikit-learn and sampling, its promises on spaces with known answers."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from random import Random
 
@@ -13,9 +14,11 @@ from niwaki import zoo
 from niwaki.cost.count import count_macs
 from niwaki.factor.factor import Limit
 from niwaki.factor.within import within
+from niwaki.net.control import Chain, Network, OneOf
+from niwaki.net.layer import Conv, Identity
 from niwaki.net.place import space_of
 from niwaki.objective import Objective, macs, measured
-from niwaki.space.choice import SpaceError
+from niwaki.space.choice import Choice, SpaceError
 from niwaki.space.rows import Features
 from niwaki.space.space import Decision, Space
 from niwaki.strategy.default import Default, DefaultState, _View
@@ -238,6 +241,79 @@ def test_cells_that_compute_the_same_are_proposed_once_where_only_the_function_c
     best = state.settings[0][0]
     assert (best.mixture, best.structure) == (0, "paths"), "the model has found that paths say everything"
     assert len(set(keys)) == 40
+
+
+def test_in_a_space_too_large_to_list_a_network_is_not_proposed_twice_in_two_writings():
+    blocks = [OneOf(Conv(8, 1), Conv(8, 3), Identity(), by=Choice(("conv0", "conv1", "identity2"), f"/at{at}")) for at in range(12)]
+    space = space_of(Network(Chain(*blocks), (8, 8, 8)))
+    assert space.size == 3**12
+
+    def computed(arch) -> tuple:
+        return tuple(option for option in arch.values() if option != "identity2")
+
+    def evaluate(arch) -> dict[str, float]:  # of two layers there are 4 networks, each in 66 writings
+        return {"accuracy": -abs(len(computed(arch)) - 2) + 0.1 * computed(arch).count("conv1")}
+
+    trials, _ = searched(Default(), space, evaluate, 60)
+    assert len({computed(trial.arch) for trial in trials}) == 60
+
+
+def test_what_is_told_and_pending_may_lie_outside_of_the_budget():
+    space = toy_space()
+    cost, evaluate = toy_macs(space), toy_evaluate(space)
+    inside = within(space, [Limit(cost, cost.maximum()[0] // 2)])
+    over = [arch for arch in space.enumerate() if cost(arch) > cost.maximum()[0] // 2]
+    strategy = Default()
+    state = strategy.tell(strategy.init(inside), [Trial(at, arch, evaluate(arch)) for at, arch in enumerate(over[:14])])
+    asked = strategy.ask(state, 8, Random(0), pending=over[14:18])
+    assert len(set(asked)) == 8
+    assert all(cost(arch) <= cost.maximum()[0] // 2 for arch in asked)
+
+
+def test_settings_follow_from_the_trials_and_are_not_saved():
+    space = toy_space()
+    _, state = searched(Default(), space, toy_evaluate(space), 30)
+    content, arrays = Default().save(state)
+    assert content == {"space": space.hash}
+    assert set(arrays) == {"rows", "values", "status"}
+    restored = Default().load(space, content, arrays)
+    assert restored.settings == state.settings
+    assert len(restored.settings[0]) > 1
+
+
+def test_what_was_cut_has_no_part_in_the_best_so_far():
+    space = toy_space()
+    evaluate = toy_evaluate(space)
+    archs = list(space.enumerate())
+    told = [Trial(at, arch, evaluate(arch)) for at, arch in enumerate(archs[:20])]
+    cut = [Trial(20 + at, arch, {}, status="cut") for at, arch in enumerate(archs[20:60])]
+    strategy = Default()
+    state = strategy.tell(strategy.init(space), told + cut)
+    view = _View(strategy, state, np.zeros((0, len(space)), dtype=np.int32), np.random.default_rng(0))
+    expected = normal_scores(np.array([trial.metrics["accuracy"] for trial in told]))
+    assert view.scores[0][:20] == pytest.approx(expected)
+    assert (view.scores[0][20:] == -np.inf).all()
+
+
+def test_decisions_of_thousands_of_options_take_little_memory():
+    space = Space((Decision("a", tuple(range(6_000))), Decision("b", tuple(f"o{at}" for at in range(1_000)))))
+    tracemalloc.start()
+    trials, _ = searched(
+        Default(), space, lambda arch: {"accuracy": arch["a"] / 6_000 - abs(int(arch["b"][1:]) - 900) / 1_000}, 16, batch=4
+    )
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(trials) == 16
+    assert peak < 1e9  # bytes; neighbours are drawn, all of them would be 7,000 rows of 7,000 columns, of four parents
+
+
+def test_shares_of_a_limit_may_be_of_any_size():
+    space = toy_space()
+    evaluate = toy_evaluate(space)
+    tiny = Objective("accuracy", (measured("watts") <= 1e-300,))
+    trials, state = searched(Default(tiny), space, lambda arch: evaluate(arch) | {"watts": 1.0 + evaluate(arch)["macs"]}, 24)
+    assert len(trials) == 24
+    assert all(np.isfinite(setting.weight) for column in state.settings for setting in column)
 
 
 def test_a_budget_is_kept_in_a_space_of_10_to_45_and_the_search_improves():

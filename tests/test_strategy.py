@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 from random import Random
@@ -523,3 +525,40 @@ def test_draws_of_a_tree_from_a_list_are_the_trees_given_the_list():
     often = expected >= 5
     seen = np.bincount(drawn, minlength=len(p))
     assert stats.chisquare(np.append(seen[often], seen[~often].sum()), np.append(expected[often], expected[~often].sum())).pvalue > 0.001
+
+
+SEARCHED = """
+from random import Random
+from niwaki.objective import Objective
+from niwaki.run.strategies import STRATEGIES, strategy_named
+from niwaki.testing.toy import toy_evaluate, toy_space
+from niwaki.trial import Trial
+
+space = toy_space()
+evaluate = toy_evaluate(space)
+for name in STRATEGIES:
+    if name not in ("optuna-gp", "nao", "neural-predictor"):  # they take long, and have no order but that of numbers
+        strategy = strategy_named(name, (Objective("accuracy"),), evaluations=24)
+        state, numbers = strategy.init(space), []
+        for at in range(0, 24, 4):
+            asked = strategy.ask(state, 4, Random(at), ())
+            numbers += space.indices(asked)
+            state = strategy.tell(state, [Trial(at + one, arch, evaluate(arch)) for one, arch in enumerate(asked)])
+        print(name, numbers)
+"""
+
+
+def test_another_process_searches_as_this_one_does():
+    """Whatever Python's hashes of strings are there: a search that is gone on with is gone on with by another process."""
+    found = [
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", SEARCHED],
+            env=os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        for seed in ("1", "2")
+    ]
+    assert len(found[0]) == len(STRATEGIES) - 3
+    assert found[0] == found[1]

@@ -139,8 +139,8 @@ class Canon:
                 continue
             seen.add(like)
             paths, layers = _path_table(items, start, source, result, {name: options[name] for name in names}, self.placement.decisions)
-            if paths.shape[1]:
-                tables.setdefault((names, paths.tobytes()), (names, paths, layers))
+            if paths.shape[1] or layers.shape[1]:
+                tables.setdefault((names, paths.tobytes(), layers.tobytes()), (names, paths, layers))
         return list(tables.values())
 
 

@@ -32,7 +32,7 @@ class Description(Protocol):
         ...
 
     def layers(self, rows: np.ndarray) -> np.ndarray:
-        """float32 (N, G): how many of each layer are run."""
+        """float32 (N, G): how many of each layer are run, in the parts of the network that have such ways."""
         ...
 
     def flow(self) -> np.ndarray:
@@ -146,11 +146,13 @@ def choice_features(space: Space, rows: np.ndarray) -> np.ndarray:
     for position, decision in enumerate(space.decisions):
         if len(decision.options) < 2:
             continue
-        place = _places(decision.options)
-        weight = math.sqrt(0.5) if place is None else 0.5
-        one_hot = np.eye(len(decision.options), dtype=np.float32) * np.float32(weight)
-        table = one_hot if place is None else np.concatenate([one_hot, place[:, None]], axis=1)
-        columns.append(np.where(exists[:, position, None], table[rows[:, position]], np.float32(0)))
+        place, there = _places(decision.options), np.flatnonzero(exists[:, position])
+        taken = rows[there, position]
+        block = np.zeros((len(rows), len(decision.options) + (place is not None)), dtype=np.float32)
+        block[there, taken] = math.sqrt(0.5) if place is None else 0.5
+        if place is not None:
+            block[there, -1] = place[taken]
+        columns.append(block)
     return np.concatenate(columns, axis=1) if columns else np.zeros((len(rows), 0), dtype=np.float32)
 
 

@@ -260,8 +260,8 @@ class Space:
         return genotype_keys(rows) if self.described is None else self.described.keys(rows)
 
     def features(self, rows: np.ndarray) -> Features:
-        """Architectures as points: the options taken, the paths through the network that they make together, and how many there are of what:
-        of decisions with the same options that take each of them, and of layers that are run."""
+        """Architectures as points: the options taken, the paths that they make together where branches meet, and how many there are of what: of
+        decisions with the same options that take each of them, and, in the parts that have paths, of layers that are run."""
         rows = self.canonical_rows(rows)
         choices, counts = choice_features(self, rows), option_counts(self, rows)
         if self.described is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -37,6 +37,7 @@ AVERAGED = 256  # settings times trials: fewer settings are averaged where more 
 MOST_SETTINGS = 16
 MERGED = 0.0  # largest mixture of the kernel at which architectures that compute the same count as one
 LEAST_KEPT = 5  # trials within all limits, from which on ranks are those among them
+MOST_SHARE = 1e6  # of a limit, so that squares stay finite
 FAR = 20.0  # times the median distance to a limit: what exceeds it by more counts as if by that
 SHORTLIST = 1024  # candidates of a list that are looked at under all settings and trials; all are, under the first and some
 MOST_TOLD_FIRST = 64
@@ -47,7 +48,7 @@ CLIMBED = 4  # most promising
 @dataclass(frozen=True)
 class DefaultState:
     """What was told. rows: int32 (n, decisions); values: float64 (n, objectives + limits), qualities and spent / limit, NaN where failed;
-    status: int8 (n,), 1 ok, 0 failed, -1 cut. settings: for each column of values, of the kernel."""
+    status: int8 (n,), 1 ok, 0 failed, -1 cut. settings: for each column of values, of the kernel; they follow from the rest, and are not saved."""
 
     space: SearchSpace
     rows: np.ndarray
@@ -63,7 +64,7 @@ class Default:
 
     Features are of the description (see `Space.features`): options taken, and paths or counts that they make; targets are the ranks of the
     qualities as normal quantiles, so that neither units nor outliers matter; failed trials rank below all others. Of architectures that
-    compute the same only one is proposed, as long as the model knows no difference. Limits on metrics that are told are modelled, too,
+    compute the same only one is proposed, where the description knows no paths, or they alone explain what was told. Limits on metrics that are told are modelled, too,
     as shares of the limit: improvement counts by the probability that all are kept (Gardner et al. 2014), and ranks are those among what
     keeps them. objective: one, or a tuple of several: of two the hypervolume is improved, of more a weighted sum, its weights drawn anew for
     each proposal; limits are those of the first.
@@ -121,15 +122,14 @@ class Default:
         return asked
 
     def save(self, state: DefaultState) -> tuple[Any, dict[str, np.ndarray]]:
-        settings = [[astuple(s) for s in column] for column in state.settings]
-        content = {"space": state.space.hash, "settings": settings}
-        return content, {"rows": state.rows, "values": state.values, "status": state.status}
+        return {"space": state.space.hash}, {"rows": state.rows, "values": state.values, "status": state.status}
 
     def load(self, space: SearchSpace, content: Any, arrays: dict[str, np.ndarray]) -> DefaultState:
         if (of := content["space"]) != space.hash:
             raise SpaceError(f"the state of this search belongs to the space {of}, but is read for the space {space.hash}")
-        settings = tuple(tuple(Setting(*numbers) for numbers in column) for column in content["settings"])
-        return DefaultState(space, arrays["rows"], arrays["values"], arrays["status"], settings, Ground(space))
+        told = DefaultState(space, arrays["rows"], arrays["values"], arrays["status"], self.init(space).settings, Ground(space))
+        due = _latest_due(len(told.rows))
+        return replace(told, settings=self._settings(told, due)) if due else told
 
     # ---------------------------------------------------------------- inside
 
@@ -148,12 +148,10 @@ class Default:
         known = np.concatenate([state.rows, out])
         ground = state.ground
         if ground.rows is not None:
-            places = ground.places_of(known)
-            free = np.ones(len(ground.rows), dtype=bool)
-            free[places] = False
+            free = ~_in(ground.rows, known)
             if not free.any():
                 return None
-            other = free & ~np.isin(ground.keys, ground.keys[places])
+            other = free & ~np.isin(ground.keys, ground.keys_of(known))
             choice = np.flatnonzero(other if other.any() else free)
             return ground.rows[choice[generator.integers(len(choice))]]
         drawn = ground.draw(32, generator)
@@ -168,7 +166,7 @@ class Default:
         """
         ok = status == 1
         if column >= len(self.objectives):
-            shares = values[:, column]
+            shares = np.clip(values[:, column], -MOST_SHARE, MOST_SHARE)
             return np.minimum(shares, 1 + FAR * (float(np.median(np.abs(shares - 1))) or 1.0)) if len(shares) else shares
         scored = values[:, column].copy()
         low, high = (scored[ok].min(), scored[ok].max()) if ok.any() else (0.0, 0.0)
@@ -210,7 +208,8 @@ class _View:
         ground, count, ok = state.ground, len(strategy.objectives), state.status == 1
         self.several = count > 1
         self.known, self.out = np.concatenate([state.rows, out]), out
-        self.scores = [strategy.targets(state.values, state.status, column) for column in range(count)]
+        self.scores = [self._scores(strategy, column) for column in range(count)]
+        self.weights = self._drawn_weights()
         self.kept = ok & (state.values[:, count:] <= 1).all(axis=1)
         # of limits that nothing has exceeded there is nothing to be learned yet
         self.limits = [c for c in range(count, state.values.shape[1]) if state.settings[c] and (state.values[ok, c] > 1).any()]
@@ -235,6 +234,18 @@ class _View:
                 self._look(models, ground.listed_points)
                 self._merge()
 
+    def _scores(self, strategy: Default, column: int) -> np.ndarray:
+        """(n,): what is modelled of an objective, -inf where nothing is learned of it."""
+        state = self.state
+        use = strategy.learned_from(state.values, state.status, column)
+        scores = np.full(len(use), -np.inf)
+        scores[use] = strategy.targets(state.values[use], state.status[use], column)
+        return scores
+
+    def _drawn_weights(self) -> np.ndarray | None:
+        """(objectives,): of a sum of more than two."""
+        return self.generator.dirichlet(np.ones(len(self.scores))) if len(self.scores) > 2 else None
+
     def _models(self, strategy: Default, column: int, most_told: int) -> tuple[list[Model], Points]:
         """Of a column of values, and the points that they were told."""
         state = self.state
@@ -250,13 +261,13 @@ class _View:
         if not len(self.out):
             relation = told.to(points)
             return [model(points, relation) for model in models]
-        points = self.state.ground.points(self.out).and_(points)
-        relation = told.to(points)
-        beliefs = [model(points, relation) for model in models]
+        both = self.state.ground.points(self.out).and_(points)
+        relation = told.to(both)
+        beliefs = [model(both, relation) for model in models]
         for belief in beliefs:
             for place in range(len(self.out)):
                 belief.assume_(place)
-        return [belief.at(np.arange(len(self.out), len(points))) for belief in beliefs]
+        return [belief.at(np.arange(len(self.out), len(both)), points) for belief in beliefs]
 
     def _look(self, models: dict[int, tuple[list[Model], Points]], points: Points) -> None:
         self.beliefs = {column: self._believed(*found, points) for column, found in models.items()}
@@ -270,25 +281,45 @@ class _View:
     def _climb(self, models: dict[int, tuple[list[Model], Points]]) -> None:
         """Adds the neighbours of the most promising candidates."""
         promising = self.rows[np.argsort(-self.value(), kind="stable")[:CLIMBED]]
-        near = self.state.ground.near(promising)
+        near = self.state.ground.near(promising, self.generator)
         near = near[~_in(near, self.rows)]
         if len(near):
             points = self.state.ground.points(near)
+            joined = self.beliefs[0][0].points.and_(points)
             self.beliefs = {
-                column: [old.and_(new) for old, new in zip(self.beliefs[column], self._believed(*found, points), strict=True)]
+                column: [old.and_(new, joined) for old, new in zip(self.beliefs[column], self._believed(*found, points), strict=True)]
                 for column, found in models.items()
             }
             self.rows = np.concatenate([self.rows, near])
             self.free = np.concatenate([self.free, ~_in(near, self.known)])
 
+    def _alike(self) -> bool:
+        """Whether architectures that compute the same count as one: where the model tells them apart by their paths alone, or knows no paths."""
+        best = [found[0] for found in self.beliefs.values()]
+        return all(
+            (belief.setting.mixture <= MERGED and belief.setting.structure == "paths") or "paths" not in belief.points.structures
+            for belief in best
+        )
+
     def _merge(self) -> None:
-        """Leaves out what computes the same as a known architecture, where the model tells architectures apart by what they compute."""
-        ground = self.state.ground
-        if self.keys is not None and all(
-            found[0].setting.mixture <= MERGED and found[0].setting.structure == "paths" for found in self.beliefs.values()
-        ):
-            other = self.free & ~np.isin(self.keys, ground.keys[ground.places_of(self.known)])
+        """Leaves out what computes the same as a known architecture, if such count as one; of a pool see `_fresh`."""
+        if self.keys is not None and self._alike():
+            other = self.free & ~np.isin(self.keys, self.state.ground.keys_of(self.known))
             self.free = other if other.any() else self.free
+
+    def _fresh(self, value: np.ndarray) -> int:
+        """The place of the greatest value; of a pool, if such count as one, among what computes what no known architecture does, if any."""
+        place, ground = self._greatest(value), self.state.ground
+        if self.keys is None and self._alike():
+            known = ground.keys_of(self.known)
+            if ground.keys_of(self.rows[place][None])[0] in known:
+                other = self.free & ~np.isin(self.state.space.canonical_keys(self.rows), known)
+                place = self._greatest(np.where(other, value, -np.inf)) if other.any() else place
+        return place
+
+    def _greatest(self, value: np.ndarray) -> int:
+        ties = np.flatnonzero(value == value.max())
+        return int(ties[self.generator.integers(len(ties))])
 
     def value(self) -> np.ndarray:
         """(N,): how promising each candidate is; -inf for those that are known."""
@@ -304,12 +335,12 @@ class _View:
             first, second = (self.beliefs[c][0] for c in (0, 1))
             told = np.stack([self.scores[0][self.kept], self.scores[1][self.kept]], axis=1)
             return expected_hypervolume_improvement((first.mean, second.mean), (first.deviation, second.deviation), told)
-        if self.several:  # more than two: one weighted sum of them for each proposal
-            weights = self.generator.dirichlet(np.ones(len(self.scores)))
+        if self.weights is not None:
+            weights = self.weights
             beliefs = [self.beliefs[column][0] for column in range(len(weights))]
             mean = np.sum([w * b.mean for w, b in zip(weights, beliefs, strict=True)], axis=0)
             deviation = np.sqrt(np.sum([(w * b.deviation) ** 2 for w, b in zip(weights, beliefs, strict=True)], axis=0))
-            return expected_improvement(mean, deviation, np.max((weights @ np.array(self.scores))[self.kept]))
+            return expected_improvement(mean, deviation, np.max(weights @ np.array([scores[self.kept] for scores in self.scores])))
         best = self.scores[0][self.kept].max()
         return self._averaged(0, lambda belief: expected_improvement(belief.mean, belief.deviation, best))
 
@@ -327,14 +358,16 @@ class _View:
             for belief in (belief for beliefs in self.beliefs.values() for belief in beliefs):
                 belief.assume_(self.last)
         value = self.value()
-        if value.max() <= 0:  # no improvement is expected any more, in single precision: what is known least
-            value = np.where(self.free, self.beliefs[0][0].mean + 3 * self.beliefs[0][0].deviation, -np.inf)
-        ties = np.flatnonzero(value == value.max())
-        place = int(ties[self.generator.integers(len(ties))])
+        if value.max() <= 0:  # no improvement is expected any more, as far as numbers go: what is known least, or likeliest to be kept
+            margins = [(1 - self.beliefs[column][0].mean) / self.beliefs[column][0].spread for column in self.limits]
+            least_known = self.beliefs[0][0].mean + 3 * self.beliefs[0][0].deviation
+            value = np.where(self.free, np.min(margins, axis=0) if margins else least_known, -np.inf)
+        place = self._fresh(value)
         self.last = place
         row = self.rows[place]
         self.free[place] = False
         self.known = np.concatenate([self.known, row[None]])
+        self.weights = self._drawn_weights()
         self._merge()
         return row
 

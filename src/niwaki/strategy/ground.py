@@ -14,6 +14,7 @@ SCALE_DRAWS = 512  # architectures on which features are scaled, where they are 
 PARENTS = 12  # of the best told, from which others are made
 CHILDREN = 40  # of each
 DRAWN = 256  # at random
+MOST_NEAR = 1500  # neighbours that are looked at once, of all parents together
 
 
 class Ground:
@@ -21,6 +22,7 @@ class Ground:
 
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
+        self._known_keys: dict[bytes, np.uint64] = {}
 
     @cached_property
     def rows(self) -> np.ndarray | None:
@@ -56,13 +58,22 @@ class Ground:
 
     def points(self, rows: np.ndarray) -> Points:
         """Architectures as points, scaled."""
-        if self.rows is None:
+        places = None if self.rows is None else self.places_of(rows)
+        if places is None or (places < 0).any():
             return self.scale(self.space.features(rows))
-        return self.listed_points.at(self.places_of(rows))
+        return self.listed_points.at(places)
 
     def places_of(self, rows: np.ndarray) -> np.ndarray:
-        """int64 (N,): the places in `self.rows`."""
-        return np.array([self.places[row.tobytes()] for row in np.ascontiguousarray(rows, dtype=np.int32)], dtype=np.int64)
+        """int64 (N,): the places in `self.rows`; -1 for what is not listed: a user may tell of what is over the budget."""
+        return np.array([self.places.get(row.tobytes(), -1) for row in np.ascontiguousarray(rows, dtype=np.int32)], dtype=np.int64)
+
+    def keys_of(self, rows: np.ndarray) -> np.ndarray:
+        """uint64 (N,): canonical keys, each worked out once."""
+        written = [row.tobytes() for row in np.ascontiguousarray(rows, dtype=np.int32)]
+        new = [at for at, row in enumerate(written) if row not in self._known_keys]
+        if new:
+            self._known_keys.update(zip((written[at] for at in new), self.space.canonical_keys(rows[new]), strict=True))
+        return np.array([self._known_keys[row] for row in written], dtype=np.uint64)
 
     def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
         """int32 (count, decisions): at random."""
@@ -83,27 +94,30 @@ class Ground:
                 self._changed(parents, generator),
                 self._changed(np.where(generator.random((len(parents), 1)) < 0.5, crossed, parents), generator),
             ]
-            parts.append(self._near(best[:1]))
+            parts.append(self._near(best[:1], generator))
         rows = np.unique(np.concatenate(parts), axis=0)
         return rows[self.space.holds(rows)]
 
-    def near(self, rows: np.ndarray) -> np.ndarray:
-        """int32 (N, decisions): different architectures in which one decision of one of `rows` is another."""
-        found = np.unique(self._near(rows), axis=0)
+    def near(self, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """int32 (N, decisions): different architectures in which one decision of one of `rows` is another; some, where there are many."""
+        found = np.unique(self._near(rows, generator), axis=0)
         return found[self.space.holds(found)]
 
     @cached_property
     def _options(self) -> np.ndarray:
         return np.array([len(decision.options) for decision in self.space.decisions], dtype=np.int32)
 
-    def _near(self, rows: np.ndarray) -> np.ndarray:
-        changed = []
-        for position, options in enumerate(self._options.tolist()):
-            for option in range(options):
-                other = rows[rows[:, position] != option].copy()
-                other[:, position] = option
-                changed.append(other)
-        return self.space.canonical_rows(np.concatenate(changed)) if changed else rows[:0]
+    def _near(self, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        total = int(self._options.sum())
+        which = np.arange(len(rows) * total)
+        if len(which) > MOST_NEAR:
+            which = np.unique(generator.integers(len(which), size=MOST_NEAR))
+        which, option = which % len(rows), which // len(rows)
+        position = np.searchsorted(np.cumsum(self._options), option, side="right")
+        changed = rows[which]
+        changed[np.arange(len(which)), position] = option - (np.cumsum(self._options) - self._options)[position]
+        other = (changed != rows[which]).any(axis=1)
+        return self.space.canonical_rows(changed[other]) if other.any() else rows[:0]
 
     def _changed(self, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Each row with one decision drawn anew, and each other decision with a small chance."""

@@ -14,6 +14,7 @@ import numpy as np
 from niwaki.factor.within import Within
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import SpaceError, Value
+from niwaki.space.part import Part
 from niwaki.space.rows import Features
 from niwaki.space.space import Decision, Space
 from niwaki.trial import Trial
@@ -185,8 +186,10 @@ def architectures_to_array(architectures: Sequence[Architecture]) -> np.ndarray:
 
 
 def architectures_from_array(array: np.ndarray, space: SearchSpace) -> list[Architecture]:
-    """The architectures that `architectures_to_array` wrote, checked against `space`."""
-    return [space.from_key(row.tobytes()) for row in np.ascontiguousarray(array)]
+    """The architectures that `architectures_to_array` wrote, checked against `space`; of a part of one, against the whole: a user may have told
+    of what is over a budget."""
+    whole = space.space if isinstance(space, Part) else space
+    return [whole.from_key(row.tobytes()) for row in np.ascontiguousarray(array)]
 
 
 def metrics_to_array(metrics: Sequence[Mapping[str, float]]) -> tuple[list[str], np.ndarray]:

@@ -232,16 +232,17 @@ class Belief:
         """(N,): the deviation of what would be told, noise and all."""
         return np.sqrt(self.amplitude * (self.left + self.setting.noise))
 
-    def at(self, places: np.ndarray) -> Belief:
-        return Belief(self.setting, self.amplitude, self.points.at(places), self.half[:, places], self.mean[places], self.left[places])
+    def at(self, places: np.ndarray, points: Points) -> Belief:
+        """points: those at `places`, which several beliefs share."""
+        return Belief(self.setting, self.amplitude, points, self.half[:, places], self.mean[places], self.left[places])
 
-    def and_(self, more: Belief) -> Belief:
-        """What the same model says of more points."""
+    def and_(self, more: Belief, points: Points) -> Belief:
+        """What the same model says of more points. points: these and those."""
         joined = (
             np.concatenate([mine, theirs], axis=-1)
             for mine, theirs in ((self.half, more.half), (self.mean, more.mean), (self.left, more.left))
         )
-        return Belief(self.setting, self.amplitude, self.points.and_(more.points), *joined)
+        return Belief(self.setting, self.amplitude, points, *joined)
 
     def assume_(self, place: int) -> None:
         """Takes the target at point number `place` to come out at its mean: what is out should not be asked for again, nor its like."""
