@@ -272,7 +272,8 @@ def _option_numbers(file: Path, codes: np.ndarray, labels: Sequence[str], space:
             rows[:, at] = known.argmax(axis=1)
     else:
         given = codes.shape[1]
-        if given > len(decisions):
+        held = decisions[given:]
+        if given > len(decisions) or len(held) > MOST_HELD:
             raise TableError(f"{file} has {given} columns of options, but the network has {len(decisions)} decisions")
         for at, decision in enumerate(decisions[:given]):
             wrong = np.flatnonzero((codes[:, at] < 0) | (codes[:, at] >= len(decision.options)))
@@ -281,9 +282,7 @@ def _option_numbers(file: Path, codes: np.ndarray, labels: Sequence[str], space:
                     f"{file}: row {wrong[0]} has the option number {codes[wrong[0], at]} in column {at}, but {decision.name!r} has the options "
                     f"0 to {len(decision.options) - 1}: {', '.join(map(str, decision.options[:12]))}"
                 )
-        if held := decisions[given:]:
-            if len(held) > MOST_HELD:
-                raise TableError(f"{file} has {given} columns of options, but the network has {len(decisions)} decisions")
+        if held:
             notes.append(f"the table says nothing of {', '.join(f'{d.name} (held at {d.options[0]})' for d in held)}")
         rows = np.concatenate([codes, np.zeros((len(codes), len(held)), dtype=np.int64)], axis=1)
     if any(decision.condition is not True for decision in decisions):
