@@ -420,7 +420,9 @@ def without_effect(config: Config) -> list[str]:
                 why = "it is about a teacher, and train.teacher names none"
             elif key == "search.proposals" and from_scratch(config):
                 why = "with workers there is one proposal for each"
-            elif config.method in methods or (config.method not in METHODS and set(STRATEGY_NAMES) <= set(methods)):  # a strategy of one's own
+            elif config.method in methods or (
+                config.method not in METHODS and set(STRATEGY_NAMES) <= set(methods)
+            ):  # a strategy of one's own
                 why = "evaluator = scratch trains each network by itself"
             else:
                 of_strategies = set(STRATEGY_NAMES) <= set(methods)  # too many to name
