@@ -18,7 +18,7 @@ from niwaki.objective import BEST_ACCURACY, Objective, State
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import SpaceError
 from niwaki.strategy.policy import Controller, Policy, softmaxes
-from niwaki.strategy.strategy import SearchSpace, fingerprint, unseen
+from niwaki.strategy.strategy import SearchSpace, fingerprint, origin, unseen
 from niwaki.trial import Trial
 
 # --- how parameters move ----------------------------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ class PolicyGradient:
             parameters=arrays["parameters"],
             moments=Moments(arrays["first"], arrays["second"], content["steps"]),
             average=Baseline(*content["average"]),
-            batch=tuple(Rewarded(space.from_indices(one["row"]), one["reward"], one["metrics"]) for one in content["batch"]),
+            batch=tuple(Rewarded(origin(space).from_indices(one["row"]), one["reward"], one["metrics"]) for one in content["batch"]),
             shaping=content["shaping"],
             worst=content["worst"],
             failed=frozenset(content["failed"]),

@@ -185,11 +185,14 @@ def architectures_to_array(architectures: Sequence[Architecture]) -> np.ndarray:
     return np.frombuffer(b"".join(arch.key for arch in architectures), dtype=np.uint8).reshape(len(architectures), width)
 
 
+def origin(space: SearchSpace) -> SearchSpace:
+    """The space that `space` is, or is any part of: what was told lies in it, for a user may tell of what is over a budget, or in no list."""
+    return space.space if isinstance(space, Part) else space
+
+
 def architectures_from_array(array: np.ndarray, space: SearchSpace) -> list[Architecture]:
-    """The architectures that `architectures_to_array` wrote, checked against `space`; of a part of one, against the whole: a user may have told
-    of what is over a budget."""
-    whole = space.space if isinstance(space, Part) else space
-    return [whole.from_key(row.tobytes()) for row in np.ascontiguousarray(array)]
+    """The architectures that `architectures_to_array` wrote, checked against the space that `space` is a part of."""
+    return [origin(space).from_key(row.tobytes()) for row in np.ascontiguousarray(array)]
 
 
 def metrics_to_array(metrics: Sequence[Mapping[str, float]]) -> tuple[list[str], np.ndarray]:
