@@ -203,6 +203,7 @@ def test_a_path_is_the_same_from_every_folder(tmp_path, monkeypatch):
         (["search.candidates=9", "search.logit_lr=0.1", "warm_start=x", "train.epochs=3"], {}),
         (["method=evolution", "search.evaluations=7", "search.population_size=20", "search.epochs=5", "search.finalists=2"], {}),
         (["method=random", "evaluator=scratch", "search.evaluations=7"], {}),
+        (["method=own.py:Mine", "evaluator=scratch", "search.finalists=1"], {"search.finalists": "evaluator = scratch"}),
     ],
 )  # fmt: skip
 def test_a_key_that_the_method_does_not_use_is_told_with_what_it_is_for(settings, expected):

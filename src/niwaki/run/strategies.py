@@ -135,7 +135,9 @@ def _own(name: str, objectives: Objectives) -> Strategy[Any]:
     try:
         made = found(objectives) if isinstance(found, type) or not all(hasattr(found, part) for part in parts) else found
     except Exception as error:
-        raise UnknownStrategy(f"{name} cannot be made of {objectives}: {type(error).__name__}: {error}") from error
+        raise UnknownStrategy(
+            f"{name} is called with one argument, the tuple of the objectives, to make a strategy, but: {type(error).__name__}: {error}"
+        ) from error
     if missing := [part for part in parts if not hasattr(made, part)]:
         raise UnknownStrategy(f"{name} gives a {type(made).__name__}, which has no {missing[0]!r}: it is no strategy")
     return made
