@@ -297,7 +297,12 @@ def test_a_strategy_of_ones_own_is_compared_and_searched_again_when_its_file_cha
     file.write_text(OWN.format(founders=1))
     again = bench([small], **asks, out=tmp_path / "run")
     assert again[f"{file}:made"]["regret"] != found[f"{file}:made"]["regret"]
-    for attribute, message in (("mime", "it has .*mine"), ("number", "one argument, the tuple of the objectives, .*not callable"), ("broken", "KeyError"), ("OWN", "has no 'OWN'")):
+    for attribute, message in (
+        ("mime", "it has .*mine"),
+        ("number", "one argument, the tuple of the objectives, .*not callable"),
+        ("broken", "KeyError"),
+        ("OWN", "has no 'OWN'"),
+    ):
         with pytest.raises(UnknownStrategy, match=message):
             asked(small).contestants([f"{file}:{attribute}"])
 
