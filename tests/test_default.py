@@ -268,6 +268,9 @@ def test_what_is_told_and_pending_may_lie_outside_of_the_budget():
     asked = strategy.ask(state, 8, Random(0), pending=over[14:18])
     assert len(set(asked)) == 8
     assert all(cost(arch) <= cost.maximum()[0] // 2 for arch in asked)
+    assert len(strategy.ask(state, inside.size + 1, Random(0), pending=over[14:18])) == inside.size, (
+        "and it ends where the budget's part does"
+    )
 
 
 def test_settings_follow_from_the_trials_and_are_not_saved():

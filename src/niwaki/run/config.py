@@ -414,18 +414,16 @@ def without_effect(config: Config) -> list[str]:
     for key, value in changed(config).items():
         if not uses(config, key):
             methods = [method for method in METHODS if uses(config.model_copy(update={"method": method, "evaluator": "shared"}), key)]
+            of_strategies = set(STRATEGY_NAMES) <= set(methods)  # too many to name; and so of one's own, which METHODS has not
             if config.search.finalists == 1 and key in ("search.regular", "search.folds", "workers"):
                 why = "search.finalists = 1 is chosen without a training of its own"
             elif key.startswith("train.teacher"):
                 why = "it is about a teacher, and train.teacher names none"
             elif key == "search.proposals" and from_scratch(config):
                 why = "with workers there is one proposal for each"
-            elif config.method in methods or (
-                config.method not in METHODS and set(STRATEGY_NAMES) <= set(methods)
-            ):  # a strategy of one's own
+            elif config.method in methods or (of_strategies and config.method not in METHODS):
                 why = "evaluator = scratch trains each network by itself"
             else:
-                of_strategies = set(STRATEGY_NAMES) <= set(methods)  # too many to name
                 those = [
                     *(one for one in methods if one not in TRAIN_ONCE and (one not in STRATEGY_NAMES or not of_strategies)),
                     *["strategies"] * of_strategies,

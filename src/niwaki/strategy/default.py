@@ -13,7 +13,7 @@ from niwaki.objective import BEST_ACCURACY, Objective
 from niwaki.space.architecture import Architecture
 from niwaki.space.choice import SpaceError
 from niwaki.strategy.ground import Ground, generator_of
-from niwaki.strategy.strategy import SearchSpace, fingerprint, unseen
+from niwaki.strategy.strategy import SearchSpace, fingerprint, origin, unseen
 from niwaki.strategy.surrogate import (
     Belief,
     Model,
@@ -110,7 +110,7 @@ class Default:
                 view = view or _View(self, state, out, generator)
                 row = view.best_()
             if row is None:  # nothing new came up
-                known = {fingerprint(space.from_indices(told.tolist())) for told in np.concatenate([state.rows, out])}
+                known = {fingerprint(origin(space).from_indices(told.tolist())) for told in np.concatenate([state.rows, out])}
                 arch = unseen(lambda: space.sample_uniform(rng), space, known, rng)
                 if arch is None:
                     break

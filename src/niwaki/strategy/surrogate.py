@@ -183,7 +183,8 @@ def settings_of(points: Points, targets: np.ndarray, most: int) -> tuple[Setting
 
 def usual(points: Points) -> Setting:
     """What is taken where nothing tells settings apart."""
-    return Setting(0.5, points.structures[0], 1.0, 0.0, NOISES[1]) if points.structures else Setting(1.0, "counts", 1.0, 0.0, NOISES[1])
+    mixture, structure = (0.5, points.structures[0]) if points.structures else (1.0, "counts")
+    return Setting(mixture, structure, 1.0, 0.0, NOISES[1])
 
 
 class Model:
